@@ -1,0 +1,12 @@
+//! The log of a shard and its fold (PROTOCOLS §1).
+//!
+//! - [`record`]: what stands in the log, byte by byte.
+//! - [`fold`]: the one pure function that judges every record, on every replica.
+//! - [`log`]: the contract of a log; [`local`] keeps it on disk, [`simulated`] in memory with
+//!   faults on demand.
+
+pub mod fold;
+pub mod local;
+pub mod log;
+pub mod record;
+pub mod simulated;

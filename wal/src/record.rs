@@ -1,0 +1,144 @@
+//! Records: `magic, version, crc32, kind, epoch, writer, seq, stamp, payload` (PROTOCOLS §1).
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use shoal_types::{
+    ColumnId, Epoch, Incarnation, ManifestVersion, Offset, Seq, ShardId, TableId, TableSchema,
+    TimestampMs, WriteId, WriterId,
+};
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// One publish attempt of a manifest; two puts of one number differ in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct AttemptId(pub Uuid);
+
+/// A manifest by number and attempt, as `Manifest` and `Claim` records name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ManifestRef {
+    /// The number in the chain.
+    pub version: ManifestVersion,
+    /// The attempt that won the number.
+    pub attempt: AttemptId,
+}
+
+/// A record of the log.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// Who wrote it: the leader's epoch (zero for `Genesis` and `Barrier`).
+    pub epoch: Epoch,
+    /// The leader's writer id (nil for `Genesis` and `Barrier`).
+    pub writer: WriterId,
+    /// Number within the epoch; 0 for unsequenced kinds.
+    pub seq: Seq,
+    /// The leader's wall clock when it built the record. Enters fold state only as data.
+    pub stamp_ms: TimestampMs,
+    /// What it says.
+    pub payload: Payload,
+}
+
+/// What a record says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Payload {
+    /// Offset 0 of every log.
+    Genesis(Genesis),
+    /// A leader takes the log; names the manifest it opened from.
+    Claim(ManifestRef),
+    /// A reader's mark; changes nothing.
+    Barrier(Uuid),
+    /// Rows.
+    Write(Write),
+    /// Schemas made, changed or dropped, all or none.
+    Schema(Vec<SchemaChange>),
+    /// A manifest was published.
+    Manifest(ManifestRef),
+}
+
+/// Names the log, so that a foreign one is recognised.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Genesis {
+    /// `cluster.name`
+    pub cluster: String,
+    /// The shard.
+    pub shard: ShardId,
+    /// The topic (or local log) name.
+    pub topic: String,
+}
+
+/// Rows of one request for this shard: applied all or not at all.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Write {
+    /// What the fold judges.
+    pub header: WriteHeader,
+    /// Row blocks (`shoal_rows::encode_blocks`); opaque here.
+    pub body: Bytes,
+}
+
+/// What the fold needs to know of a write.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct WriteHeader {
+    /// Ownership generation of the shard it was routed by.
+    pub generation: u64,
+    /// Tables it writes.
+    pub tables: Vec<TableWrite>,
+    /// The client's write id, if one was sent.
+    pub write_id: Option<WriteIdPart>,
+    /// Progress of a resumable import, if it is part of one.
+    pub import: Option<ImportChunk>,
+    /// For UPDATE and DELETE: the position the statement read at. Any later change of a written
+    /// table is a conflict.
+    pub read_at: Option<Offset>,
+}
+
+/// One table of a write.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TableWrite {
+    /// The table.
+    pub table: TableId,
+    /// The incarnation the rows were built for.
+    pub incarnation: Incarnation,
+    /// All columns the rows name.
+    pub columns: Vec<ColumnId>,
+    /// Number of rows, for metrics and inspection.
+    pub rows: u32,
+    /// For append tables: a predicate tombstone instead of rows (SQL text of the predicate over
+    /// the table's columns, applied to every row whose version is below this record's).
+    #[serde(default)]
+    pub delete_where: Option<String>,
+}
+
+/// A write id and which part of the request this record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct WriteIdPart {
+    /// The client's id.
+    pub id: WriteId,
+    /// Large requests become parts, in order.
+    pub part: u32,
+}
+
+/// One chunk of an import, numbered from 0 in the order of the input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ImportChunk {
+    /// Hash of what is imported where (input identity, chunking, table).
+    pub import: u128,
+    /// Number of the chunk.
+    pub chunk: u64,
+    /// A chunk over `wal.record_bytes_max` becomes several records, in order.
+    pub part: u32,
+    /// Whether this is the last part of its chunk on this shard.
+    pub last_part: bool,
+}
+
+/// One change of one table's schema.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum SchemaChange {
+    /// Make the table (version 1) or replace its schema; applies only if the version is the
+    /// current one plus 1.
+    Put(Arc<TableSchema>),
+    /// Drop the table.
+    Drop {
+        /// The table.
+        table: TableId,
+    },
+}
