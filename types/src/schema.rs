@@ -279,3 +279,113 @@ impl SchemaError {
         check_name(what, name)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TimePrecision;
+
+    fn column(id: u32, name: &str, column_type: ColumnType) -> Column {
+        Column {
+            id: ColumnId(id),
+            name: name.into(),
+            column_type,
+            nullable: true,
+            default: None,
+        }
+    }
+
+    fn cpu() -> TableSchema {
+        TableSchema {
+            table: TableId::generate(),
+            version: 1,
+            incarnation: Incarnation(0),
+            columns: vec![
+                column(0, "hostname", ColumnType::Text),
+                column(
+                    1,
+                    "time",
+                    ColumnType::Timestamp {
+                        precision: TimePrecision::Nanosecond,
+                        utc: false,
+                    },
+                ),
+                column(2, "usage_user", ColumnType::Float64),
+            ],
+            key: vec![ColumnId(0), ColumnId(1)],
+            time_column: Some(ColumnId(1)),
+            mode: TableMode::Upsert,
+            ttl_ms: None,
+            origin: TableOrigin::Sql,
+            next_column_id: ColumnId(3),
+        }
+    }
+
+    #[test]
+    fn a_time_series_key_splits_into_series_and_time() {
+        let schema = cpu();
+        schema.check().expect("valid");
+        assert!(schema.key_ends_with_time());
+        assert_eq!(schema.series_columns(), [ColumnId(0)]);
+        assert_eq!(
+            schema.value_columns().map(|c| c.id).collect::<Vec<_>>(),
+            [ColumnId(2)]
+        );
+    }
+
+    #[test]
+    fn schemas_that_would_lose_or_revive_rows_are_refused() {
+        let refused = |change: &dyn Fn(&mut TableSchema), word: &str| {
+            let mut schema = cpu();
+            change(&mut schema);
+            let message = schema.check().expect_err(word).to_string();
+            assert!(message.contains(word), "{message}");
+        };
+        refused(&|s| s.key.clear(), "PRIMARY KEY");
+        refused(&|s| s.columns[2].name = "hostname".into(), "twice");
+        refused(&|s| s.columns[2].name = String::new(), "empty");
+        refused(&|s| s.columns[2].name = "__op".into(), "reserved");
+        refused(&|s| s.columns[2].name = "x".repeat(256), "256 bytes");
+        refused(
+            &|s| s.key = vec![ColumnId(2)],
+            "cannot be in the primary key",
+        );
+        refused(&|s| s.time_column = Some(ColumnId(0)), "TIMESTAMP");
+        refused(
+            &|s| {
+                s.ttl_ms = Some(1);
+                s.key = vec![ColumnId(0)];
+            },
+            "ttl on an upsert table",
+        );
+        refused(&|s| s.next_column_id = ColumnId(2), "next_column_id");
+    }
+
+    #[test]
+    fn every_column_type_survives_its_arrow_type() {
+        for column_type in [
+            ColumnType::Boolean,
+            ColumnType::Int16,
+            ColumnType::Int32,
+            ColumnType::Int64,
+            ColumnType::Float32,
+            ColumnType::Float64,
+            ColumnType::Decimal {
+                precision: 38,
+                scale: 2,
+            },
+            ColumnType::Text,
+            ColumnType::Binary,
+            ColumnType::Date,
+            ColumnType::Timestamp {
+                precision: TimePrecision::Millisecond,
+                utc: true,
+            },
+        ] {
+            assert_eq!(
+                ColumnType::from_arrow(&column_type.arrow()),
+                Ok(column_type)
+            );
+        }
+    }
+}
