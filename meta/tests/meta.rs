@@ -1,0 +1,178 @@
+//! One suite for every `MetaStore`, and the catalog on top.
+
+use std::sync::Arc;
+
+use shoal_meta::{
+    Catalog, Compare, EmbeddedMetaStore, MemoryMetaStore, MetaError, MetaStore, NamedTable, Op,
+    SchemaEntry, ShardEntry, TableEntry, Txn,
+};
+use shoal_types::{PartitionId, ShardId, TableId};
+
+fn put(key: &str, value: &str) -> Op {
+    Op::Put(key.into(), value.into())
+}
+
+async fn conforms(store: Arc<dyn MetaStore>) {
+    assert_eq!(store.get("/a").await.expect("get"), None);
+    let absent = |key: &str| Txn::default().when(Compare::Absent(key.into()));
+    let first = store
+        .commit(absent("/a").then(put("/a", "1")).then(put("/b", "1")))
+        .await
+        .expect("first");
+    assert_eq!(
+        store.get("/a").await.expect("get"),
+        Some((b"1".to_vec(), first))
+    );
+    // A failed compare changes nothing, not even keys of the transaction it does not name.
+    let refused = store
+        .commit(absent("/a").then(put("/a", "2")).then(put("/c", "2")))
+        .await;
+    assert!(matches!(refused, Err(MetaError::Conflict)), "{refused:?}");
+    assert_eq!(store.get("/c").await.expect("get"), None);
+    let swap = |revision| Txn::default().when(Compare::Revision("/a".into(), revision));
+    let second = store
+        .commit(swap(first).then(put("/a", "3")))
+        .await
+        .expect("swap");
+    assert!(second > first);
+    let stale = store.commit(swap(first).then(put("/a", "4"))).await;
+    assert!(matches!(stale, Err(MetaError::Conflict)), "{stale:?}");
+    // Prefixes are bytes of the key, not path elements; order is by key.
+    store
+        .commit(
+            Txn::default()
+                .then(put("/ab", "x"))
+                .then(Op::Delete("/b".into())),
+        )
+        .await
+        .expect("third");
+    let listed: Vec<String> = store
+        .list("/a")
+        .await
+        .expect("list")
+        .into_iter()
+        .map(|(k, _, _)| k)
+        .collect();
+    assert_eq!(listed, ["/a", "/ab"]);
+    assert_eq!(store.get("/b").await.expect("get"), None);
+    // Of many that want the same absent key exactly one wins.
+    let mut racing = tokio::task::JoinSet::new();
+    for i in 0..20 {
+        let store = Arc::clone(&store);
+        racing.spawn(async move {
+            let txn = Txn::default()
+                .when(Compare::Absent("/race".into()))
+                .then(put("/race", &i.to_string()));
+            store.commit(txn).await.is_ok()
+        });
+    }
+    let won = racing.join_all().await.into_iter().filter(|w| *w).count();
+    assert_eq!(won, 1);
+}
+
+#[tokio::test]
+async fn every_store_keeps_the_contract() {
+    conforms(Arc::new(MemoryMetaStore::new())).await;
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("meta.redb");
+    conforms(Arc::new(EmbeddedMetaStore::open(&path).expect("open"))).await;
+}
+
+fn table(schema: &str, name: &str, shard: ShardId) -> NamedTable {
+    NamedTable {
+        schema_name: schema.into(),
+        name: name.into(),
+        entry: TableEntry {
+            table: TableId::generate(),
+            partition: PartitionId::generate(),
+            shard,
+        },
+    }
+}
+
+#[tokio::test]
+async fn the_catalog_survives_a_restart_and_escapes_names() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("meta.redb");
+    let shard = ShardId::generate();
+    let odd = table("a/b%2F", "c/d", shard);
+    {
+        let store = Arc::new(EmbeddedMetaStore::open(&path).expect("open"));
+        let catalog = Catalog::open(store, "default").await.expect("catalog");
+        let entry = SchemaEntry { created_ms: 1 };
+        catalog
+            .create_schema("a/b%2F", entry)
+            .await
+            .expect("schema");
+        catalog
+            .create_tables(&[odd.clone(), table("a/b%2F", "z", shard)])
+            .await
+            .expect("tables");
+        let taken = catalog.create_tables(&[table("a/b%2F", "z", shard)]).await;
+        assert!(matches!(taken, Err(MetaError::Conflict)), "{taken:?}");
+        catalog
+            .rename_table(&catalog.tables("a/b%2F").expect("tables")[1], "y")
+            .await
+            .expect("rename");
+        let shard_entry = ShardEntry {
+            term: 3,
+            created_ms: 5,
+            has_log: true,
+        };
+        catalog
+            .put_shard(shard, None, shard_entry)
+            .await
+            .expect("shard");
+    }
+    // The writer thread ends after the store is dropped; redb lets go of the file then.
+    let store = loop {
+        match EmbeddedMetaStore::open(&path) {
+            Ok(store) => break Arc::new(store),
+            Err(_) => tokio::task::yield_now().await,
+        }
+    };
+    let catalog = Catalog::open(store, "default").await.expect("catalog");
+    let names: Vec<_> = catalog
+        .tables("a/b%2F")
+        .expect("schema")
+        .into_iter()
+        .map(|t| t.name.to_string())
+        .collect();
+    assert_eq!(names, ["c/d", "y"]);
+    assert_eq!(catalog.named(odd.entry.table).expect("by id"), odd);
+    assert_eq!(catalog.shards()[0].1.term, 3);
+    assert_eq!(catalog.tables_on(shard), 2);
+}
+
+#[tokio::test]
+async fn two_catalogs_on_one_store_cannot_both_take_a_name() {
+    let store: Arc<dyn MetaStore> = Arc::new(MemoryMetaStore::new());
+    let one = Catalog::open(Arc::clone(&store), "c").await.expect("one");
+    let entry = SchemaEntry { created_ms: 1 };
+    one.create_schema("s", entry).await.expect("schema");
+    let two = Catalog::open(store, "c").await.expect("two");
+    let shard = ShardId::generate();
+    let first = table("s", "t", shard);
+    one.create_tables(std::slice::from_ref(&first))
+        .await
+        .expect("first");
+    let second = two.create_tables(&[table("s", "t", shard)]).await;
+    assert!(matches!(second, Err(MetaError::Conflict)), "{second:?}");
+    assert_eq!(two.table("s", "t"), Some(first.entry), "refreshed");
+}
+
+#[tokio::test]
+async fn a_damaged_file_and_another_format_are_refused() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("meta.redb");
+    std::fs::write(&path, vec![7_u8; 8192]).expect("write");
+    let error = EmbeddedMetaStore::open(&path).expect_err("damaged");
+    assert!(error.to_string().contains("meta.redb"), "{error}");
+
+    let store: Arc<dyn MetaStore> = Arc::new(MemoryMetaStore::new());
+    let value = rmp_serde::to_vec(&99_u32).expect("value");
+    let txn = Txn::default().then(Op::Put("/shoal/c/format".into(), value));
+    store.commit(txn).await.expect("format");
+    let error = Catalog::open(store, "c").await.expect_err("format 99");
+    assert!(error.to_string().contains("99"), "{error}");
+}
