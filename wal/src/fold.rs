@@ -1,23 +1,63 @@
 //! The fold (PROTOCOLS §1): `fold(state, offset, record) -> verdict`, pure.
+//!
+//! Every replica, the leader included, judges every record with [`fold`] and with nothing else.
+//! Two replicas that folded the same records therefore agree on every verdict, whenever and
+//! wherever they did it: no clock, no configuration and no randomness enters. Times are stamps
+//! that stand in the records, and the bounds ([`FoldLimits`]) are part of the state, because a
+//! replica with another bound would forget another write id and judge its retry otherwise.
+//!
+//! Order of the questions asked of a sequenced record, first match decides:
+//!
+//! 1. Is it of the current claim, in order? (`NotCurrent`, `Duplicate`, `Gap`)
+//!    From here on the record consumes its `seq`, whatever else is said of it; otherwise one
+//!    refused write would poison its epoch.
+//! 2. `WrongGeneration`: its rows may belong to another shard by now.
+//! 3. `StaleSchema`: its rows cannot be stored as they are.
+//! 4. `Conflict`: it was computed from rows that have changed.
+//! 5. `DuplicateId`, `ExpiredId`: it is done already, or nobody can tell.
+//! 6. `Apply`.
+
+mod changes;
+mod imports;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+mod write_ids;
 
 use std::sync::Arc;
 
-use shoal_types::{Epoch, ManifestVersion, Offset, Seq, TableId, TableSchema, WriterId};
+use rpds::HashTrieMapSync;
+use serde::{Deserialize, Serialize};
+use shoal_types::{
+    Epoch, ManifestVersion, Offset, RowVersion, Seq, TableId, TableSchema, WriterId,
+};
+use uuid::Uuid;
 
-use crate::record::{ManifestRef, Record};
+use crate::record::{ManifestRef, Payload, Record, SchemaChange, WriteHeader};
+use changes::TableChanges;
+use imports::Imports;
+pub use snapshot::{
+    ChangesEdit, FoldEdit, FoldEditError, FoldSnapshot, ImportSnapshot, OpenChunk, TableChange,
+};
+use write_ids::WriteIds;
+
+/// Persistent map; `BuildHasherDefault` hashes alike in every process, and ids need no defence
+/// against chosen keys: ours are generated, clients' ids are bounded in number.
+type Map<K, V> = HashTrieMapSync<K, V, std::hash::BuildHasherDefault<ahash::AHasher>>;
 
 /// What became of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It took effect.
     Apply,
-    /// A sequenced record of an epoch or writer that is not the current claim.
+    /// A record of an epoch or writer that is not the current claim; a claim that is not above it.
     NotCurrent,
-    /// A `seq` that was seen already (a producer's duplicate).
+    /// A `seq` that was seen already (a producer's duplicate); the current claim once more; any
+    /// record at an offset that was folded already.
     Duplicate,
     /// A `seq` above the next one, or a record after such: the epoch is poisoned.
     Gap,
-    /// A `Write` routed by an older ownership generation.
+    /// A `Write` routed by another ownership generation.
     WrongGeneration,
     /// A `Write` for a dropped table, another incarnation or an unknown column; or a `Schema`
     /// whose version is not the next.
@@ -32,71 +72,391 @@ pub enum Verdict {
     },
     /// A write id or import chunk that is applied already: success for the client.
     DuplicateId,
-    /// A write id older than the window reaches.
+    /// A write id that the window does not reach: too old, or dated too far ahead. Also a part
+    /// number that an import chunk cannot have.
     ExpiredId,
-    /// A barrier or genesis: changes no state.
+    /// It changes no state: a barrier, a genesis, a `Manifest` that is not above the last named.
     Noted,
 }
 
+/// Bounds of what the fold remembers. They are fold state: chosen when the shard is made, then
+/// carried by every snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FoldLimits {
+    /// Write ids remembered, about 40 bytes each.
+    pub write_ids_max: u32,
+    /// A write id older than this, by the stamp of the record that carries it, is refused.
+    pub write_id_age_ms_max: u64,
+    /// A write id dated further ahead of the stamp than this is refused: it would stay in the
+    /// window and push honest ids out.
+    pub write_id_ahead_ms_max: u64,
+    /// Tables whose last change is remembered for UPDATE and DELETE.
+    pub changed_tables_max: u32,
+    /// Imports whose progress is remembered.
+    pub imports_max: u32,
+}
+
+impl Default for FoldLimits {
+    fn default() -> Self {
+        Self {
+            write_ids_max: 1 << 18,
+            write_id_age_ms_max: 24 * 3_600_000,
+            write_id_ahead_ms_max: 24 * 3_600_000,
+            changed_tables_max: 65_536,
+            imports_max: 1024,
+        }
+    }
+}
+
+/// The small part of the state, copied whole into every snapshot and edit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FoldHead {
+    /// Bounds.
+    #[serde(default)]
+    pub limits: FoldLimits,
+    /// One past the last offset folded (or passed as foreign).
+    pub next_offset: Offset,
+    /// Epoch of the current claim.
+    pub epoch: Epoch,
+    /// Writer of the current claim.
+    pub writer: WriterId,
+    /// The `seq` that the current claim's next sequenced record must have.
+    pub next_seq: Seq,
+    /// A gap was seen: nothing sequenced applies until the next claim.
+    pub poisoned: bool,
+    /// Version base of `__seq`.
+    pub version_base: u64,
+    /// Ownership generation.
+    pub generation: u64,
+    /// The last manifest named by an applied `Manifest` or `Claim`.
+    pub manifest: Option<ManifestRef>,
+}
+
 /// Everything a verdict depends on; the whole of it is in every manifest (PROTOCOLS M1).
-/// Cloning is cheap: large maps are persistent.
-#[derive(Clone, Debug)]
+/// Cloning is cheap (a few reference counts): large maps are persistent.
+#[derive(Clone, Debug, PartialEq)]
 pub struct FoldState {
-    // The fields are the fold's own; read them through the methods.
-    pub(crate) claim: (Epoch, WriterId),
-    pub(crate) next_seq: Seq,
-    pub(crate) poisoned: bool,
+    head: FoldHead,
+    schemas: Map<TableId, Arc<TableSchema>>,
+    changes: TableChanges,
+    write_ids: WriteIds,
+    imports: Imports,
+}
+
+impl Default for FoldState {
+    fn default() -> Self {
+        Self::new(FoldLimits::default())
+    }
 }
 
 impl FoldState {
-    /// The current claim: epoch and writer.
+    /// The state before offset 0 of a new shard: nobody's, empty, version base 0.
+    #[must_use]
+    pub fn new(limits: FoldLimits) -> Self {
+        Self {
+            head: FoldHead {
+                limits,
+                next_offset: Offset(0),
+                epoch: Epoch::default(),
+                writer: WriterId(Uuid::nil()),
+                next_seq: Seq(0),
+                poisoned: false,
+                version_base: 0,
+                generation: 0,
+                manifest: None,
+            },
+            schemas: Map::default(),
+            changes: TableChanges::default(),
+            write_ids: WriteIds::default(),
+            imports: Imports::default(),
+        }
+    }
+
+    /// The small part of the state.
+    #[must_use]
+    pub fn head(&self) -> &FoldHead {
+        &self.head
+    }
+    /// One past the last offset folded: where reading goes on (`replay_offset` of a manifest that
+    /// holds this state).
+    #[must_use]
+    pub fn next_offset(&self) -> Offset {
+        self.head.next_offset
+    }
+    /// The current claim: epoch and writer (`0.0` and nil before the first).
     #[must_use]
     pub fn claim(&self) -> (Epoch, WriterId) {
-        self.claim
+        (self.head.epoch, self.head.writer)
     }
     /// The `seq` that the current claim's next sequenced record must have.
     #[must_use]
     pub fn next_seq(&self) -> Seq {
-        self.next_seq
+        self.head.next_seq
     }
     /// Whether a gap ended the current claim's right to write.
     #[must_use]
     pub fn poisoned(&self) -> bool {
-        self.poisoned
+        self.head.poisoned
     }
     /// Version base of `__seq` (PROTOCOLS §3).
     #[must_use]
     pub fn version_base(&self) -> u64 {
-        todo!()
+        self.head.version_base
+    }
+    /// The version of row `row` of the record at `offset`.
+    #[must_use]
+    pub fn row_version(&self, offset: Offset, row: u16) -> RowVersion {
+        RowVersion::new(self.head.version_base, offset, row)
     }
     /// Ownership generation.
     #[must_use]
     pub fn generation(&self) -> u64 {
-        todo!()
+        self.head.generation
     }
     /// The last manifest named by an applied `Manifest` or `Claim`.
     #[must_use]
     pub fn manifest(&self) -> Option<ManifestRef> {
-        todo!()
+        self.head.manifest
     }
     /// A table's schema.
     #[must_use]
-    pub fn schema(&self, _table: TableId) -> Option<&Arc<TableSchema>> {
-        todo!()
+    pub fn schema(&self, table: TableId) -> Option<&Arc<TableSchema>> {
+        self.schemas.get(&table)
     }
-    /// All schemas.
+    /// All schemas, in no order.
     pub fn schemas(&self) -> impl Iterator<Item = &Arc<TableSchema>> {
-        std::iter::empty()
+        self.schemas.values()
     }
-    /// For a resumable import: one past the highest chunk below which all are applied here.
+    /// Number of tables.
     #[must_use]
-    pub fn import_progress(&self, _import: u128) -> Option<u64> {
-        todo!()
+    pub fn table_count(&self) -> usize {
+        self.schemas.size()
+    }
+    /// An offset at or after the last change of a table (rows or schema) by anybody.
+    #[must_use]
+    pub fn changed_at(&self, table: TableId) -> Offset {
+        self.changes.changed_at(table, None)
+    }
+    /// Write ids remembered, for the gauge.
+    #[must_use]
+    pub fn write_id_count(&self) -> usize {
+        self.write_ids.len()
+    }
+    /// For a resumable import: one past the highest chunk below which all are done as far as this
+    /// shard can tell; `None` if it has seen none of it.
+    ///
+    /// A chunk has rows on some shards only, so one shard's answer may be below another's. To
+    /// resume, send again from the smallest answer of the shards concerned (`None` counts as 0);
+    /// what a shard has applied already it answers with `DuplicateId`.
+    #[must_use]
+    pub fn import_progress(&self, import: u128) -> Option<u64> {
+        self.imports.progress(import)
+    }
+
+    /// Moves the position past an offset whose bytes are not a record of ours (no magic), or that
+    /// an operator gave up. Nothing else changes.
+    pub fn pass(&mut self, offset: Offset) {
+        self.head.next_offset = self.head.next_offset.max(offset.next());
+    }
+
+    fn check_schemas(&self, header: &WriteHeader) -> Option<TableId> {
+        header
+            .tables
+            .iter()
+            .find(|write| {
+                let Some(schema) = self.schemas.get(&write.table) else {
+                    return true;
+                };
+                // An older schema version is fine as long as every column is still known.
+                schema.incarnation != write.incarnation || !knows_columns(schema, &write.columns)
+            })
+            .map(|write| write.table)
+    }
+
+    fn judge_write(&self, header: &WriteHeader, stamp_ms: u64) -> Verdict {
+        if header.generation != self.head.generation {
+            return Verdict::WrongGeneration;
+        }
+        if let Some(table) = self.check_schemas(header) {
+            return Verdict::StaleSchema { table };
+        }
+        if let Some(read_at) = header.read_at {
+            let own = header.write_id.map(|w| w.id);
+            let changed =
+                |w: &&crate::record::TableWrite| self.changes.changed_at(w.table, own) > read_at;
+            if let Some(write) = header.tables.iter().find(changed) {
+                return Verdict::Conflict { table: write.table };
+            }
+        }
+        if let Some(chunk) = &header.import {
+            let verdict = self.imports.judge(chunk);
+            if verdict != Verdict::Apply {
+                return verdict;
+            }
+        }
+        match header.write_id {
+            Some(part) => self.write_ids.judge(&self.head.limits, stamp_ms, part),
+            None => Verdict::Apply,
+        }
+    }
+
+    fn apply_write(&mut self, offset: Offset, stamp_ms: u64, header: &WriteHeader) {
+        let limits = self.head.limits;
+        let by = header.write_id.map(|w| w.id);
+        for write in &header.tables {
+            self.changes.note(&limits, write.table, offset, by);
+        }
+        if let Some(part) = header.write_id {
+            self.write_ids.insert(&limits, stamp_ms, part);
+        }
+        if let Some(chunk) = &header.import {
+            self.imports.apply(&limits, offset, chunk);
+        }
+    }
+
+    fn fold_schema(&mut self, offset: Offset, changes: &[SchemaChange]) -> Verdict {
+        // On a copy (which shares everything), so that a refused change undoes those before it.
+        let mut schemas = self.schemas.clone();
+        for change in changes {
+            let table = change.table();
+            let current = schemas.get(&table).map(|s| s.version);
+            match change {
+                SchemaChange::Put(schema) => {
+                    let next = current.map_or(Some(1), |v| v.checked_add(1));
+                    if next != Some(schema.version) {
+                        return Verdict::StaleSchema { table };
+                    }
+                    schemas.insert_mut(table, Arc::clone(schema));
+                }
+                SchemaChange::Drop { .. } => {
+                    if current.is_none() {
+                        return Verdict::StaleSchema { table };
+                    }
+                    schemas.remove_mut(&table);
+                }
+            }
+        }
+        self.schemas = schemas;
+        let limits = self.head.limits;
+        for change in changes {
+            self.changes.note(&limits, change.table(), offset, None);
+        }
+        Verdict::Apply
+    }
+
+    fn fold_claim(&mut self, record: &Record, manifest: ManifestRef) -> Verdict {
+        let (epoch, writer) = self.claim();
+        if record.epoch == epoch && record.writer == writer {
+            return Verdict::Duplicate;
+        }
+        if record.epoch <= epoch {
+            return Verdict::NotCurrent;
+        }
+        self.head.epoch = record.epoch;
+        self.head.writer = record.writer;
+        self.head.next_seq = Seq(0);
+        self.head.poisoned = false;
+        self.raise_manifest(manifest);
+        Verdict::Apply
+    }
+
+    /// The version only rises: a late `Manifest` or `Claim` must not send replicas back to files
+    /// that are gone. Returns whether it rose.
+    fn raise_manifest(&mut self, named: ManifestRef) -> bool {
+        let newest = self.head.manifest.map(|m| m.version);
+        let rises = newest.is_none_or(|v: ManifestVersion| named.version > v);
+        if rises {
+            self.head.manifest = Some(named);
+        }
+        rises
+    }
+
+    /// The verdict on a sequenced record's place in its epoch; `Apply` consumes the `seq`.
+    fn sequence(&mut self, record: &Record) -> Verdict {
+        if (record.epoch, record.writer) != self.claim() || record.epoch == Epoch::default() {
+            return Verdict::NotCurrent;
+        }
+        if record.seq < self.head.next_seq {
+            return Verdict::Duplicate;
+        }
+        if self.head.poisoned || record.seq > self.head.next_seq {
+            self.head.poisoned = true;
+            return Verdict::Gap;
+        }
+        match record.seq.0.checked_add(1) {
+            Some(next) => {
+                self.head.next_seq = Seq(next);
+                Verdict::Apply
+            }
+            // No writer gets there; a made-up record must not overflow.
+            None => Verdict::Gap,
+        }
     }
 }
 
 /// Judges a record and moves the state. The only way in which rows, schemas and claims change.
-pub fn fold(_state: &mut FoldState, _offset: Offset, _record: &Record) -> Verdict {
-    let _ = ManifestVersion(0);
-    todo!()
+///
+/// Offsets must rise; gaps are fine. A record below [`FoldState::next_offset`] was folded already
+/// and is answered with `Duplicate`.
+pub fn fold(state: &mut FoldState, offset: Offset, record: &Record) -> Verdict {
+    if offset < state.head.next_offset {
+        return Verdict::Duplicate;
+    }
+    state.pass(offset);
+    match &record.payload {
+        Payload::Genesis(_) | Payload::Barrier(_) => return Verdict::Noted,
+        Payload::Claim(manifest) => return state.fold_claim(record, *manifest),
+        Payload::Write(_) | Payload::Schema(_) | Payload::Manifest(_) => {}
+    }
+    let place = state.sequence(record);
+    if place != Verdict::Apply {
+        return place;
+    }
+    match &record.payload {
+        Payload::Write(write) => {
+            let verdict = state.judge_write(&write.header, record.stamp_ms);
+            if verdict == Verdict::Apply {
+                state.apply_write(offset, record.stamp_ms, &write.header);
+            }
+            verdict
+        }
+        Payload::Schema(changes) => state.fold_schema(offset, changes),
+        Payload::Manifest(manifest) => {
+            if state.raise_manifest(*manifest) {
+                Verdict::Apply
+            } else {
+                Verdict::Noted
+            }
+        }
+        Payload::Genesis(_) | Payload::Barrier(_) | Payload::Claim(_) => Verdict::Noted,
+    }
+}
+
+impl SchemaChange {
+    /// The table that it changes.
+    #[must_use]
+    pub fn table(&self) -> TableId {
+        match self {
+            Self::Put(schema) => schema.table,
+            Self::Drop { table } => *table,
+        }
+    }
+}
+
+/// Whether the schema has every column. Writers name columns in the schema's order almost always,
+/// so each search starts behind the last hit; a wide table costs one pass, not a square.
+fn knows_columns(schema: &TableSchema, ids: &[shoal_types::ColumnId]) -> bool {
+    let columns = &schema.columns;
+    let mut from = 0;
+    ids.iter().all(|id| {
+        let ahead = columns[from..].iter().position(|c| c.id == *id);
+        let found = ahead
+            .map(|i| from + i)
+            .or_else(|| columns[..from].iter().position(|c| c.id == *id));
+        if let Some(at) = found {
+            from = at + 1;
+        }
+        found.is_some()
+    })
 }

@@ -1,4 +1,9 @@
 //! Records: `magic, version, crc32, kind, epoch, writer, seq, stamp, payload` (PROTOCOLS §1).
+//! The bytes are laid out in [`codec`].
+
+pub mod codec;
+
+pub use codec::{RecordError, RecordId, RecordKind};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -77,17 +82,20 @@ pub struct Write {
 
 /// What the fold needs to know of a write.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct WriteHeader {
     /// Ownership generation of the shard it was routed by.
     pub generation: u64,
     /// Tables it writes.
     pub tables: Vec<TableWrite>,
-    /// The client's write id, if one was sent.
+    /// The client's write id, if one was sent. An UPDATE or DELETE that needs several records
+    /// gives all its parts one id (its own, if the client sent none): what the earlier parts of
+    /// one id changed is no conflict for the later ones.
     pub write_id: Option<WriteIdPart>,
     /// Progress of a resumable import, if it is part of one.
     pub import: Option<ImportChunk>,
-    /// For UPDATE and DELETE: the position the statement read at. Any later change of a written
-    /// table is a conflict.
+    /// For UPDATE and DELETE: the offset of the last record that the statement's reads had
+    /// applied. Any later change of a written table by somebody else is a conflict.
     pub read_at: Option<Offset>,
 }
 
@@ -117,7 +125,9 @@ pub struct WriteIdPart {
     pub part: u32,
 }
 
-/// One chunk of an import, numbered from 0 in the order of the input.
+/// One chunk of an import, numbered from 0 in the order of the input. A client has at most
+/// [`CHUNKS_AHEAD_MAX`] chunks not yet acknowledged by every shard they have rows on, and cuts
+/// chunks and parts the same way when it resumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ImportChunk {
     /// Hash of what is imported where (input identity, chunking, table).
@@ -141,4 +151,93 @@ pub enum SchemaChange {
         /// The table.
         table: TableId,
     },
+}
+
+/// The most chunks of one import that a client may have sent without having seen them
+/// acknowledged. Half of what the fold's window holds.
+pub const CHUNKS_AHEAD_MAX: u64 = 32;
+
+/// The most rows of one record: a row's number in its record has 16 bits (PROTOCOLS §3).
+pub const RECORD_ROWS_MAX: u32 = 65_536;
+
+/// `wal.record_bytes_max` unless configured: 8 MiB for the encoded record.
+pub const RECORD_BYTES_MAX_DEFAULT: usize = 8 << 20;
+
+impl WriteHeader {
+    /// Rows of all tables.
+    #[must_use]
+    pub fn rows(&self) -> u64 {
+        self.tables.iter().map(|t| u64::from(t.rows)).sum()
+    }
+}
+
+impl Record {
+    /// The record that names a log; stands at offset 0.
+    #[must_use]
+    pub fn genesis(genesis: Genesis) -> Self {
+        Self::unsequenced(Payload::Genesis(genesis), 0)
+    }
+
+    /// A reader's mark.
+    #[must_use]
+    pub fn barrier(mark: Uuid, stamp_ms: TimestampMs) -> Self {
+        Self::unsequenced(Payload::Barrier(mark), stamp_ms)
+    }
+
+    /// A leader takes the log in `epoch`, having opened from `manifest`.
+    #[must_use]
+    pub fn claim(
+        epoch: Epoch,
+        writer: WriterId,
+        manifest: ManifestRef,
+        stamp_ms: TimestampMs,
+    ) -> Self {
+        Self {
+            epoch,
+            writer,
+            seq: Seq(0),
+            stamp_ms,
+            payload: Payload::Claim(manifest),
+        }
+    }
+
+    /// A record of the holder of a claim; `payload` is a `Write`, `Schema` or `Manifest`.
+    #[must_use]
+    pub fn sequenced(
+        claim: (Epoch, WriterId),
+        seq: Seq,
+        stamp_ms: TimestampMs,
+        payload: Payload,
+    ) -> Self {
+        Self {
+            epoch: claim.0,
+            writer: claim.1,
+            seq,
+            stamp_ms,
+            payload,
+        }
+    }
+
+    fn unsequenced(payload: Payload, stamp_ms: TimestampMs) -> Self {
+        Self {
+            epoch: Epoch::default(),
+            writer: WriterId(Uuid::nil()),
+            seq: Seq(0),
+            stamp_ms,
+            payload,
+        }
+    }
+
+    /// Which kind of record this is.
+    #[must_use]
+    pub fn kind(&self) -> RecordKind {
+        match &self.payload {
+            Payload::Genesis(_) => RecordKind::Genesis,
+            Payload::Claim(_) => RecordKind::Claim,
+            Payload::Barrier(_) => RecordKind::Barrier,
+            Payload::Write(_) => RecordKind::Write,
+            Payload::Schema(_) => RecordKind::Schema,
+            Payload::Manifest(_) => RecordKind::Manifest,
+        }
+    }
 }

@@ -1,0 +1,321 @@
+//! The bytes of a record, format version 1. All numbers are little-endian.
+//!
+//! ```text
+//!  byte  size  field
+//!     0     4  magic  AB 53 48 4C
+//!     4     1  format version (1)
+//!     5     4  crc32 (IEEE, as in gzip) of every byte from 9 on
+//!     9     1  kind
+//!    10    16  epoch: term, claim
+//!    26    16  writer (UUID, in its own byte order)
+//!    42     8  seq
+//!    50     8  stamp, milliseconds since the Unix epoch
+//!    58     …  payload
+//! ```
+//!
+//! Payloads: `Barrier` is 16 bytes of UUID; `Write` is the length of its header (u32), the header,
+//! then the row blocks as they are; the others are one MessagePack value. MessagePack structs are
+//! maps with field names, so that a field with a default can be added within one format version.
+//!
+//! | number | kind | | number | kind |
+//! |---|---|---|---|---|
+//! | 1 | `Genesis` | | 19 | `Split` (reserved) |
+//! | 2 | `Claim` | | 20 | `Seal` (reserved) |
+//! | 3 | `Barrier` | | 21 | `Unseal` (reserved) |
+//! | 16 | `Write` | | 22 | `Merge` (reserved) |
+//! | 17 | `Schema` | | 23 | `Abort` (reserved) |
+//! | 18 | `Manifest` | | | |
+//!
+//! A reserved or unknown kind is not skipped: this version could not tell what it changes, so a
+//! replica that meets one stops there, as at damage.
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use shoal_types::{Epoch, Seq, WriterId};
+use uuid::Uuid;
+
+use super::{Payload, RECORD_ROWS_MAX, Record, Write, WriteHeader};
+
+/// The first four bytes of every record of ours.
+pub const MAGIC: [u8; 4] = [0xAB, b'S', b'H', b'L'];
+/// The format that this version writes, and the newest that it reads.
+pub const FORMAT_VERSION: u8 = 1;
+/// Bytes before the payload.
+pub const HEADER_BYTES: usize = 58;
+
+const CRC_AT: usize = 5;
+const KIND_AT: usize = 9;
+
+/// Kinds of records and their numbers in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum RecordKind {
+    /// Names the log.
+    Genesis = 1,
+    /// A leader takes the log.
+    Claim = 2,
+    /// A reader's mark.
+    Barrier = 3,
+    /// Rows.
+    Write = 16,
+    /// Schema changes.
+    Schema = 17,
+    /// A manifest was published.
+    Manifest = 18,
+}
+
+impl RecordKind {
+    fn from_number(number: u8) -> Result<Self, RecordError> {
+        Ok(match number {
+            1 => Self::Genesis,
+            2 => Self::Claim,
+            3 => Self::Barrier,
+            16 => Self::Write,
+            17 => Self::Schema,
+            18 => Self::Manifest,
+            _ => return Err(RecordError::UnknownKind { kind: number }),
+        })
+    }
+
+    /// Whether only the holder of the claim may write it, numbered without gaps.
+    #[must_use]
+    pub fn is_sequenced(self) -> bool {
+        self as u8 >= 16
+    }
+}
+
+/// Why bytes of the log are no record.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// Not written by ShoalDB: skipped and counted.
+    #[error("not a ShoalDB record (no magic)")]
+    Foreign,
+    /// Ours, but not as it was written: the replica stops here.
+    #[error("damaged record: {what}")]
+    Damaged {
+        /// What was found.
+        what: String,
+    },
+    /// Of a newer format: the replica stops here; a newer ShoalDB reads it.
+    #[error("record format {version} is newer than {FORMAT_VERSION}, the newest known here")]
+    UnknownVersion {
+        /// The format named in the record.
+        version: u8,
+    },
+    /// Of a kind that this version does not know: the replica stops here.
+    #[error("record kind {kind} is not known to this version")]
+    UnknownKind {
+        /// Its number.
+        kind: u8,
+    },
+    /// On the way in: larger than a record may be. Nothing was written.
+    #[error(
+        "a record of {bytes} bytes and {rows} rows exceeds {bytes_max} bytes or {RECORD_ROWS_MAX} rows; send smaller parts"
+    )]
+    OverLimit {
+        /// Encoded size.
+        bytes: usize,
+        /// Rows of all its tables.
+        rows: u64,
+        /// `wal.record_bytes_max`
+        bytes_max: usize,
+    },
+}
+
+/// Who a record is, without its payload: enough to match what the leader has in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RecordId {
+    /// Its kind.
+    pub kind: RecordKind,
+    /// The writer's epoch.
+    pub epoch: Epoch,
+    /// Who wrote it.
+    pub writer: WriterId,
+    /// Number within the epoch.
+    pub seq: Seq,
+    /// crc32 of all that follows the crc field.
+    pub crc: u32,
+}
+
+impl Record {
+    /// The bytes of this record.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let body_bytes = match &self.payload {
+            Payload::Write(write) => write.body.len() + 64 * write.header.tables.len() + 128,
+            _ => 256,
+        };
+        let mut out = Vec::with_capacity(HEADER_BYTES + body_bytes);
+        out.extend_from_slice(&MAGIC);
+        out.push(FORMAT_VERSION);
+        out.extend_from_slice(&[0; 4]);
+        out.push(self.kind() as u8);
+        out.extend_from_slice(&self.epoch.term.to_le_bytes());
+        out.extend_from_slice(&self.epoch.claim.to_le_bytes());
+        out.extend_from_slice(self.writer.0.as_bytes());
+        out.extend_from_slice(&self.seq.0.to_le_bytes());
+        out.extend_from_slice(&self.stamp_ms.to_le_bytes());
+        match &self.payload {
+            Payload::Genesis(genesis) => pack(&mut out, genesis),
+            Payload::Claim(manifest) | Payload::Manifest(manifest) => pack(&mut out, manifest),
+            Payload::Barrier(mark) => out.extend_from_slice(mark.as_bytes()),
+            Payload::Schema(changes) => pack(&mut out, changes),
+            Payload::Write(write) => {
+                let length_at = out.len();
+                out.extend_from_slice(&[0; 4]);
+                pack(&mut out, &write.header);
+                let header_bytes = u32::try_from(out.len() - length_at - 4)
+                    .expect("a write header is bounded by its tables and columns, far below 4 GiB");
+                out[length_at..length_at + 4].copy_from_slice(&header_bytes.to_le_bytes());
+                out.extend_from_slice(&write.body);
+            }
+        }
+        let crc = crc32fast::hash(&out[KIND_AT..]);
+        out[CRC_AT..KIND_AT].copy_from_slice(&crc.to_le_bytes());
+        Bytes::from(out)
+    }
+
+    /// The bytes of this record, if they keep the limits of a record.
+    ///
+    /// # Errors
+    /// [`RecordError::OverLimit`]; the caller cuts the request into smaller parts.
+    pub fn encode_within(&self, bytes_max: usize) -> Result<Bytes, RecordError> {
+        let rows = match &self.payload {
+            Payload::Write(write) => write.header.rows(),
+            _ => 0,
+        };
+        let bytes = self.encode();
+        if bytes.len() > bytes_max || rows > u64::from(RECORD_ROWS_MAX) {
+            return Err(RecordError::OverLimit {
+                bytes: bytes.len(),
+                rows,
+                bytes_max,
+            });
+        }
+        Ok(bytes)
+    }
+
+    /// Reads a record. The body of a `Write` is a slice of `bytes`, not a copy.
+    ///
+    /// # Errors
+    /// Every [`RecordError`] but `OverLimit`.
+    pub fn decode(bytes: &Bytes) -> Result<Self, RecordError> {
+        let id = Self::peek(bytes)?;
+        let payload = bytes.slice(HEADER_BYTES..);
+        let payload = match id.kind {
+            RecordKind::Genesis => Payload::Genesis(unpack(&payload)?),
+            RecordKind::Claim => Payload::Claim(unpack(&payload)?),
+            RecordKind::Manifest => Payload::Manifest(unpack(&payload)?),
+            RecordKind::Schema => Payload::Schema(unpack(&payload)?),
+            RecordKind::Barrier => {
+                let mark: [u8; 16] = payload[..].try_into().map_err(|_| {
+                    damaged(format!("a barrier has 16 bytes, not {}", payload.len()))
+                })?;
+                Payload::Barrier(Uuid::from_bytes(mark))
+            }
+            RecordKind::Write => Payload::Write(decode_write(&payload)?),
+        };
+        Ok(Self {
+            epoch: id.epoch,
+            writer: id.writer,
+            seq: id.seq,
+            stamp_ms: u64_at(bytes, 50),
+            payload,
+        })
+    }
+
+    /// Checks magic, version and crc and says who the record is, without decoding the payload.
+    ///
+    /// # Errors
+    /// Every [`RecordError`] but `OverLimit`.
+    pub fn peek(bytes: &Bytes) -> Result<RecordId, RecordError> {
+        if bytes.len() < MAGIC.len() || bytes[..MAGIC.len()] != MAGIC {
+            return Err(RecordError::Foreign);
+        }
+        match bytes.get(MAGIC.len()) {
+            Some(&FORMAT_VERSION) => {}
+            Some(&version) if version > FORMAT_VERSION => {
+                return Err(RecordError::UnknownVersion { version });
+            }
+            Some(version) => return Err(damaged(format!("there is no format {version}"))),
+            None => return Err(damaged("it ends after the magic".into())),
+        }
+        if bytes.len() < HEADER_BYTES {
+            return Err(damaged(format!(
+                "{} bytes are less than a record's header",
+                bytes.len()
+            )));
+        }
+        let crc = u32_at(bytes, CRC_AT);
+        let found = crc32fast::hash(&bytes[KIND_AT..]);
+        if crc != found {
+            return Err(damaged(format!(
+                "crc is {found:08x}, written was {crc:08x}"
+            )));
+        }
+        let mut writer = [0; 16];
+        writer.copy_from_slice(&bytes[26..42]);
+        Ok(RecordId {
+            kind: RecordKind::from_number(bytes[KIND_AT])?,
+            epoch: Epoch {
+                term: u64_at(bytes, 10),
+                claim: u64_at(bytes, 18),
+            },
+            writer: WriterId(Uuid::from_bytes(writer)),
+            seq: Seq(u64_at(bytes, 42)),
+            crc,
+        })
+    }
+}
+
+fn decode_write(payload: &Bytes) -> Result<Write, RecordError> {
+    let Some(length) = payload.first_chunk::<4>() else {
+        return Err(damaged("a write without a header length".into()));
+    };
+    let header_end = 4 + u32::from_le_bytes(*length) as usize;
+    let Some(header) = payload.get(4..header_end) else {
+        return Err(damaged(format!(
+            "a write header of {} bytes in a payload of {}",
+            header_end - 4,
+            payload.len()
+        )));
+    };
+    let header: WriteHeader = unpack(header)?;
+    // Rows are numbered with 16 bits; more would give two rows one version.
+    if header.rows() > u64::from(RECORD_ROWS_MAX) {
+        return Err(damaged(format!(
+            "{} rows, a record has at most {RECORD_ROWS_MAX}",
+            header.rows()
+        )));
+    }
+    Ok(Write {
+        header,
+        body: payload.slice(header_end..),
+    })
+}
+
+fn pack<T: Serialize>(out: &mut Vec<u8>, value: &T) {
+    rmp_serde::encode::write_named(out, value)
+        .expect("plain structs always encode, and a Vec takes every byte");
+}
+
+fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, RecordError> {
+    rmp_serde::from_slice(bytes).map_err(|e| damaged(format!("payload: {e}")))
+}
+
+fn damaged(what: String) -> RecordError {
+    RecordError::Damaged { what }
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let mut number = [0; 4];
+    number.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(number)
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let mut number = [0; 8];
+    number.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(number)
+}
