@@ -1,0 +1,47 @@
+# Two commands matter: `make run` and `make test`. The rest is said by `make help`.
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help run build test bench lint format clean setup setup-tests
+
+# Build output lives outside the checkout, so that `git clean` and fresh clones stay cheap.
+export SHOAL_CACHE ?= $(HOME)/.cache/shoal
+export CARGO_TARGET_DIR ?= $(SHOAL_CACHE)/target
+export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
+VENV := $(SHOAL_CACHE)/venv
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+run: build ## set up, build and start a database on 127.0.0.1 (data in ./shoal-data; ARGS="…" adds flags)
+	@exec dist/shoal standalone $(ARGS)
+
+build: setup ## leave the release binary at dist/shoal
+	cargo build --workspace --bins --release --locked
+	@mkdir -p dist
+	@# Written beside and renamed: a running dist/shoal keeps its file.
+	@cp "$(CARGO_TARGET_DIR)/release/shoal" dist/.shoal.new && mv dist/.shoal.new dist/shoal
+
+test: setup-tests ## formatting, unit tests, then whole-system tests against real processes
+	cargo fmt --all --check
+	scripts/test
+
+bench: setup-tests build ## the benchmark: figures against bars, into benches/RESULTS.md (ARGS="--only queries …")
+	$(VENV)/bin/python benches/run $(ARGS)
+
+lint: setup ## formatting and clippy
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+format: ## apply rustfmt
+	cargo fmt --all
+
+clean: ## remove build output (not data)
+	cargo clean
+	rm -rf dist
+
+setup:
+	@scripts/setup
+
+setup-tests:
+	@scripts/setup --tests
