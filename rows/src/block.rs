@@ -9,6 +9,8 @@ use arrow_array::ArrayRef;
 use arrow_buffer::{BooleanBuffer, ScalarBuffer};
 use shoal_types::{ColumnId, Incarnation, TableId};
 
+use crate::values::stored_type;
+
 /// The distinct series of a block.
 ///
 /// Shape: `values[c]` has `len` entries and belongs to column `columns[c]`, in key order, each in
@@ -94,7 +96,8 @@ impl RowBlock {
             + 256
     }
 
-    /// Checks that all lengths agree and every index is in range. Run on both sides of the log.
+    /// Checks that all lengths agree, that every index is in range and that columns can have the
+    /// arrays' types. Run on both sides of the log.
     ///
     /// # Errors
     /// [`BlockError`] naming the part; the block must not be used.
@@ -108,6 +111,14 @@ impl RowBlock {
         };
         if self.series.columns.len() != self.series.values.len() {
             return fail("series columns and values differ in number".into());
+        }
+        let mut arrays = self
+            .series
+            .values
+            .iter()
+            .chain(self.columns.iter().map(|c| &c.values));
+        if let Some(bad) = arrays.find(|a| stored_type(a.data_type()).is_none()) {
+            return fail(format!("no column can have the type {}", bad.data_type()));
         }
         if let Some(bad) = self
             .series

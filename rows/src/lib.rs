@@ -9,7 +9,7 @@ mod values;
 
 pub use batch::{BatchError, block_from_batch, block_to_batch};
 pub use block::{BlockColumn, BlockError, RowBlock, Series};
-pub use codec::{CodecError, decode_blocks, encode_blocks};
+pub use codec::{BLOCK_ROWS_MAX, CodecError, RAW_BYTES_MAX, decode_blocks, encode_blocks};
 pub use key::{
     EncodedKeys, KeyError, KeyValue, SLOTS, Slot, decode_key, encode_key, encode_keys_all,
     encode_series, encode_series_all, encode_time, slot_of,
