@@ -3,8 +3,10 @@
 //! - [`record`]: what stands in the log, byte by byte.
 //! - [`fold`]: the one pure function that judges every record, on every replica.
 //! - [`log`]: the contract of a log; [`local`] keeps it on disk, [`simulated`] in memory with
-//!   faults on demand.
+//!   faults on demand; `conformance` is the suite that all backends pass.
 
+#[doc(hidden)]
+pub mod conformance;
 pub mod fold;
 pub mod local;
 pub mod log;

@@ -1,4 +1,64 @@
-//! The contract of a log.
+//! The contract of a log: what a backend must do, and all that its users may rely on. The suite in
+//! [`crate::conformance`] asks every backend the questions that can be asked from outside.
+//!
+//! A log is one shard's sequence of records. To the log a record is opaque bytes.
+//!
+//! ```text
+//!            trimmed        |        durable, readable         |  in flight
+//!   ------------------------+----------------------------------+---------------------
+//!    gone, or will be       | 17   18   19   21   22   23   24 |  handed to append(),
+//!    (BelowStart)           |              ^                   |  no offset yet
+//!                           |              a gap: offset 20    |
+//!                           |              was never given     |
+//!                       start = 17                         end = 25
+//!                           `------------ bounds() ------------'
+//!                      a reader that stands at `end` waits;
+//!                      one that asks for more than `end` gets LostTail
+//! ```
+//!
+//! **Offsets** rise with every record, begin at 0 in a new log, and are given once: a record at an
+//! offset never changes, and an offset whose record was lost is not given to another one while
+//! anybody may have seen the first. Gaps are allowed anywhere (Kafka's control records), so the
+//! offset after `n` is *above* `n`, no more. Users keep positions as "one past the last I read".
+//!
+//! **Order.** Records handed in by one caller, each `append` called after the one before it
+//! returned, stand in the log in that order, as far as they are appended at all. Records of several
+//! callers or of two processes interleave freely. A failed append between two good ones is simply
+//! missing: the log does not stop. (The fold sees the gap in `seq` and poisons the epoch; that is
+//! where "all up to the first failure" is decided, not here.)
+//!
+//! **Durability.** A record is readable only once it is durable: what a reader returned, every
+//! later reader of any process returns at the same offset, after any crash, until it is trimmed.
+//! So "my reader passed it" is a proof and "my receipt said so" is a hint.
+//!
+//! **Receipts.** Each append resolves exactly once:
+//! - `Ok(offset)`: durable at that offset. It may nonetheless stand there *twice*, at a later
+//!   offset too (a producer's retry); users must bear it.
+//! - `NotAppended`, `Full`, `TooLarge`, `Closed`: definite. It is not in the log and never will be.
+//! - `Unknown`: it may be in the log already, get in at any later time, even after records
+//!   appended later, once or twice, or never. Only reading can tell, and reading can only tell
+//!   "yes": "no" is settled by what follows it in the log (a higher claim), never by waiting.
+//! - The receipt's sender was dropped: as `Unknown`.
+//!
+//! Neither success nor failure of one append says anything about another one.
+//!
+//! **Readers** return every record from the position asked for, in order, none skipped, none
+//! twice. At the end they wait. Where something is wrong they return everything before it first,
+//! then the same error at every call. A reader holds no lock: a slow one costs nobody anything.
+//!
+//! **Cancel safety.** A dropped future of `next` has lost nothing: the next call returns the same
+//! records. A dropped future of `trim` or `read` may or may not have had its effect. A dropped
+//! receipt changes nothing about the append.
+//!
+//! **Bounds** may be stale in a backend over a network: then they are bounds as of some earlier
+//! moment (`start` and `end` of one moment), never of the future. `end` is no barrier unless the
+//! backend says so ([`crate::local`] does: the data folder has one owner).
+//!
+//! **Trim** is a permission: records below may vanish at any time from then on, or not at all. A
+//! backend may show a trimmed record again after a restart.
+//!
+//! **What a log is not.** It does not fence: whoever holds a handle may append, however old its
+//! claim. It does not dedupe, does not know epochs and does not look into records.
 
 use std::sync::Arc;
 
@@ -56,6 +116,12 @@ pub enum LogError {
         /// What was found.
         what: String,
     },
+    /// There is no log of this shard, and none was asked to be made.
+    #[error("there is no log of shard {shard}")]
+    NotFound {
+        /// The shard.
+        shard: ShardId,
+    },
     /// The log was closed.
     #[error("the log is closed")]
     Closed,
@@ -76,42 +142,86 @@ impl LogError {
     }
 }
 
-/// The log of one shard.
+/// The log of one shard. Cheap to share; all methods may be called at the same time.
 #[async_trait]
 pub trait Log: Send + Sync + std::fmt::Debug + 'static {
     /// Hands the encoded record to the log. Records of one caller are appended in the order of
-    /// these calls (the call itself does not wait; the returned receipt does).
+    /// these calls (the call itself does not wait; the returned receipt does). It never blocks: a
+    /// log that cannot take more resolves the receipt with [`LogError::Full`].
     fn append(&self, record: Bytes) -> AppendReceipt;
 
-    /// A reader that starts at `from` and, at the end, waits for more.
+    /// A reader that starts at `from` and, at the end, waits for more. `from` may be any offset
+    /// from `start` to `end`, also one in a gap.
     ///
     /// # Errors
-    /// [`LogError::BelowStart`], [`LogError::LostTail`].
+    /// [`LogError::BelowStart`]: load the newest manifest and read from its replay offset.
+    /// [`LogError::LostTail`]: refuse to serve; only an operator can go on.
+    /// [`LogError::Closed`].
     async fn read(&self, from: Offset) -> Result<Box<dyn LogReader>, LogError>;
 
-    /// `(first offset kept, one past the last durable record)`.
+    /// `(first offset kept, one past the last durable record)`. In an empty or wholly trimmed log
+    /// the two are equal. The first offset may lie in a gap.
+    ///
+    /// # Errors
+    /// [`LogError::Io`], [`LogError::Closed`].
     async fn bounds(&self) -> Result<(Offset, Offset), LogError>;
 
-    /// Allows records below `below` to be deleted. Idempotent.
+    /// Allows records below `below` to be deleted. Idempotent; a `below` under the start changes
+    /// nothing, one above the end counts as the end. Readers that stand below may fail with
+    /// [`LogError::BelowStart`] from then on.
+    ///
+    /// # Errors
+    /// [`LogError::Io`]: nothing is lost, repeat it with the next trim.
     async fn trim(&self, below: Offset) -> Result<(), LogError>;
 
-    /// Bytes kept between the start and the end.
+    /// Bytes of this shard's records between the start and the end: what a replay from the start
+    /// would read.
     fn retained_bytes(&self) -> u64;
+
+    /// Bytes of the medium that cannot be freed until this shard trims further. More than
+    /// [`Self::retained_bytes`] where shards share files: one cold shard can hold many shards'
+    /// records back, so flush the shard for which this is over budget.
+    fn held_back_bytes(&self) -> u64 {
+        self.retained_bytes()
+    }
 }
 
-/// Resolves when the record is delivered (durable), with its offset.
+/// Resolves when the record is delivered (durable), with its offset. If the sender is gone without
+/// a word, the outcome is unknown; see [`receipt_outcome`].
 pub type AppendReceipt = tokio::sync::oneshot::Receiver<Result<Offset, LogError>>;
 
-/// Reads a log in order.
+/// Waits for a receipt; one whose log vanished counts as [`LogError::Unknown`].
+///
+/// # Errors
+/// What the log said.
+pub async fn receipt_outcome(receipt: AppendReceipt) -> Result<Offset, LogError> {
+    receipt.await.unwrap_or_else(|_| {
+        Err(LogError::Unknown(
+            "the log went away before it answered".into(),
+        ))
+    })
+}
+
+/// Reads a log in order. One user at a time.
 #[async_trait]
 pub trait LogReader: Send {
-    /// The next records, at least one; waits at the end. Cancel-safe.
+    /// The next records, at least one, offsets rising; waits at the end. Cancel-safe. The batch is
+    /// bounded by the backend (about 8 MiB, or one record).
+    ///
+    /// # Errors
+    /// [`LogError::BelowStart`] if the log was trimmed past this reader, [`LogError::Damaged`],
+    /// [`LogError::LostTail`] if the end moved below this reader, [`LogError::Closed`],
+    /// [`LogError::Io`] (the only one after which the same call may succeed).
     async fn next(&mut self) -> Result<Vec<(Offset, Bytes)>, LogError>;
 }
 
 /// Opens and makes logs.
 #[async_trait]
 pub trait LogStore: Send + Sync + std::fmt::Debug + 'static {
-    /// Opens a shard's log, making it (with its `Genesis` record at offset 0) if `create`.
+    /// Opens a shard's log, making it (with its `Genesis` record at offset 0) if `create` and
+    /// there is none. Opening is not claiming: several handles of one log may be open.
+    ///
+    /// # Errors
+    /// [`LogError::NotFound`] without `create`; any error of an append where the log is made.
     async fn open(&self, shard: ShardId, create: bool) -> Result<Arc<dyn Log>, LogError>;
 }

@@ -1,1 +1,339 @@
-//! The simulated log.
+//! A log in memory with seeded faults, for tests and the simulator: everything that the contract
+//! of [`crate::log`] allows a real log to do, on demand and repeatable.
+//!
+//! One [`SimulatedLogStore`] stands for the medium: keep it across "restarts" of what uses it.
+//! Without [`Faults`] it is a plain log that acknowledges at once.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use shoal_types::{Offset, ShardId};
+use tokio::sync::{Notify, oneshot};
+
+use crate::log::{AppendReceipt, Log, LogError, LogReader, LogStore};
+use crate::record::{Genesis, Record};
+
+/// How often what goes wrong, each a probability from 0 to 1 per append (`stale_end`: per call of
+/// `bounds`). They are tried in the order of the fields; the first that strikes is the only one.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Faults {
+    /// Refused for lack of space: [`LogError::Full`], not appended.
+    pub full: f64,
+    /// Appended, but the receipt says [`LogError::Unknown`].
+    pub lost_ack: f64,
+    /// The receipt says `Unknown` now; the record gets in behind some later append, or at
+    /// [`SimulatedLogStore::deliver_late`].
+    pub late: f64,
+    /// The receipt says `Unknown`, and the record never gets in.
+    pub lost: f64,
+    /// Appended and acknowledged, and appended once more behind some later record.
+    pub duplicate: f64,
+    /// Appended behind a gap in the offsets.
+    pub gap: f64,
+    /// `bounds` answers as of an earlier moment.
+    pub stale_end: f64,
+}
+
+/// The medium: all shards' logs.
+#[derive(Clone, Debug)]
+pub struct SimulatedLogStore {
+    world: Arc<Mutex<World>>,
+}
+
+#[derive(Debug)]
+struct World {
+    random: u64,
+    faults: Faults,
+    record_bytes_max: usize,
+    logs: HashMap<ShardId, Arc<Medium>>,
+}
+
+#[derive(Debug)]
+struct Medium {
+    shard: ShardId,
+    records: Mutex<Records>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Records {
+    start: u64,
+    end: u64,
+    /// The last bounds that were told; a stale answer lies between these and the true ones.
+    told: (u64, u64),
+    kept: BTreeMap<u64, Bytes>,
+    late: Vec<Bytes>,
+}
+
+impl Records {
+    fn push(&mut self, record: Bytes) -> Offset {
+        let offset = self.end;
+        self.kept.insert(offset, record);
+        self.end += 1;
+        Offset(offset)
+    }
+}
+
+impl World {
+    /// splitmix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
+    fn next_random(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    fn strikes(&mut self, probability: f64) -> bool {
+        // 53 bits fill a double's fraction.
+        probability > 0.0
+            && ((self.next_random() >> 11) as f64) < probability * (1_u64 << 53) as f64
+    }
+}
+
+impl SimulatedLogStore {
+    /// An empty medium without faults. The same seed, calls and order give the same log.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self {
+            world: Arc::new(Mutex::new(World {
+                random: seed,
+                faults: Faults::default(),
+                record_bytes_max: crate::record::RECORD_BYTES_MAX_DEFAULT,
+                logs: HashMap::new(),
+            })),
+        }
+    }
+
+    /// Changes what goes wrong from now on.
+    pub fn set_faults(&self, faults: Faults) {
+        self.world.lock().faults = faults;
+    }
+
+    /// Lets every record in that was held back, in some order.
+    pub fn deliver_late(&self, shard: ShardId) {
+        let mut world = self.world.lock();
+        let Some(medium) = world.logs.get(&shard).cloned() else {
+            return;
+        };
+        let mut records = medium.records.lock();
+        while !records.late.is_empty() {
+            let at = (world.next_random() % records.late.len() as u64) as usize;
+            let record = records.late.swap_remove(at);
+            records.push(record);
+        }
+        drop(records);
+        medium.changed.notify_waiters();
+    }
+
+    /// Cuts the log back to `end`, as if its tail had been lost. What is appended later takes the
+    /// offsets anew, which no real log may do while someone has seen them: readers that stand
+    /// above see [`LogError::LostTail`].
+    pub fn truncate(&self, shard: ShardId, end: Offset) {
+        let Some(medium) = self.world.lock().logs.get(&shard).cloned() else {
+            return;
+        };
+        let mut records = medium.records.lock();
+        if end.0 < records.end {
+            drop(records.kept.split_off(&end.0));
+            records.end = end.0.max(records.start);
+            records.told.1 = records.told.1.min(records.end);
+        }
+        drop(records);
+        medium.changed.notify_waiters();
+    }
+
+    /// All records of a shard that are kept, for tests that look behind the scenes.
+    #[must_use]
+    pub fn records(&self, shard: ShardId) -> Vec<(Offset, Bytes)> {
+        let Some(medium) = self.world.lock().logs.get(&shard).cloned() else {
+            return Vec::new();
+        };
+        let records = medium.records.lock();
+        let kept = records.kept.iter();
+        kept.map(|(o, b)| (Offset(*o), b.clone())).collect()
+    }
+}
+
+#[async_trait]
+impl LogStore for SimulatedLogStore {
+    async fn open(&self, shard: ShardId, create: bool) -> Result<Arc<dyn Log>, LogError> {
+        let mut world = self.world.lock();
+        if !world.logs.contains_key(&shard) {
+            if !create {
+                return Err(LogError::NotFound { shard });
+            }
+            let mut records = Records::default();
+            let genesis = Genesis {
+                cluster: "simulated".into(),
+                shard,
+                topic: format!("simulated.{shard}"),
+            };
+            records.push(Record::genesis(genesis).encode());
+            let medium = Medium {
+                shard,
+                records: Mutex::new(records),
+                changed: Notify::new(),
+            };
+            world.logs.insert(shard, Arc::new(medium));
+        }
+        Ok(Arc::new(SimulatedLog {
+            world: Arc::clone(&self.world),
+            medium: Arc::clone(&world.logs[&shard]),
+        }))
+    }
+}
+
+#[derive(Debug)]
+struct SimulatedLog {
+    world: Arc<Mutex<World>>,
+    medium: Arc<Medium>,
+}
+
+impl SimulatedLog {
+    fn append_now(&self, record: Bytes) -> Result<Offset, LogError> {
+        let mut world = self.world.lock();
+        let max = world.record_bytes_max;
+        if record.len() > max {
+            let bytes = record.len();
+            return Err(LogError::TooLarge { bytes, max });
+        }
+        let faults = world.faults;
+        let mut records = self.medium.records.lock();
+        if world.strikes(faults.full) {
+            return Err(LogError::Full("simulated".into()));
+        }
+        let unknown = Err(LogError::Unknown("simulated".into()));
+        let outcome = if world.strikes(faults.lost_ack) {
+            records.push(record);
+            unknown
+        } else if world.strikes(faults.late) {
+            records.late.push(record);
+            return unknown;
+        } else if world.strikes(faults.lost) {
+            return unknown;
+        } else if world.strikes(faults.duplicate) {
+            let offset = records.push(record.clone());
+            records.late.push(record);
+            Ok(offset)
+        } else {
+            if world.strikes(faults.gap) {
+                records.end += 1 + world.next_random() % 3;
+            }
+            Ok(records.push(record))
+        };
+        // Something that was held back may get in behind this one.
+        if !records.late.is_empty() && world.strikes(0.3) {
+            let at = (world.next_random() % records.late.len() as u64) as usize;
+            let late = records.late.swap_remove(at);
+            records.push(late);
+        }
+        outcome
+    }
+}
+
+#[async_trait]
+impl Log for SimulatedLog {
+    fn append(&self, record: Bytes) -> AppendReceipt {
+        let (sender, receipt) = oneshot::channel();
+        let outcome = self.append_now(record);
+        self.medium.changed.notify_waiters();
+        // The caller may have dropped the receipt; the append stands all the same.
+        let _ = sender.send(outcome);
+        receipt
+    }
+
+    async fn read(&self, from: Offset) -> Result<Box<dyn LogReader>, LogError> {
+        let reader = SimulatedReader {
+            medium: Arc::clone(&self.medium),
+            next: from.0,
+        };
+        reader
+            .medium
+            .records
+            .lock()
+            .check(self.medium.shard, from)?;
+        Ok(Box::new(reader))
+    }
+
+    async fn bounds(&self) -> Result<(Offset, Offset), LogError> {
+        let mut world = self.world.lock();
+        let stale_end = world.faults.stale_end;
+        let mut records = self.medium.records.lock();
+        if !world.strikes(stale_end) {
+            records.told = (records.start, records.end);
+        }
+        let (start, end) = records.told;
+        Ok((Offset(start), Offset(end.max(start))))
+    }
+
+    async fn trim(&self, below: Offset) -> Result<(), LogError> {
+        let mut records = self.medium.records.lock();
+        let start = below.0.clamp(records.start, records.end);
+        records.kept = records.kept.split_off(&start);
+        records.start = start;
+        Ok(())
+    }
+
+    fn retained_bytes(&self) -> u64 {
+        let records = self.medium.records.lock();
+        records.kept.values().map(|r| r.len() as u64).sum()
+    }
+}
+
+impl Records {
+    fn check(&self, shard: ShardId, asked: Offset) -> Result<(), LogError> {
+        if asked.0 < self.start {
+            return Err(LogError::BelowStart {
+                asked,
+                start: Offset(self.start),
+            });
+        }
+        if asked.0 > self.end {
+            return Err(LogError::LostTail {
+                shard,
+                asked,
+                end: Offset(self.end),
+            });
+        }
+        Ok(())
+    }
+}
+
+struct SimulatedReader {
+    medium: Arc<Medium>,
+    next: u64,
+}
+
+const READ_RECORDS_MAX: usize = 256;
+
+#[async_trait]
+impl LogReader for SimulatedReader {
+    async fn next(&mut self) -> Result<Vec<(Offset, Bytes)>, LogError> {
+        loop {
+            let medium = Arc::clone(&self.medium);
+            let changed = medium.changed.notified();
+            tokio::pin!(changed);
+            // Registered before looking, so that a change in between is not missed.
+            changed.as_mut().enable();
+            {
+                let records = medium.records.lock();
+                records.check(medium.shard, Offset(self.next))?;
+                let found: Vec<_> = records
+                    .kept
+                    .range(self.next..)
+                    .take(READ_RECORDS_MAX)
+                    .map(|(o, b)| (Offset(*o), b.clone()))
+                    .collect();
+                if let Some((last, _)) = found.last() {
+                    self.next = last.0 + 1;
+                    return Ok(found);
+                }
+            }
+            changed.await;
+        }
+    }
+}
