@@ -1,0 +1,11 @@
+//! Whole-system tests: each starts real `shoal` processes and looks at them from outside.
+
+mod clients;
+mod damage;
+mod disk_full;
+mod health;
+mod import;
+mod kill_loop;
+mod outside_readers;
+mod single_process;
+mod small_bench;
