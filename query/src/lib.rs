@@ -1,1 +1,30 @@
+//! SQL over the engine: DataFusion plans and runs, tables are read views (DESIGN §4, §5).
+//!
+//! [`QueryEngine`] is one a process, [`Session`] one a connection or request; a session runs
+//! statements and gives [`Output`]s. Errors are [`QueryError`]s with a stable code, an SQLSTATE
+//! and, where known, line and column.
 
+mod catalog;
+mod config;
+mod engine;
+mod error;
+mod functions;
+mod output;
+mod predicate;
+mod running;
+mod session;
+mod settings;
+mod sql;
+mod table;
+
+pub use catalog::{CATALOG, ShoalCatalog};
+pub use config::{QueryConfig, SessionOptions};
+pub use engine::QueryEngine;
+pub use error::QueryError;
+pub use output::{Output, Prepared, QueryStats, StatementKind};
+pub use predicate::SqlPredicate;
+pub use running::{QueryId, RunningStatement};
+pub use session::Session;
+
+/// The DataFusion that this crate was built with.
+pub use datafusion;

@@ -1,0 +1,206 @@
+//! What all sessions of a process share: memory and spill limits, the catalog, the functions, the
+//! list of running statements.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use datafusion::execution::SessionStateBuilder;
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::{FairSpillPool, MemoryPool, TrackConsumersPool};
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::prelude::{SessionConfig, SessionContext};
+use shoal_engine::Database;
+use tokio::sync::Semaphore;
+
+use crate::catalog::{CATALOG, ShoalCatalog, ShoalCatalogs};
+use crate::error::{Kind, Result};
+use crate::running::{Running, StatementGuard};
+use crate::{QueryConfig, QueryError, QueryId, RunningStatement, Session, SessionOptions};
+
+/// Plans and runs the statements of all sessions; one a process.
+pub struct QueryEngine {
+    db: Arc<Database>,
+    config: QueryConfig,
+    base: SessionContext,
+    catalog: Arc<ShoalCatalog>,
+    running: Arc<Running>,
+    permits: Arc<Semaphore>,
+}
+
+impl std::fmt::Debug for QueryEngine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QueryEngine")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl QueryEngine {
+    /// An engine over an open database.
+    ///
+    /// # Errors
+    /// The spill folder cannot be used.
+    pub fn new(db: Arc<Database>, config: QueryConfig) -> Result<Arc<Self>> {
+        let runtime = runtime(&config)?;
+        let running = Arc::new(Running::default());
+        let catalog = Arc::new(ShoalCatalog::new(Arc::clone(&db), Arc::clone(&running)));
+        let catalogs = Arc::new(ShoalCatalogs::new(Arc::clone(&catalog)));
+        let state = SessionStateBuilder::new()
+            .with_default_features()
+            .with_config(session_config(&config))
+            .with_runtime_env(runtime)
+            .with_catalog_list(catalogs)
+            .build();
+        let base = SessionContext::new_with_state(state);
+        crate::functions::register(&base);
+        Ok(Arc::new(Self {
+            db,
+            base,
+            catalog,
+            running,
+            permits: Arc::new(Semaphore::new(config.concurrent_statements_max.max(1))),
+            config,
+        }))
+    }
+
+    /// A session: its settings live as long as it does.
+    #[must_use]
+    pub fn session(self: &Arc<Self>, options: SessionOptions) -> Session {
+        Session::new(Arc::clone(self), options)
+    }
+
+    /// The context that sessions are copied from: what is registered here before (functions,
+    /// the `pg_catalog` schema), every later session has.
+    #[must_use]
+    pub fn base_context(&self) -> &SessionContext {
+        &self.base
+    }
+
+    /// The database below.
+    #[must_use]
+    pub fn database(&self) -> &Arc<Database> {
+        &self.db
+    }
+
+    /// The limits.
+    #[must_use]
+    pub fn config(&self) -> &QueryConfig {
+        &self.config
+    }
+
+    /// The catalog named `shoal`, whose `register_schema` takes further read-only schemas.
+    #[must_use]
+    pub fn catalog(&self) -> &Arc<ShoalCatalog> {
+        &self.catalog
+    }
+
+    /// All running statements, oldest first.
+    #[must_use]
+    pub fn running(&self) -> Vec<RunningStatement> {
+        self.running.list()
+    }
+
+    /// Cancels a running statement; `false`: there is none with this id.
+    pub fn cancel(&self, id: QueryId) -> bool {
+        self.running.cancel(id)
+    }
+
+    /// Memory that statements hold right now, in bytes.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.base.runtime_env().memory_pool.reserved()
+    }
+
+    /// Bytes spilled to disk right now.
+    #[must_use]
+    pub fn spill_bytes(&self) -> u64 {
+        self.base.runtime_env().disk_manager.used_disk_space()
+    }
+
+    /// Lists a statement and waits for its turn.
+    pub(crate) async fn admit(
+        &self,
+        user: &str,
+        schema: &str,
+        sql: &str,
+        timeout: Option<Duration>,
+    ) -> Result<StatementGuard> {
+        let mut guard = self.running.begin(user, schema, sql, timeout);
+        let permits = Arc::clone(&self.permits);
+        let permit = match Arc::clone(&permits).try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => {
+                let waited = guard
+                    .bound(async {
+                        permits.acquire_owned().await.map_err(|_| {
+                            QueryError::new(Kind::UNAVAILABLE, "the database is shutting down")
+                        })
+                    })
+                    .await;
+                waited.map_err(|error| {
+                    if error.code == "timeout" {
+                        QueryError::new(
+                            Kind::BUSY,
+                            format!(
+                                "{} statements are running, as many as query.concurrent_statements_max allows, and none ended in time",
+                                self.config.concurrent_statements_max
+                            ),
+                        )
+                    } else {
+                        error
+                    }
+                })?
+            }
+        };
+        guard.hold(permit);
+        Ok(guard)
+    }
+}
+
+/// Consumers named when memory runs out.
+const CONSUMERS_NAMED: std::num::NonZeroUsize = std::num::NonZeroUsize::new(3).expect("not zero");
+
+fn runtime(config: &QueryConfig) -> Result<Arc<RuntimeEnv>> {
+    // Fair: one big sort cannot take the memory of all others; what spills shares evenly.
+    let pool: Arc<dyn MemoryPool> = Arc::new(TrackConsumersPool::new(
+        FairSpillPool::new(config.memory_bytes_max),
+        CONSUMERS_NAMED,
+    ));
+    let disk = DiskManagerBuilder::default()
+        .with_mode(DiskManagerMode::Directories(vec![config.spill_dir.clone()]))
+        .with_max_temp_directory_size(config.spill_bytes_max);
+    std::fs::create_dir_all(&config.spill_dir).map_err(|error| {
+        QueryError::new(
+            Kind::IO,
+            format!("spill folder {}: {error}", config.spill_dir.display()),
+        )
+    })?;
+    Ok(RuntimeEnvBuilder::new()
+        .with_memory_pool(pool)
+        .with_disk_manager_builder(disk)
+        .build_arc()?)
+}
+
+fn session_config(config: &QueryConfig) -> SessionConfig {
+    let partitions = match config.target_partitions {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        n => n,
+    };
+    let mut session = SessionConfig::new()
+        .with_create_default_catalog_and_schema(false)
+        .with_default_catalog_and_schema(CATALOG, "public")
+        // Our own information_schema never asks for every table at once.
+        .with_information_schema(false)
+        .with_target_partitions(partitions)
+        .with_batch_size(8192);
+    let options = session.options_mut();
+    options.sql_parser.collect_spans = true;
+    options.sql_parser.dialect = datafusion::config::Dialect::PostgreSQL;
+    options.sql_parser.map_string_types_to_utf8view = true;
+    options.execution.parquet.pushdown_filters = true;
+    options.execution.parquet.reorder_filters = true;
+    options.execution.collect_statistics = true;
+    options.execution.time_zone = None;
+    options.optimizer.prefer_existing_sort = false;
+    session
+}

@@ -1,0 +1,258 @@
+//! One connection or request: its settings, and the way of a statement from text to rows.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow_schema::{DataType, Schema, SchemaRef};
+use datafusion::common::ScalarValue;
+use datafusion::execution::SessionStateBuilder;
+use datafusion::execution::session_state::SessionState;
+use datafusion::prelude::SessionContext;
+use parking_lot::Mutex;
+
+use crate::error::{Kind, Result};
+use crate::running::StatementGuard;
+use crate::settings::Settings;
+use crate::sql::{self, Outcome, Run, Statement};
+use crate::table::StatementViews;
+use crate::{Output, Prepared, QueryEngine, QueryError, QueryStats, SessionOptions, StatementKind};
+
+/// How often a statement is planned anew because a table was altered while it was planned.
+const REPLANS_MAX: usize = 8;
+
+/// A session: settings, and statements that run one at a time or side by side.
+pub struct Session {
+    engine: Arc<QueryEngine>,
+    ctx: SessionContext,
+    user: String,
+    settings: Mutex<Settings>,
+    original: Settings,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("user", &self.user)
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    pub(crate) fn new(engine: Arc<QueryEngine>, options: SessionOptions) -> Self {
+        let settings = Settings::new(&options, engine.config().statement_timeout_ms);
+        let state = engine.base_context().state();
+        let session_id = next_session_id();
+        let state = SessionStateBuilder::from(state)
+            .with_session_id(session_id)
+            .build();
+        let session = Self {
+            ctx: SessionContext::new_with_state(state),
+            user: options.user,
+            original: settings.clone(),
+            settings: Mutex::new(settings),
+            engine,
+        };
+        session.apply_settings();
+        session
+    }
+
+    /// Runs exactly one statement. `params` stand for `$1`, `$2`, ….
+    ///
+    /// # Errors
+    /// [`QueryError`]; with rows, later failures come from the stream.
+    pub async fn execute(&self, sql: &str, params: &[ScalarValue]) -> Result<Output> {
+        let statement = sql::parse_one(sql)?;
+        self.run(&statement, params).await
+    }
+
+    /// Runs several statements, separated by `;`, one after another. The rows of each are read
+    /// before the next one runs only if the caller reads them: each result keeps the position it
+    /// was planned at. Ends at the first statement that fails; those before it took effect.
+    ///
+    /// # Errors
+    /// [`QueryError`] of the first statement that failed.
+    pub async fn execute_script(&self, sql: &str) -> Result<Vec<Output>> {
+        let statements = sql::parse_script(sql)?;
+        let mut outputs = Vec::with_capacity(statements.len());
+        for statement in &statements {
+            outputs.push(self.run(statement, &[]).await?);
+        }
+        Ok(outputs)
+    }
+
+    /// Parses and plans a statement once. `param_types` are the types the client announced.
+    ///
+    /// # Errors
+    /// [`QueryError`].
+    pub async fn prepare(&self, sql: &str, param_types: &[Option<DataType>]) -> Result<Prepared> {
+        let statement = sql::parse_one(sql)?;
+        let state = self.statement_state(&Arc::new(QueryStats::default()));
+        sql::prepare(self, &state, Arc::new(statement), param_types).await
+    }
+
+    /// Runs what [`Self::prepare`] made.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub async fn execute_prepared(
+        &self,
+        prepared: &Prepared,
+        params: &[ScalarValue],
+    ) -> Result<Output> {
+        if params.len() != prepared.parameter_types.len() {
+            return Err(QueryError::new(
+                Kind::UNDEFINED_PARAMETER,
+                format!(
+                    "the statement has {} parameters, {} values were given",
+                    prepared.parameter_types.len(),
+                    params.len()
+                ),
+            ));
+        }
+        self.run(&prepared.statement, params).await
+    }
+
+    /// The context that statements of this session are planned in.
+    #[must_use]
+    pub fn context(&self) -> &SessionContext {
+        &self.ctx
+    }
+
+    /// The engine it belongs to.
+    #[must_use]
+    pub fn engine(&self) -> &Arc<QueryEngine> {
+        &self.engine
+    }
+
+    /// Who asks.
+    #[must_use]
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// The schema in which unqualified names are looked up.
+    #[must_use]
+    pub fn schema(&self) -> String {
+        self.settings.lock().schema.clone()
+    }
+
+    /// The value of a setting as `SHOW` gives it.
+    ///
+    /// # Errors
+    /// No such setting.
+    pub fn setting(&self, name: &str) -> Result<String> {
+        self.settings.lock().get(name)
+    }
+
+    /// Sets a setting as `SET` does.
+    ///
+    /// # Errors
+    /// No such setting, or not a value of it.
+    pub fn set(&self, name: &str, value: &str) -> Result<()> {
+        self.set_values(name, &[value.to_owned()])
+    }
+
+    pub(crate) fn set_values(&self, name: &str, values: &[String]) -> Result<()> {
+        self.settings.lock().set(name, values)?;
+        self.apply_settings();
+        Ok(())
+    }
+
+    pub(crate) fn reset(&self, name: &str) -> Result<()> {
+        self.settings.lock().reset(name, &self.original)?;
+        self.apply_settings();
+        Ok(())
+    }
+
+    pub(crate) fn all_settings(&self) -> Vec<(String, String)> {
+        self.settings.lock().all()
+    }
+
+    /// Copies what DataFusion must know of the settings into its own.
+    fn apply_settings(&self) {
+        let settings = self.settings.lock().clone();
+        let state = self.ctx.state_ref();
+        let mut state = state.write();
+        let options = state.config_mut().options_mut();
+        options.catalog.default_schema = settings.schema;
+        options.execution.time_zone = Some(settings.timezone);
+    }
+
+    /// A state for one statement: its views, its counters.
+    pub(crate) fn statement_state(&self, stats: &Arc<QueryStats>) -> SessionState {
+        let mut state = self.ctx.state();
+        state
+            .config_mut()
+            .set_extension(Arc::new(StatementViews::new(
+                Arc::clone(self.engine.database()),
+                Arc::clone(stats),
+            )));
+        state
+    }
+
+    async fn run(&self, statement: &Statement, params: &[ScalarValue]) -> Result<Output> {
+        let settings = self.settings.lock().clone();
+        if settings.read_only
+            && matches!(
+                statement.kind,
+                StatementKind::Write | StatementKind::Definition
+            )
+        {
+            return Err(QueryError::new(
+                Kind::READ_ONLY,
+                "this session is read-only: it may not change data or tables",
+            ));
+        }
+        let timeout = (settings.timeout_ms > 0).then(|| Duration::from_millis(settings.timeout_ms));
+        let guard = self
+            .engine
+            .admit(&self.user, &settings.schema, &statement.sql, timeout)
+            .await?;
+        let outcome = guard.bound(self.attempt(&guard, statement, params)).await?;
+        Ok(match outcome {
+            Outcome::Rows(stream) => {
+                let stats = Arc::clone(&guard.stats);
+                Output::Rows {
+                    schema: stream.schema(),
+                    stream: guard.wrap(stream),
+                    stats,
+                }
+            }
+            Outcome::Affected { tag, rows, commit } => Output::Affected { tag, rows, commit },
+        })
+    }
+
+    /// Runs a statement; again when a table was altered between planning and reading it.
+    async fn attempt(
+        &self,
+        guard: &StatementGuard,
+        statement: &Statement,
+        params: &[ScalarValue],
+    ) -> Result<Outcome> {
+        let mut replans = 0;
+        loop {
+            let run = Run {
+                session: self,
+                guard,
+                state: self.statement_state(&guard.stats),
+                params,
+            };
+            match run.statement(statement).await {
+                Err(error) if error.is_schema_change() && replans < REPLANS_MAX => replans += 1,
+                other => return other,
+            }
+        }
+    }
+}
+
+/// The schema of a result without columns.
+pub(crate) fn empty_schema() -> SchemaRef {
+    Arc::new(Schema::empty())
+}
+
+fn next_session_id() -> String {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    format!("s{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
