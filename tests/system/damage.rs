@@ -19,7 +19,7 @@ async fn fill(client: &Client) {
 /// `(table, shard)` as the catalog has it.
 async fn placement(client: &Client) -> Vec<(String, String)> {
     let rows = client
-        .sql("SELECT table_name, shard_id FROM system.partitions WHERE table_name LIKE 't%' ORDER BY table_name")
+        .sql("SELECT table_name, shard FROM system.partitions WHERE table_name LIKE 't%' ORDER BY table_name")
         .await
         .expect("system.partitions");
     let text = |v: &serde_json::Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);

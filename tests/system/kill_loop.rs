@@ -13,7 +13,8 @@ const ROUNDS: u64 = 12;
 /// No new round begins after this; what matters is that several rounds happened.
 const ENOUGH: Duration = Duration::from_secs(30);
 const ROUNDS_MIN: u64 = 3;
-const WRITERS_PER_TABLE: u64 = 2;
+const WRITERS_EACH: u64 = 2;
+const MANY_TABLES: u64 = 200;
 const BATCH_ROWS: u64 = 40;
 
 /// Limits so small that flushes, compactions, log trims and garbage collection all happen between
@@ -29,15 +30,26 @@ const TIGHT: &[(&str, &str)] = &[
 
 type Shared = Arc<Mutex<Ledger>>;
 
+/// How a writer writes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum By {
+    /// SQL `INSERT` into an append table, where a doubled row would show.
+    Insert,
+    /// Line protocol into one upsert table.
+    Lines,
+    /// Line protocol into so many tables that a flush leaves their rows together in one object.
+    LinesToMany,
+}
+
 /// Sends batches until the connection breaks; a kill ends it.
-async fn write_until_broken(client: Client, ledger: Shared, next: Arc<AtomicU64>, append: bool) {
+async fn write_until_broken(client: Client, ledger: Shared, next: Arc<AtomicU64>, by: By) {
     loop {
         let number = next.fetch_add(1, Ordering::Relaxed);
         let batch = format!("b{number}");
-        let result = if append {
-            client.sql(&insert(&batch)).await.map(drop)
-        } else {
-            client.write(lines(&batch, number)).await
+        let table = ledger.lock().await.table_of(number);
+        let result = match by {
+            By::Insert => client.sql(&insert(&table, &batch)).await.map(drop),
+            By::Lines | By::LinesToMany => client.write(lines(&table, &batch, number)).await,
         };
         let outcome = Outcome::of(&result);
         ledger.lock().await.note(batch, outcome);
@@ -50,22 +62,22 @@ async fn write_until_broken(client: Client, ledger: Shared, next: Arc<AtomicU64>
     }
 }
 
-fn insert(batch: &str) -> String {
+fn insert(table: &str, batch: &str) -> String {
     let rows: Vec<String> = (0..BATCH_ROWS)
         .map(|row| format!("(TIMESTAMP '2026-01-01 00:00:00', '{batch}', {row})"))
         .collect();
     format!(
-        "INSERT INTO appended (ts, batch, \"row\") VALUES {}",
+        "INSERT INTO {table} (ts, batch, \"row\") VALUES {}",
         rows.join(", ")
     )
 }
 
-fn lines(batch: &str, number: u64) -> String {
+fn lines(table: &str, batch: &str, number: u64) -> String {
     (0..BATCH_ROWS)
         .map(|row| {
             let time = 1_767_225_600_000_000_000 + number * 1_000_000 + row;
             format!(
-                "upserted,batch={batch} row={row}i,half={}.5 {time}\n",
+                "{table},batch={batch} row={row}i,half={}.5 {time}\n",
                 row / 2
             )
         })
@@ -97,22 +109,28 @@ async fn every_acknowledged_batch_survives_kill_9_once_and_no_batch_is_there_in_
         )
         .await
         .expect("an append table");
-    let appended = Arc::new(Mutex::new(Ledger::new("appended", BATCH_ROWS)));
-    let upserted = Arc::new(Mutex::new(Ledger::new("upserted", BATCH_ROWS)));
+    let ledger = |tables| Arc::new(Mutex::new(Ledger::new(tables, BATCH_ROWS)));
+    let ledgers = [
+        (By::Insert, ledger(vec!["appended".to_owned()])),
+        (By::Lines, ledger(vec!["upserted".to_owned()])),
+        (
+            By::LinesToMany,
+            ledger((0..MANY_TABLES).map(|n| format!("many{n}")).collect()),
+        ),
+    ];
     let next = Arc::new(AtomicU64::new(0));
     let began = Instant::now();
     let mut rounds = 0;
     while rounds < ROUNDS && (rounds < ROUNDS_MIN || began.elapsed() < ENOUGH) {
         rounds += 1;
         let mut writers = tokio::task::JoinSet::new();
-        for ledger in [&appended, &upserted] {
-            let append = ledger.lock().await.table() == "appended";
-            for _ in 0..WRITERS_PER_TABLE {
+        for (by, ledger) in &ledgers {
+            for _ in 0..WRITERS_EACH {
                 writers.spawn(write_until_broken(
                     server.client(),
                     ledger.clone(),
                     next.clone(),
-                    append,
+                    *by,
                 ));
             }
         }
@@ -132,7 +150,7 @@ async fn every_acknowledged_batch_survives_kill_9_once_and_no_batch_is_there_in_
             done.expect("a writer panicked");
         }
         server.restart().await;
-        for ledger in [&appended, &upserted] {
+        for (_, ledger) in &ledgers {
             ledger.lock().await.check(&server.client()).await;
         }
     }
@@ -141,7 +159,7 @@ async fn every_acknowledged_batch_survives_kill_9_once_and_no_batch_is_there_in_
     server.client().compact().await.expect("compact");
     server.stop().await;
     server.restart().await;
-    for ledger in [appended, upserted] {
+    for (_, ledger) in &ledgers {
         let mut ledger = ledger.lock().await;
         ledger.check(&server.client()).await;
         let (stored, absent) = (
@@ -150,7 +168,7 @@ async fn every_acknowledged_batch_survives_kill_9_once_and_no_batch_is_there_in_
         );
         println!(
             "{}: {rounds} kills, {stored} batches stored, {absent} not",
-            ledger.table()
+            ledger.name()
         );
         assert!(
             stored >= 20,
