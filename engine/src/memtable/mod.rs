@@ -273,6 +273,30 @@ impl MemtableView {
             .collect()
     }
 
+    /// Calls `with` with the time of every row, in no order, where times close the key or stand
+    /// in a value column; rows without a time are left out.
+    pub(crate) fn each_time(&self, schema: &TableSchema, mut with: impl FnMut(i64)) {
+        let Some(id) = schema.time_column else { return };
+        let mut of_block = |times: Option<&[i64]>, columns: &[shoal_rows::BlockColumn]| {
+            if let Some(times) = times {
+                times.iter().copied().for_each(&mut with);
+            } else if let Some(column) = columns.iter().find(|c| c.id == id)
+                && let Some(times) = times_of(&column.values)
+            {
+                let values = &column.values;
+                (0..values.len())
+                    .filter(|row| values.is_valid(*row))
+                    .for_each(|row| with(times[row]));
+            }
+        };
+        for segment in self.segments.iter() {
+            of_block(segment.times.as_deref(), &segment.columns);
+        }
+        for chunk in &self.tail.blocks.read()[..self.tail_blocks] {
+            of_block(chunk.block.time.as_deref(), &chunk.block.columns);
+        }
+    }
+
     /// All rows as sorted segments.
     fn all_segments(&self) -> Result<Vec<Arc<Segment>>, EngineError> {
         let mut all = self.segments.to_vec();

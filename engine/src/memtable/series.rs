@@ -140,11 +140,6 @@ impl SeriesDictionary {
         Arc::clone(&cached)
     }
 
-    /// Encoded form of a series.
-    pub(super) fn key(&self, sid: Sid) -> Vec<u8> {
-        self.inner.read().key(sid).to_vec()
-    }
-
     /// The number of an encoded series.
     pub(super) fn find(&self, encoded: &[u8]) -> Option<Sid> {
         let inner = self.inner.read();

@@ -1,0 +1,484 @@
+//! Writes runs as files: one a time window, split at a size.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ahash::AHashSet;
+use arrow_array::{Array, BooleanArray, RecordBatch, UInt32Array};
+use arrow_buffer::BooleanBuffer;
+use arrow_select::filter::filter_record_batch;
+use arrow_select::take::take_record_batch;
+use futures::{StreamExt, TryStreamExt};
+use shoal_sst::{
+    ObjectLayout, ReadCounters, ScanOptions, SstFile, SstStore, SstWriteOptions, SstWriter,
+    times_of,
+};
+use shoal_types::{PartitionId, RowVersion, ShardId, TableSchema, TimestampMs};
+
+use super::pick::{TtlCut, window_width};
+use super::{ByteBudget, CompactionJob};
+use crate::memtable::{MemtableScan, MemtableView};
+use crate::merge::{MergeOptions, RunStream, file_run, merge_runs};
+use crate::{EngineError, PredicateDelete, RowPredicate};
+
+/// Files that one flush or compaction may have open; with more windows than this, windows are
+/// widened by doubling.
+const WINDOWS_MAX: usize = 32;
+/// Rows collected for a window before they are encoded.
+const PENDING_ROWS: usize = 8192;
+
+/// Makes files for one shard in one term. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct SstProducer {
+    /// Where files go and are read.
+    pub store: Arc<SstStore>,
+    /// How they are named.
+    pub layout: ObjectLayout,
+    /// The shard that writes.
+    pub shard: ShardId,
+    /// Its leader's term.
+    pub term: u64,
+    /// Width of a time window, in seconds.
+    pub window_s: u64,
+    /// zstd level of compacted files.
+    pub zstd_level: i32,
+    /// A file is closed at this size.
+    pub file_bytes_max: usize,
+    /// A file is closed at so many rows.
+    pub file_rows_max: u64,
+    /// Rate of compactions (flushes are not held back).
+    pub budget: Arc<ByteBudget>,
+    /// Evaluates predicate deletes.
+    pub predicate: Option<Arc<dyn RowPredicate>>,
+}
+
+impl SstProducer {
+    /// With the engine's settings.
+    #[must_use]
+    pub fn new(
+        config: &crate::EngineConfig,
+        store: Arc<SstStore>,
+        layout: ObjectLayout,
+        shard: ShardId,
+        term: u64,
+        budget: Arc<ByteBudget>,
+        predicate: Option<Arc<dyn RowPredicate>>,
+    ) -> Self {
+        Self {
+            store,
+            layout,
+            shard,
+            term,
+            window_s: config.compaction_window_s,
+            zstd_level: config.compaction_zstd_level,
+            file_bytes_max: 256 << 20,
+            file_rows_max: 16 << 20,
+            budget,
+            predicate,
+        }
+    }
+
+    /// Writes a frozen memtable's rows as level-0 files, one a time window, compressed quickly.
+    /// All have the view's version range. `bottom`: no file of the partition holds older versions
+    /// of these keys (then tombstones need not be kept).
+    ///
+    /// CPU-bound between writes of a file's parts: run it on a thread that may block.
+    ///
+    /// # Errors
+    /// [`EngineError`]; files already put are garbage then, the memtable is untouched.
+    pub async fn flush_memtable(
+        &self,
+        view: &MemtableView,
+        schema: &Arc<TableSchema>,
+        partition: PartitionId,
+        bottom: bool,
+    ) -> Result<Vec<SstFile>, EngineError> {
+        let Some(versions) = view.versions() else {
+            return Ok(Vec::new());
+        };
+        let scan = MemtableScan {
+            bottom,
+            ..MemtableScan::default()
+        };
+        let mut run = view.scan(schema, self.predicate.as_deref(), &scan)?;
+        let width = window_width(schema, self.window_s).map(|width| {
+            let mut windows: AHashSet<i64> = AHashSet::new();
+            view.each_time(schema, |time| {
+                windows.insert(time.div_euclid(width));
+            });
+            widened(width, windows.into_iter().collect())
+        });
+        let flags = |name| run.schema().column_with_name(name).is_some();
+        let output = Output {
+            has_deletes: flags(shoal_sst::HIDDEN_OP),
+            has_partial: flags(shoal_sst::HIDDEN_SET),
+            zstd_level: None,
+            versions,
+            level: 0,
+        };
+        let mut writers = Writers::new(self, schema, partition, width, output);
+        while let Some(batch) = run.next().transpose()? {
+            writers.write(&batch).await?;
+            tokio::task::yield_now().await;
+        }
+        writers.finish().await
+    }
+
+    /// Merges a job's inputs into files compressed with zstd. Rows past the TTL are dropped,
+    /// `deletes` applied to files older than they are. Memory: a batch an input, and one row
+    /// group an open window.
+    ///
+    /// CPU-bound between reads: run it on a thread that may block.
+    ///
+    /// # Errors
+    /// [`EngineError`]; files already put are garbage then, the inputs are untouched.
+    pub async fn compact(
+        &self,
+        job: &CompactionJob,
+        schema: &Arc<TableSchema>,
+        deletes: &[PredicateDelete],
+        now_ms: TimestampMs,
+    ) -> Result<Vec<SstFile>, EngineError> {
+        let Some(first) = job.inputs.first() else {
+            return Ok(Vec::new());
+        };
+        let versions = job
+            .inputs
+            .iter()
+            .fold((first.version_min, first.version_max), |(low, high), f| {
+                (low.min(f.version_min), high.max(f.version_max))
+            });
+        let options = MergeOptions {
+            bottom: job.bottom,
+            has_deletes: job.inputs.iter().any(|f| f.has_deletes),
+            has_partial: job.inputs.iter().any(|f| f.has_partial),
+            batch_rows: PENDING_ROWS,
+        };
+        let output = Output {
+            has_deletes: options.has_deletes && !job.bottom,
+            has_partial: options.has_partial && !job.bottom,
+            zstd_level: Some(self.zstd_level),
+            versions,
+            level: job.level,
+        };
+        let mut runs = Vec::with_capacity(job.inputs.len());
+        for file in &job.inputs {
+            runs.push(self.input(file, schema, deletes).await?);
+        }
+        let width = window_width(schema, self.window_s).map(|width| {
+            let ranges = job.inputs.iter().filter_map(|f| f.time_range);
+            let bounds = ranges.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+            let (low, high) = bounds.unwrap_or((0, 0));
+            let mut width = width;
+            while high.div_euclid(width).saturating_sub(low.div_euclid(width)) >= WINDOWS_MAX as i64
+            {
+                width = width.saturating_mul(2);
+            }
+            width
+        });
+        let mut writers = Writers::new(self, schema, first.partition, width, output);
+        let cut = TtlCut::of(schema, now_ms);
+        let mut merged = merge_runs(Arc::clone(schema), runs, options);
+        while let Some(batch) = merged.try_next().await? {
+            let batch = match cut {
+                Some(cut) => without_expired(schema, batch, cut)?,
+                None => batch,
+            };
+            let before = writers.bytes();
+            writers.write(&batch).await?;
+            self.budget
+                .take(writers.bytes().saturating_sub(before) as u64 * 2)
+                .await;
+        }
+        writers.finish().await
+    }
+
+    /// An input's rows without those that a predicate delete hides.
+    async fn input(
+        &self,
+        file: &SstFile,
+        schema: &Arc<TableSchema>,
+        deletes: &[PredicateDelete],
+    ) -> Result<RunStream, EngineError> {
+        // Background reads would wash the queries' blocks out of the cache: blocks still go
+        // through it, but each is read once and soon leaves.
+        let counters = Arc::new(ReadCounters::default());
+        let stream = self
+            .store
+            .scan(file, schema, &ScanOptions::default(), counters)
+            .await?;
+        let applying: Vec<PredicateDelete> = deletes
+            .iter()
+            .filter(|d| file.version_max < d.version)
+            .cloned()
+            .collect();
+        if applying.is_empty() {
+            return Ok(file_run(stream));
+        }
+        let Some(predicate) = self.predicate.clone() else {
+            return Err(EngineError::Invalid(
+                "rows were deleted by a predicate, but nothing that evaluates it was given".into(),
+            ));
+        };
+        let schema = Arc::clone(schema);
+        Ok(file_run(stream)
+            .map(move |batch| {
+                let batch = batch?;
+                let mut keep = BooleanBuffer::new_set(batch.num_rows());
+                for delete in &applying {
+                    let hit = predicate
+                        .matches(&schema, &delete.predicate, &batch)
+                        .map_err(EngineError::Invalid)?;
+                    let hit = match hit.nulls() {
+                        Some(nulls) => hit.values() & nulls.inner(),
+                        None => hit.values().clone(),
+                    };
+                    keep = &keep & &!&hit;
+                }
+                filter(&batch, keep)
+            })
+            .boxed())
+    }
+}
+
+fn defect(error: impl std::fmt::Display) -> EngineError {
+    EngineError::Invalid(format!("compaction: {error}"))
+}
+
+fn filter(batch: &RecordBatch, keep: BooleanBuffer) -> Result<RecordBatch, EngineError> {
+    if keep.count_set_bits() == keep.len() {
+        return Ok(batch.clone());
+    }
+    filter_record_batch(batch, &BooleanArray::new(keep, None)).map_err(defect)
+}
+
+fn without_expired(
+    schema: &TableSchema,
+    batch: RecordBatch,
+    cut: TtlCut,
+) -> Result<RecordBatch, EngineError> {
+    let Some(column) = time_column(schema, &batch) else {
+        return Ok(batch);
+    };
+    let Some(times) = times_of(column) else {
+        return Ok(batch);
+    };
+    let keep = BooleanBuffer::collect_bool(batch.num_rows(), |row| {
+        column.is_null(row) || times[row] >= cut.0
+    });
+    filter(&batch, keep)
+}
+
+fn time_column<'a>(schema: &TableSchema, batch: &'a RecordBatch) -> Option<&'a dyn Array> {
+    let name = &schema.column_by_id(schema.time_column?)?.name;
+    batch.column_by_name(name).map(AsRef::as_ref)
+}
+
+/// The narrowest doubling of `width` that leaves at most [`WINDOWS_MAX`] of these windows.
+fn widened(mut width: i64, mut windows: Vec<i64>) -> i64 {
+    windows.sort_unstable();
+    while windows.len() > WINDOWS_MAX && width < i64::MAX / 2 {
+        width *= 2;
+        for window in &mut windows {
+            *window = window.div_euclid(2);
+        }
+        windows.dedup();
+    }
+    width
+}
+
+/// What all files of one flush or compaction have in common.
+#[derive(Clone, Copy)]
+struct Output {
+    has_deletes: bool,
+    has_partial: bool,
+    zstd_level: Option<i32>,
+    versions: (RowVersion, RowVersion),
+    level: u8,
+}
+
+/// One window's file and the rows that wait to be encoded.
+#[derive(Default)]
+struct Window {
+    writer: Option<SstWriter>,
+    pending: Vec<RecordBatch>,
+    pending_rows: usize,
+}
+
+/// The open files, by window.
+struct Writers<'a> {
+    producer: &'a SstProducer,
+    schema: &'a Arc<TableSchema>,
+    partition: PartitionId,
+    width: Option<i64>,
+    output: Output,
+    windows: BTreeMap<i64, Window>,
+    done: Vec<SstFile>,
+    done_bytes: usize,
+}
+
+impl<'a> Writers<'a> {
+    fn new(
+        producer: &'a SstProducer,
+        schema: &'a Arc<TableSchema>,
+        partition: PartitionId,
+        width: Option<i64>,
+        output: Output,
+    ) -> Self {
+        Self {
+            producer,
+            schema,
+            partition,
+            width,
+            output,
+            windows: BTreeMap::new(),
+            done: Vec::new(),
+            done_bytes: 0,
+        }
+    }
+
+    /// Bytes encoded so far.
+    fn bytes(&self) -> usize {
+        let open = self.windows.values().filter_map(|w| w.writer.as_ref());
+        self.done_bytes + open.map(SstWriter::bytes_written).sum::<usize>()
+    }
+
+    async fn write(&mut self, batch: &RecordBatch) -> Result<(), EngineError> {
+        if batch.num_rows() == 0 {
+            return Ok(());
+        }
+        for (window, part) in self.split(batch)? {
+            let slot = self.windows.entry(window).or_default();
+            slot.pending_rows += part.num_rows();
+            slot.pending.push(part);
+            if slot.pending_rows >= PENDING_ROWS {
+                self.encode(window).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Cuts a batch by time window; most batches lie in one.
+    fn split(&self, batch: &RecordBatch) -> Result<Vec<(i64, RecordBatch)>, EngineError> {
+        let (Some(width), Some(column)) = (self.width, time_column(self.schema, batch)) else {
+            return Ok(vec![(0, batch.clone())]);
+        };
+        let Some(times) = times_of(column) else {
+            return Ok(vec![(0, batch.clone())]);
+        };
+        // Rows without a time go with the earliest window; such a file claims no time range.
+        let window_of = |row: usize| match column.is_valid(row) {
+            true => times[row].div_euclid(width),
+            false => i64::MIN,
+        };
+        let mut rows: BTreeMap<i64, Vec<u32>> = BTreeMap::new();
+        let first = window_of(0);
+        if (1..batch.num_rows()).all(|row| window_of(row) == first) {
+            return Ok(vec![(first, batch.clone())]);
+        }
+        for row in 0..batch.num_rows() {
+            rows.entry(window_of(row)).or_default().push(row as u32);
+        }
+        rows.into_iter()
+            .map(|(window, rows)| {
+                let rows = UInt32Array::from(rows);
+                let part = take_record_batch(batch, &rows).map_err(defect)?;
+                Ok((window, part))
+            })
+            .collect()
+    }
+
+    /// Encodes a window's waiting rows; closes the file when it is large enough.
+    async fn encode(&mut self, window: i64) -> Result<(), EngineError> {
+        // Windows are widened beforehand so that they are few; where that could not be foreseen
+        // (the time leads the key) the earliest file is closed. Files of one window then differ
+        // in keys, since rows come in key order.
+        let writing = |(at, w): (&i64, &Window)| w.writer.is_some().then_some(*at);
+        let open = self.windows.iter().filter_map(writing).count();
+        if open >= WINDOWS_MAX * 2
+            && let Some(earliest) = self.windows.iter().find_map(writing)
+            && earliest != window
+        {
+            self.close(earliest).await?;
+        }
+        let Some(slot) = self.windows.get_mut(&window) else {
+            return Ok(());
+        };
+        let pending = std::mem::take(&mut slot.pending);
+        slot.pending_rows = 0;
+        let [first, ..] = &pending[..] else {
+            return Ok(());
+        };
+        let batch = if pending.len() == 1 {
+            first.clone()
+        } else {
+            // A batch's schema may be wider than the next one's; the writer has the file's.
+            let columns = (0..first.num_columns())
+                .map(|at| {
+                    let parts: Vec<&dyn Array> =
+                        pending.iter().map(|b| b.column(at).as_ref()).collect();
+                    arrow_select::concat::concat(&parts).map_err(defect)
+                })
+                .collect::<Result<Vec<_>, _>>()?;
+            crate::merge::batch_of(&first.schema(), columns, &Default::default())?
+        };
+        if slot.writer.is_none() {
+            let producer = self.producer;
+            let path = producer.layout.new_sst(
+                self.schema.table,
+                self.partition,
+                producer.shard,
+                producer.term,
+            );
+            let default = SstWriteOptions::default();
+            let options = SstWriteOptions {
+                zstd_level: self.output.zstd_level,
+                // Every open file holds a row group in memory.
+                row_group_rows: (default.row_group_rows / open.max(1)).max(64 << 10),
+                ..default
+            };
+            slot.writer = Some(SstWriter::create(
+                path,
+                Arc::clone(self.schema),
+                self.partition,
+                self.output.has_deletes,
+                self.output.has_partial,
+                options,
+            )?);
+        }
+        let Some(writer) = &mut slot.writer else {
+            return Ok(());
+        };
+        writer.write(&batch)?;
+        let store = self.producer.store.object_store();
+        writer.upload_ready(store.as_ref()).await?;
+        if writer.bytes_written() >= self.producer.file_bytes_max
+            || writer.rows() >= self.producer.file_rows_max
+        {
+            self.close(window).await?;
+        }
+        Ok(())
+    }
+
+    async fn close(&mut self, window: i64) -> Result<(), EngineError> {
+        let Some(writer) = self.windows.get_mut(&window).and_then(|w| w.writer.take()) else {
+            return Ok(());
+        };
+        self.done_bytes += writer.bytes_written();
+        let store = self.producer.store.object_store();
+        let file = writer
+            .finish(store.as_ref(), self.output.versions, self.output.level)
+            .await?;
+        self.done.push(file);
+        Ok(())
+    }
+
+    async fn finish(mut self) -> Result<Vec<SstFile>, EngineError> {
+        let windows: Vec<i64> = self.windows.keys().copied().collect();
+        for window in windows {
+            self.encode(window).await?;
+            self.close(window).await?;
+        }
+        Ok(self.done)
+    }
+}
