@@ -2,6 +2,7 @@
 //! The bytes are laid out in [`codec`].
 
 pub mod codec;
+mod text;
 
 pub use codec::{RecordError, RecordId, RecordKind};
 
@@ -241,3 +242,6 @@ impl Record {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -337,3 +337,91 @@ impl LogReader for SimulatedReader {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance::{self, Backend};
+    use crate::log::receipt_outcome;
+
+    struct InMemory(SimulatedLogStore);
+
+    #[async_trait]
+    impl Backend for InMemory {
+        async fn restart(&mut self) -> Arc<dyn LogStore> {
+            Arc::new(self.0.clone())
+        }
+        fn record_bytes_max(&self) -> usize {
+            crate::record::RECORD_BYTES_MAX_DEFAULT
+        }
+    }
+
+    #[tokio::test]
+    async fn the_simulated_log_keeps_the_contract() {
+        conformance::passes(&mut InMemory(SimulatedLogStore::new(1))).await;
+    }
+
+    /// What the receipts said of a run, and what stood in the log after it.
+    async fn run(seed: u64) -> (Vec<Result<Offset, LogError>>, Vec<(Offset, Bytes)>) {
+        let store = SimulatedLogStore::new(seed);
+        let shard = ShardId(ulid::Ulid(1));
+        let log = store.open(shard, true).await.expect("opens");
+        store.set_faults(Faults {
+            full: 0.1,
+            lost_ack: 0.1,
+            late: 0.1,
+            lost: 0.1,
+            duplicate: 0.1,
+            gap: 0.1,
+            stale_end: 0.5,
+        });
+        let mut told = Vec::new();
+        for i in 0..500_u32 {
+            told.push(receipt_outcome(log.append(Bytes::from(i.to_string()))).await);
+            let (_, end) = log.bounds().await.expect("bounds");
+            let true_end = store.records(shard).last().map_or(0, |(o, _)| o.0 + 1);
+            assert!(end.0 <= true_end, "stale, never ahead");
+        }
+        store.deliver_late(shard);
+        (told, store.records(shard))
+    }
+
+    #[tokio::test]
+    async fn every_fault_is_one_that_the_contract_allows_and_a_seed_repeats_it() {
+        let (told, kept) = run(7).await;
+        let mut seen = [0; 4];
+        for (i, outcome) in told.iter().enumerate() {
+            let text = i.to_string();
+            let times = kept.iter().filter(|(_, b)| *b == text).count();
+            match outcome {
+                Ok(offset) => {
+                    assert!(kept.iter().any(|(o, b)| o == offset && *b == text));
+                    seen[0] += usize::from(times == 2);
+                }
+                Err(LogError::Full(_)) => assert_eq!(times, 0, "a definite no"),
+                Err(LogError::Unknown(_)) => seen[1 + times] += 1,
+                Err(other) => panic!("{other}"),
+            }
+        }
+        assert!(seen[..3].iter().all(|n| *n > 10), "{seen:?}");
+        let again = run(7).await;
+        assert_eq!(format!("{again:?}"), format!("{:?}", (told, kept)));
+    }
+
+    #[tokio::test]
+    async fn a_lost_tail_is_noticed_by_who_had_read_it() {
+        let store = SimulatedLogStore::new(3);
+        let shard = ShardId(ulid::Ulid(1));
+        let log = store.open(shard, true).await.expect("opens");
+        for _ in 0..5 {
+            receipt_outcome(log.append("x".into())).await.expect("ok");
+        }
+        let mut reader = log.read(Offset(0)).await.expect("reads");
+        assert_eq!(reader.next().await.expect("all").len(), 6);
+        store.truncate(shard, Offset(3));
+        assert!(matches!(
+            reader.next().await,
+            Err(LogError::LostTail { .. })
+        ));
+    }
+}

@@ -1,0 +1,60 @@
+//! A record in one line, for logs and `shoal inspect wal`.
+
+use std::fmt;
+
+use super::{Payload, Record, SchemaChange, WriteHeader};
+
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.payload {
+            Payload::Genesis(genesis) => write!(
+                f,
+                "genesis of {} (cluster {}, shard {})",
+                genesis.topic, genesis.cluster, genesis.shard
+            ),
+            Payload::Claim(manifest) => {
+                write!(f, "claim {}", self.epoch)?;
+                write!(f, " opened from manifest {}", manifest.version)
+            }
+            Payload::Barrier(mark) => write!(f, "barrier {mark}"),
+            Payload::Manifest(manifest) => write!(f, "manifest {}", manifest.version),
+            Payload::Schema(changes) => {
+                f.write_str("schema:")?;
+                changes.iter().try_for_each(|change| match change {
+                    SchemaChange::Put(schema) => {
+                        write!(f, " put {} version {}", schema.table, schema.version)
+                    }
+                    SchemaChange::Drop { table } => write!(f, " drop {table}"),
+                })
+            }
+            Payload::Write(write) => {
+                write!(f, "write of {} bytes:", write.body.len())?;
+                fmt_header(&write.header, f)
+            }
+        }
+    }
+}
+
+fn fmt_header(header: &WriteHeader, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    for table in &header.tables {
+        write!(f, " {} rows of {}", table.rows, table.table)?;
+        if let Some(predicate) = &table.delete_where {
+            write!(f, " delete where {predicate:?}")?;
+        }
+    }
+    if let Some(part) = &header.write_id {
+        write!(f, ", write id {} part {}", part.id, part.part)?;
+    }
+    if let Some(chunk) = &header.import {
+        let last = if chunk.last_part { " (last)" } else { "" };
+        write!(
+            f,
+            ", import {:032x} chunk {} part {}{last}",
+            chunk.import, chunk.chunk, chunk.part
+        )?;
+    }
+    if let Some(read_at) = header.read_at {
+        write!(f, ", read at {read_at}")?;
+    }
+    Ok(())
+}
