@@ -6,9 +6,9 @@
 //! one version range are one *run*, and runs are ordered by version; only neighbours in that
 //! order are merged, else a middle version would be hidden (PROTOCOLS §3).
 //!
-//! Tiers: `runs_min` neighbours are merged when none is much larger than the rest together, so
-//! every byte is rewritten about log(`runs_min`) of (window bytes / flush bytes) times: with 4,
-//! two or three times for 16 to 64 flushes a window. A group that has been quiet for a while is
+//! Tiers: `runs_min` neighbours of like size are merged, so every byte is rewritten about
+//! log(`runs_min`) of (window bytes / flush bytes) times: with 4, two or three times for 16 to 64
+//! flushes a window. A group that has been quiet for a while is
 //! merged into one run if that does not rewrite a large run for the sake of a small one.
 
 use shoal_sst::{ObjectLayout, SstFile};
@@ -209,25 +209,33 @@ pub fn pick(
         .map(|(_, job)| job)
 }
 
-/// `runs_min` or more neighbours, newest first, none larger than the newer ones together.
+/// `runs_min` or more neighbours of like size, the newest such. Where sizes differ so that there
+/// never are as many, runs would pile up: then, from the newest on, each that is no larger than
+/// all newer ones together.
 fn tier(runs: &[Run<'_>], config: &PickConfig) -> Option<(usize, usize)> {
-    for to in (config.runs_min..=runs.len()).rev() {
-        let mut from = to;
-        let mut bytes = 0;
-        while from > 0 {
-            let next = runs[from - 1].bytes;
-            let fits = to - from < 2 || next <= bytes;
-            if !fits || next > config.run_bytes_max {
-                break;
+    let neighbours = |fits: &dyn Fn(u64, &[Run<'_>]) -> bool| {
+        (config.runs_min..=runs.len()).rev().find_map(|to| {
+            let mut from = to;
+            while from > 0 {
+                let next = runs[from - 1].bytes;
+                if next > config.run_bytes_max || (from < to && !fits(next, &runs[from..to])) {
+                    break;
+                }
+                from -= 1;
             }
-            bytes += next;
-            from -= 1;
-        }
-        if to - from >= config.runs_min {
-            return Some((from, to));
-        }
-    }
-    None
+            (to - from >= config.runs_min).then_some((from, to))
+        })
+    };
+    let alike = |next: u64, newer: &[Run<'_>]| {
+        let largest = newer.iter().map(|r| r.bytes).max().unwrap_or(0);
+        next * 2 <= largest * 3
+    };
+    let outweighed = |next: u64, newer: &[Run<'_>]| next <= newer.iter().map(|r| r.bytes).sum();
+    neighbours(&alike).or_else(|| {
+        (runs.len() >= config.runs_min * 3)
+            .then(|| neighbours(&outweighed))
+            .flatten()
+    })
 }
 
 /// All runs of a group that nobody has added to for a while.

@@ -369,4 +369,4 @@ fn combine(cursors: &mut [Cursor], runs: &[usize], bottom: bool, output: &mut Ou
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
