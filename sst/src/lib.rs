@@ -34,3 +34,6 @@ pub use series_key::SeriesEncoder;
 pub use stats::{Counter, LevelStats, ReadCounters, SstStats};
 pub use store::{SstStore, SstStoreOptions};
 pub use writer::{SstWriteOptions, SstWriter, run_schema};
+
+#[cfg(test)]
+mod tests;

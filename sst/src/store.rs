@@ -224,11 +224,10 @@ impl SstStore {
         let metadata = loop {
             let range = file.bytes - length..file.bytes;
             self.stats.store_requests.add(1);
-            let tail = self
-                .store
-                .get_range(&file.path, range)
-                .await
-                .map_err(|e| SstError::from_store(&file.path, e))?;
+            let tail = match self.store.get_range(&file.path, range).await {
+                Ok(tail) => tail,
+                Err(error) => return Err(self.explain(file, error).await),
+            };
             self.stats.store_bytes.add(tail.len() as u64);
             if let Some((bytes, crc)) = file.tail
                 && bytes == length
@@ -257,6 +256,18 @@ impl SstStore {
         let removed: usize = gone.iter().map(|g| g.2).sum();
         self.stats.metadata.held(weight as u64, removed as u64);
         self.stats.metadata.evictions.add(gone.len() as u64);
+    }
+
+    /// A failed read of an object that is shorter or longer than the manifest says is damage;
+    /// trying again would not help.
+    async fn explain(&self, file: &FileRef, error: object_store::Error) -> SstError {
+        match self.store.head(&file.path).await {
+            Ok(meta) if meta.size != file.bytes => self.damage(
+                file,
+                format!("it has {} bytes, not {}", meta.size, file.bytes),
+            ),
+            _ => SstError::from_store(&file.path, error),
+        }
     }
 
     pub(crate) fn damage(&self, file: &FileRef, what: impl Into<String>) -> SstError {
@@ -414,11 +425,10 @@ impl SstStore {
             }
         }
         self.stats.store_requests.add(ranges.len() as u64);
-        let parts = self
-            .store
-            .get_ranges(&file.path, &ranges)
-            .await
-            .map_err(|e| SstError::from_store(&file.path, e))?;
+        let parts = match self.store.get_ranges(&file.path, &ranges).await {
+            Ok(parts) => parts,
+            Err(error) => return Err(self.explain(file, error).await),
+        };
         let mut claimed = claims.claims.iter();
         for (range, part) in ranges.iter().zip(&parts) {
             if part.len() as u64 != range.end - range.start {
