@@ -327,8 +327,7 @@ impl TableBuilder {
     }
 }
 
-/// Hashing needs no secret per process here beyond what a request can probe; `ahash` is seeded
-/// randomly once.
+/// Seeded at random once a process, so that nobody can prepare tag sets that collide.
 static HASHER: std::sync::LazyLock<ahash::RandomState> =
     std::sync::LazyLock::new(ahash::RandomState::new);
 

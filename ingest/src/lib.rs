@@ -7,6 +7,7 @@
 
 mod builder;
 mod error;
+mod names;
 mod parse;
 mod pending;
 mod precision;

@@ -2,19 +2,15 @@
 
 use std::sync::Arc;
 
-use arrow_array::{
-    Array, ArrayRef, RecordBatch, RecordBatchOptions, TimestampMicrosecondArray,
-    TimestampMillisecondArray, TimestampNanosecondArray, TimestampSecondArray, UInt32Array,
-    new_null_array,
-};
+use arrow_array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, UInt32Array, new_null_array};
 use arrow_buffer::ScalarBuffer;
 use arrow_schema::{Field, Schema};
 use arrow_select::take::take;
-use shoal_rows::{BlockColumn, RowBlock, Series, block_from_batch};
+use shoal_rows::{BlockColumn, RowBlock, Series, block_from_batch, i64_array};
 use shoal_types::{Column, ColumnId, ColumnType, TableSchema, TimePrecision};
 
 use crate::error::LineErrors;
-use crate::pending::PendingTable;
+use crate::pending::{PendingField, PendingTable};
 
 /// Rows for the log, and the lines among them that the table cannot take.
 #[derive(Clone, Debug)]
@@ -198,7 +194,7 @@ impl PendingTable {
     }
 
     /// Fields that at least one row has: a field of refused rows only is not written.
-    fn used_fields(&self) -> impl Iterator<Item = &crate::pending::PendingField> {
+    fn used_fields(&self) -> impl Iterator<Item = &PendingField> {
         self.fields
             .iter()
             .filter(|f| f.set.as_ref().is_none_or(|s| s.count_set_bits() > 0))
@@ -213,7 +209,7 @@ impl PendingTable {
         times: ScalarBuffer<i64>,
     ) -> Option<RowBlock> {
         let mut ids: Vec<ColumnId> = vec![time.id];
-        let mut arrays: Vec<ArrayRef> = vec![timestamps(time.column_type, times)?];
+        let mut arrays: Vec<ArrayRef> = vec![i64_array(time.column_type, times, None)];
         let series_of = UInt32Array::new(self.series_of.clone(), None);
         for (name, values) in self.tags.iter().zip(&self.tag_values) {
             // A tag that no remaining row has may be one that the table lacks.
@@ -284,25 +280,4 @@ fn in_unit(times: &ScalarBuffer<i64>, precision: TimePrecision) -> ScalarBuffer<
         return times.clone();
     }
     times.iter().map(|t| t.div_euclid(divisor)).collect()
-}
-
-fn timestamps(column_type: ColumnType, times: ScalarBuffer<i64>) -> Option<ArrayRef> {
-    let ColumnType::Timestamp { precision, utc } = column_type else {
-        return None;
-    };
-    let zone = utc.then(|| Arc::<str>::from("UTC"));
-    Some(match precision {
-        TimePrecision::Second => {
-            Arc::new(TimestampSecondArray::new(times, None).with_timezone_opt(zone))
-        }
-        TimePrecision::Millisecond => {
-            Arc::new(TimestampMillisecondArray::new(times, None).with_timezone_opt(zone))
-        }
-        TimePrecision::Microsecond => {
-            Arc::new(TimestampMicrosecondArray::new(times, None).with_timezone_opt(zone))
-        }
-        TimePrecision::Nanosecond => {
-            Arc::new(TimestampNanosecondArray::new(times, None).with_timezone_opt(zone))
-        }
-    })
 }

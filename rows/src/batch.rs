@@ -8,7 +8,6 @@ use arrow_schema::{DataType, Field, Schema};
 use arrow_select::take::take;
 use hashbrown::HashTable;
 use shoal_types::{ColumnId, TableSchema};
-use xxhash_rust::xxh3::xxh3_64;
 
 use crate::key::KeyColumn;
 use crate::values::{i64_array, i64_values};
@@ -206,6 +205,8 @@ fn split_series(
     }
 
     let columns: Vec<_> = key.iter().map(|a| KeyColumn::new(a.as_ref())).collect();
+    // Seeded at random: the keys are the client's.
+    let hasher = ahash::RandomState::new();
     let mut known = HashTable::<u32>::new();
     let mut bytes: Vec<u8> = Vec::new();
     let mut ends = vec![0_usize];
@@ -219,7 +220,9 @@ fn split_series(
         let found = {
             let wanted = &bytes[start..];
             known
-                .find(xxh3_64(wanted), |&s| encoded(&bytes, &ends, s) == wanted)
+                .find(hasher.hash_one(wanted), |&s| {
+                    encoded(&bytes, &ends, s) == wanted
+                })
                 .copied()
         };
         let index = if let Some(index) = found {
@@ -229,8 +232,8 @@ fn split_series(
             let index = first_rows.len() as u32;
             first_rows.push(row);
             ends.push(bytes.len());
-            known.insert_unique(xxh3_64(&bytes[start..]), index, |&s| {
-                xxh3_64(encoded(&bytes, &ends, s))
+            known.insert_unique(hasher.hash_one(&bytes[start..]), index, |&s| {
+                hasher.hash_one(encoded(&bytes, &ends, s))
             });
             index
         };

@@ -14,3 +14,4 @@ pub use key::{
     EncodedKeys, KeyError, KeyValue, SLOTS, Slot, decode_key, encode_key, encode_keys_all,
     encode_series, encode_series_all, encode_time, slot_of,
 };
+pub use values::i64_array;

@@ -33,7 +33,7 @@ pub(crate) enum Values<'a> {
     Binary(&'a BinaryViewArray),
 }
 
-/// The typed view of `array`, or `None` if no column can have its type ([`is_stored`]).
+/// The typed view of `array`, or `None` if no column can have its type ([`stored_type`]).
 pub(crate) fn values_of(array: &dyn Array) -> Option<Values<'_>> {
     Some(match array.data_type() {
         DataType::Boolean => Values::Boolean(array.as_boolean()),
@@ -77,8 +77,10 @@ pub(crate) fn i64_values(array: &dyn Array) -> Option<&ScalarBuffer<i64>> {
     })
 }
 
-/// A `BIGINT` array, or a timestamp array where `column_type` is one.
-pub(crate) fn i64_array(
+/// A timestamp array where `column_type` is one, otherwise a `BIGINT` array. The NULLs, if any,
+/// must be as many as the values.
+#[must_use]
+pub fn i64_array(
     column_type: ColumnType,
     values: ScalarBuffer<i64>,
     nulls: Option<NullBuffer>,
