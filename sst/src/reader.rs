@@ -23,6 +23,7 @@ pub struct SstReader {
     store: Arc<SstStore>,
     file: FileRef,
     counters: Arc<ReadCounters>,
+    keep: bool,
 }
 
 impl SstReader {
@@ -31,7 +32,15 @@ impl SstReader {
             store,
             file,
             counters,
+            keep: true,
         }
+    }
+
+    /// Blocks it fetches are not put into the caches.
+    #[must_use]
+    pub(crate) fn keeping_nothing(mut self) -> Self {
+        self.keep = false;
+        self
     }
 
     /// What was read through this handle and those that share its counters.
@@ -51,7 +60,7 @@ impl SstReader {
     async fn read(&self, ranges: Vec<Range<u64>>) -> Result<Vec<Bytes>, SstError> {
         let metadata = self.store.metadata_of(&self.file).await?;
         self.store
-            .read(&self.file, &metadata, ranges, &self.counters)
+            .read(&self.file, &metadata, ranges, &self.counters, self.keep)
             .await
     }
 }

@@ -18,7 +18,7 @@ use shoal_types::{ColumnId, TableSchema};
 use crate::metadata::SstMetadata;
 use crate::stats::ReadCounters;
 use crate::store::SstStore;
-use crate::{HIDDEN_OP, HIDDEN_SET, SstError, SstFile};
+use crate::{HIDDEN_OP, HIDDEN_SET, SstError, SstFile, SstReader};
 
 /// Rows of a run in key order.
 pub type SstStream = BoxStream<'static, Result<RecordBatch, SstError>>;
@@ -69,9 +69,35 @@ impl SstStore {
         options: &ScanOptions,
         counters: Arc<ReadCounters>,
     ) -> Result<SstStream, SstError> {
+        let reader = self.reader(file, counters);
+        self.scan_with(reader, file, schema, options).await
+    }
+
+    /// As [`SstStore::scan`], for background work: what it reads does not wash queries' blocks
+    /// out of the caches.
+    ///
+    /// # Errors
+    /// As [`SstStore::scan`].
+    pub async fn scan_once(
+        self: &Arc<Self>,
+        file: &SstFile,
+        schema: &Arc<TableSchema>,
+        options: &ScanOptions,
+        counters: Arc<ReadCounters>,
+    ) -> Result<SstStream, SstError> {
+        let reader = self.reader(file, counters).keeping_nothing();
+        self.scan_with(reader, file, schema, options).await
+    }
+
+    async fn scan_with(
+        &self,
+        reader: SstReader,
+        file: &SstFile,
+        schema: &Arc<TableSchema>,
+        options: &ScanOptions,
+    ) -> Result<SstStream, SstError> {
         let metadata = self.metadata(file).await?;
         let shape = Shape::new(&metadata, schema, options.columns.as_deref());
-        let reader = self.reader(file, counters);
         let mut builder =
             ParquetRecordBatchStreamBuilder::new_with_metadata(reader, metadata.reader.clone())
                 .with_batch_size(options.batch_rows.max(1))

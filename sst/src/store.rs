@@ -196,7 +196,13 @@ impl SstStore {
             Some(section) => {
                 let range = section.offset..section.offset + section.bytes;
                 let bytes = self
-                    .read(&file, &metadata, vec![range], &ReadCounters::default())
+                    .read(
+                        &file,
+                        &metadata,
+                        vec![range],
+                        &ReadCounters::default(),
+                        true,
+                    )
                     .await?
                     .pop()
                     .unwrap_or_default();
@@ -275,13 +281,14 @@ impl SstStore {
         file.damaged(what)
     }
 
-    /// The bytes of `ranges`, each in one piece.
+    /// The bytes of `ranges`, each in one piece. `keep`: what is fetched goes into the caches.
     pub(crate) async fn read(
         &self,
         file: &FileRef,
         metadata: &SstMetadata,
         ranges: Vec<Range<u64>>,
         counters: &ReadCounters,
+        keep: bool,
     ) -> Result<Vec<Bytes>, SstError> {
         let mut wanted: Vec<u32> = Vec::new();
         for range in &ranges {
@@ -308,7 +315,7 @@ impl SstStore {
             }
             counters.cache_misses.add(wanted.len() as u64);
             let (mine, others) = self.claim(file.id, &wanted);
-            self.fetch(file, metadata, mine, &mut blocks, counters)
+            self.fetch(file, metadata, mine, &mut blocks, counters, keep)
                 .await?;
             for (block, mut receiver) in others {
                 // An error there means the other reader gave up or failed: the next round of the
@@ -410,6 +417,7 @@ impl SstStore {
         claims: Claims<'_>,
         blocks: &mut AHashMap<u32, Bytes>,
         counters: &ReadCounters,
+        keep: bool,
     ) -> Result<(), SstError> {
         if claims.claims.is_empty() {
             return Ok(());
@@ -445,8 +453,10 @@ impl SstStore {
                 };
                 // Copied: a slice would keep its neighbours in memory after they were evicted.
                 let bytes = Bytes::copy_from_slice(chunk);
-                self.memory.put(*key, bytes.clone(), &self.stats.memory);
-                if let Some(disk) = &self.disk {
+                if keep {
+                    self.memory.put(*key, bytes.clone(), &self.stats.memory);
+                }
+                if keep && let Some(disk) = &self.disk {
                     disk.put(*key, bytes.clone(), &self.stats);
                 }
                 let _ = sender.send(Some(bytes.clone()));

@@ -200,12 +200,10 @@ impl SstProducer {
         schema: &Arc<TableSchema>,
         deletes: &[PredicateDelete],
     ) -> Result<RunStream, EngineError> {
-        // Background reads would wash the queries' blocks out of the cache: blocks still go
-        // through it, but each is read once and soon leaves.
         let counters = Arc::new(ReadCounters::default());
         let stream = self
             .store
-            .scan(file, schema, &ScanOptions::default(), counters)
+            .scan_once(file, schema, &ScanOptions::default(), counters)
             .await?;
         let applying: Vec<PredicateDelete> = deletes
             .iter()

@@ -1,9 +1,10 @@
 //! Rows of one table that are in the log but not yet in a file: cheap to append, sorted when
 //! somebody looks.
 //!
-//! Blocks are kept as they come (the *tail*). A reader sorts the tail; once that is
-//! [`SEAL_ROWS`] long the sorted rows take the blocks' place as a *segment*, so that under steady
-//! ingest each read sorts only what came since. Segments and tail are runs, merged like files.
+//! Blocks are kept as they come (the *tail*). Once they hold [`SEAL_ROWS`] rows, their rows are
+//! sorted into a *segment* that takes their place: a reader sorts only the tail, a flush need not
+//! hold all rows twice, and the buffers of log records are let go. Segments and tail are runs,
+//! merged like files.
 
 mod run;
 mod segment;
@@ -22,9 +23,10 @@ pub use run::{MemtableRun, MemtableScan};
 use segment::{Chunk, Segment};
 use series::SeriesDictionary;
 
-/// Rows after which a sorted tail becomes a segment.
+/// Rows after which the tail becomes a segment: some 10 ms of work for whoever applies the block
+/// that fills it.
 const SEAL_ROWS: usize = 64 << 10;
-/// Blocks after which it does although nobody reads: tiny blocks cost more than their rows.
+/// Blocks after which it does too: tiny blocks cost more than their rows.
 const SEAL_BLOCKS: usize = 4096;
 
 /// The rows of one table since the last freeze.
@@ -109,7 +111,8 @@ impl TableMemtable {
     }
 
     /// Takes the rows of one applied record. Their versions are
-    /// `RowVersion::new(base, offset, first_row + i)`. O(distinct series of the block).
+    /// `RowVersion::new(base, offset, first_row + i)`. O(distinct series of the block), but for
+    /// the block that fills the tail.
     pub fn apply(&mut self, block: Arc<RowBlock>, base: u64, offset: Offset, first_row: u16) {
         let rows = block.rows();
         if rows == 0 {
@@ -129,9 +132,9 @@ impl TableMemtable {
             blocks.push(chunk);
             blocks.len()
         };
-        let small = state.tail_rows < blocks * 64;
+        let long = state.tail_rows >= SEAL_ROWS || blocks >= SEAL_BLOCKS;
         drop(state);
-        if blocks >= SEAL_BLOCKS && small {
+        if long {
             self.seal();
         }
     }
@@ -301,11 +304,7 @@ impl MemtableView {
     fn all_segments(&self) -> Result<Vec<Arc<Segment>>, EngineError> {
         let mut all = self.segments.to_vec();
         if self.tail_blocks > 0 {
-            let tail = self.sorted_tail()?;
-            if tail.rows >= SEAL_ROWS {
-                self.publish(Arc::clone(&tail));
-            }
-            all.push(tail);
+            all.push(self.sorted_tail()?);
         }
         Ok(all)
     }

@@ -1,5 +1,6 @@
 //! A view's rows as one run: segments merged, series numbers turned into key columns.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow_array::builder::BinaryBuilder;
@@ -12,12 +13,12 @@ use arrow_array::{
     Array, ArrayRef, BooleanArray, PrimitiveArray, RecordBatch, RecordBatchOptions, UInt32Array,
     new_null_array,
 };
-use arrow_buffer::{BooleanBuffer, ScalarBuffer};
+use arrow_buffer::{BooleanBuffer, BooleanBufferBuilder, ScalarBuffer};
 use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use arrow_select::filter::filter_record_batch;
-use arrow_select::take::take;
+use arrow_select::take::{take, take_record_batch};
 use shoal_sst::{HIDDEN_OP, HIDDEN_SET};
-use shoal_types::{Column, ColumnId, TableSchema};
+use shoal_types::{Column, ColumnId, TableMode, TableSchema};
 
 use super::segment::Segment;
 use super::{Delete, MemtableView, defect};
@@ -163,12 +164,18 @@ impl MemtableView {
         let mut inputs = Vec::with_capacity(segments.len());
         for (at, segment) in segments.iter().enumerate() {
             let deletes: Vec<&Delete> = self.deletes.iter().filter(|d| at < d.segments).collect();
-            let mut input = layout.input(schema, segment)?;
-            if !deletes.is_empty() {
-                input = self.without_deleted(schema, segment, input, &deletes, predicate)?;
+            let ranges = segment.ranges(only.as_deref(), scan.time);
+            if ranges.is_empty() {
+                continue;
             }
-            if only.is_some() || scan.time.is_some() {
-                input = narrow(segment, input, only.as_deref(), scan.time)?;
+            let mut input = layout.input(schema, segment)?;
+            if deletes.is_empty() {
+                input = only_rows(input, ranges)?;
+            } else {
+                let mut keep = self.not_deleted(schema, segment, &deletes, predicate)?;
+                keep = &keep & &only_bits(segment.rows, ranges);
+                let keep = BooleanArray::new(keep, None);
+                input = filter_record_batch(&input, &keep).map_err(defect)?;
             }
             if input.num_rows() > 0 {
                 let runs = runs_of(&input, &ranks);
@@ -216,14 +223,13 @@ impl MemtableView {
     }
 
     /// A segment's rows that no predicate delete matches.
-    fn without_deleted(
+    fn not_deleted(
         &self,
         schema: &Arc<TableSchema>,
         segment: &Segment,
-        input: RecordBatch,
         deletes: &[&Delete],
         predicate: Option<&dyn RowPredicate>,
-    ) -> Result<RecordBatch, EngineError> {
+    ) -> Result<BooleanBuffer, EngineError> {
         let Some(predicate) = predicate else {
             return Err(EngineError::Invalid(
                 "rows were deleted by a predicate, but nothing that evaluates it was given".into(),
@@ -260,22 +266,36 @@ impl MemtableView {
             };
             keep = &keep & &!&hit;
         }
-        filter_record_batch(&input, &BooleanArray::new(keep, None)).map_err(defect)
+        Ok(keep)
     }
 }
 
 impl Segment {
     /// Whether some row leaves a value column of `schema` as it is.
     fn is_partial(&self, schema: &TableSchema) -> bool {
-        schema.value_columns().any(|column| {
-            self.columns
-                .binary_search_by_key(&column.id, |c| c.id)
-                .map_or(true, |at| self.columns[at].set.is_some())
-        })
+        // Append tables merge nothing: a column left out is NULL.
+        schema.mode == TableMode::Upsert
+            && schema.value_columns().any(|column| {
+                self.columns
+                    .binary_search_by_key(&column.id, |c| c.id)
+                    .map_or(true, |at| self.columns[at].set.is_some())
+            })
     }
 
     /// The `__set` bitmaps of the rows.
     fn set_bitmaps(&self, schema: &TableSchema) -> ArrayRef {
+        let mut kept = self.bitmaps.lock();
+        if let Some((version, bitmaps)) = &*kept
+            && *version == schema.version
+        {
+            return Arc::clone(bitmaps);
+        }
+        let bitmaps = self.make_bitmaps(schema);
+        *kept = Some((schema.version, Arc::clone(&bitmaps)));
+        bitmaps
+    }
+
+    fn make_bitmaps(&self, schema: &TableSchema) -> ArrayRef {
         let bytes = schema.columns.len().div_ceil(8);
         let mut template = vec![0_u8; bytes];
         let mut varying: Vec<(usize, &BooleanBuffer)> = Vec::new();
@@ -416,45 +436,18 @@ fn runs_of(input: &RecordBatch, ranks: &[u32]) -> Vec<(u32, u32)> {
     runs
 }
 
-/// Cuts a segment's rows down to some series and times.
-fn narrow(
-    segment: &Segment,
-    input: RecordBatch,
-    only: Option<&[u32]>,
-    time: Option<(i64, i64)>,
-) -> Result<RecordBatch, EngineError> {
-    // After a predicate delete rows no longer match the segment's runs: they are read off again.
-    let sids = input.column(0).as_primitive::<UInt32Type>().values();
-    let times = match (&segment.times, time) {
-        (Some(_), Some(bounds)) => {
-            shoal_sst::times_of(input.column(1)).map(|times| (times, bounds))
-        }
-        _ => None,
-    };
-    let mut ranges: Vec<std::ops::Range<usize>> = Vec::new();
-    let mut at = 0;
-    while at < sids.len() {
-        let sid = sids[at];
-        let mut end = at + 1;
-        while end < sids.len() && sids[end] == sid {
-            end += 1;
-        }
-        if only.is_none_or(|only| only.binary_search(&sid).is_ok()) {
-            let mut range = at..end;
-            if let Some((times, (low, high))) = times {
-                let rows = &times[at..end];
-                range = at + rows.partition_point(|t| *t < low)
-                    ..at + rows.partition_point(|t| *t <= high);
-            }
-            if !range.is_empty() {
-                match ranges.last_mut() {
-                    Some(last) if last.end == range.start => last.end = range.end,
-                    _ => ranges.push(range),
-                }
-            }
-        }
-        at = end;
+fn only_bits(rows: usize, ranges: Vec<Range<usize>>) -> BooleanBuffer {
+    let mut bits = BooleanBufferBuilder::new(rows);
+    for range in ranges {
+        bits.append_n(range.start - bits.len(), false);
+        bits.append_n(range.len(), true);
     }
+    bits.append_n(rows - bits.len(), false);
+    bits.finish()
+}
+
+/// The rows of ascending ranges.
+fn only_rows(input: RecordBatch, ranges: Vec<Range<usize>>) -> Result<RecordBatch, EngineError> {
     if let [only] = &ranges[..] {
         return Ok(input.slice(only.start, only.len()));
     }
@@ -462,5 +455,5 @@ fn narrow(
         .into_iter()
         .flat_map(|r| r.start as u32..r.end as u32)
         .collect();
-    arrow_select::take::take_record_batch(&input, &rows).map_err(defect)
+    take_record_batch(&input, &rows).map_err(defect)
 }

@@ -1,14 +1,16 @@
 //! Rows of several blocks sorted into one: by series, then time, one row a key (upsert).
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow_array::{Array, ArrayRef, new_null_array};
 use arrow_buffer::{BooleanBuffer, BooleanBufferBuilder, ScalarBuffer};
 use arrow_select::interleave::interleave;
+use parking_lot::Mutex;
 use shoal_rows::{BlockColumn, RowBlock};
 use shoal_types::ColumnId;
 
-use super::series::{SeriesDictionary, Sid};
+use super::series::{SeriesDictionary, Sid, compact};
 use crate::EngineError;
 
 /// A block in memory and the memtable's numbers of its series.
@@ -38,6 +40,8 @@ pub(super) struct Segment {
     /// between.
     pub(super) closed: Option<BooleanBuffer>,
     pub(super) rows: usize,
+    /// `__set` for one schema version, made when first asked for.
+    pub(super) bitmaps: Mutex<Option<(u32, ArrayRef)>>,
 }
 
 /// Where a row of the segment comes from.
@@ -69,6 +73,7 @@ impl Segment {
             deletes: None,
             closed: None,
             rows: 0,
+            bitmaps: Mutex::default(),
         };
         let mut kept: Vec<Place> = Vec::with_capacity(places.len());
         let mut times: Vec<i64> = Vec::with_capacity(if has_time { places.len() } else { 0 });
@@ -169,6 +174,35 @@ impl Segment {
         Ok(())
     }
 
+    /// The rows of some series (ascending numbers; `None`: all) with times in `time`, both
+    /// included.
+    pub(super) fn ranges(
+        &self,
+        only: Option<&[Sid]>,
+        time: Option<(i64, i64)>,
+    ) -> Vec<Range<usize>> {
+        let mut ranges: Vec<Range<usize>> = Vec::new();
+        let mut start = 0;
+        for (sid, end) in &self.runs {
+            let mut range = start..*end as usize;
+            start = range.end;
+            if only.is_some_and(|only| only.binary_search(sid).is_err()) {
+                continue;
+            }
+            if let (Some(times), Some((low, high))) = (&self.times, time) {
+                let rows = &times[range.clone()];
+                range = range.start + rows.partition_point(|t| *t < low)
+                    ..range.start + rows.partition_point(|t| *t <= high);
+            }
+            match ranges.last_mut() {
+                Some(last) if last.end == range.start => last.end = range.end,
+                _ if range.is_empty() => {}
+                _ => ranges.push(range),
+            }
+        }
+        ranges
+    }
+
     pub(super) fn memory_bytes(&self) -> usize {
         let bitmap = self.rows.div_ceil(8);
         self.runs.capacity() * 8
@@ -178,6 +212,11 @@ impl Segment {
                 .iter()
                 .map(|c| c.values.get_array_memory_size() + c.set.as_ref().map_or(0, |_| bitmap))
                 .sum::<usize>()
+            + self
+                .bitmaps
+                .lock()
+                .as_ref()
+                .map_or(0, |(_, b)| b.get_array_memory_size())
             + (usize::from(self.deletes.is_some()) + usize::from(self.closed.is_some())) * bitmap
             + 256
     }
@@ -288,7 +327,7 @@ fn gather_column(
         let values = interleave(&arrays, &indices).map_err(super::defect)?;
         return Ok(BlockColumn {
             id,
-            values,
+            values: compact(&values),
             set: None,
         });
     }
@@ -311,7 +350,7 @@ fn gather_column(
     let set = set.finish();
     Ok(BlockColumn {
         id,
-        values,
+        values: compact(&values),
         set: (set.count_set_bits() < kept.len()).then_some(set),
     })
 }

@@ -244,7 +244,7 @@ impl Inner {
 }
 
 /// Lets go of the buffers of the block that a view array came from.
-fn compact(values: &ArrayRef) -> ArrayRef {
+pub(super) fn compact(values: &ArrayRef) -> ArrayRef {
     use arrow_array::cast::AsArray;
     match values.data_type() {
         DataType::Utf8View => Arc::new(values.as_string_view().gc()),

@@ -379,3 +379,107 @@ async fn any_history_of_writes_flushes_compactions_and_schema_changes_reads_as_a
         }
     }
 }
+
+/// Prints rates: `cargo test -p shoal-engine rates -- --ignored --nocapture`.
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn rates() {
+    let mut schema = table(TableMode::Upsert);
+    for id in 4..12 {
+        schema
+            .columns
+            .push(column(id, &format!("f{id}"), ColumnType::Int64));
+    }
+    schema.next_column_id = ColumnId(12);
+    let schema = Arc::new(schema);
+    let hosts: Vec<Option<String>> = (0..400).map(|h| Some(format!("host_{h:05}"))).collect();
+    // As a loader sends them: every host at one time, then the next time.
+    let blocks: Vec<Arc<RowBlock>> = (0..200_i64)
+        .map(|record| {
+            let rows = 400 * 10;
+            let values = |c: i64| -> ArrayRef {
+                Arc::new(Int64Array::from_iter_values(
+                    (0..rows).map(|r| (r * c + record) % 100),
+                ))
+            };
+            Arc::new(RowBlock {
+                table: schema.table,
+                incarnation: schema.incarnation,
+                schema_version: schema.version,
+                series: Series {
+                    columns: vec![ColumnId(0)],
+                    values: vec![text(hosts.clone())],
+                    len: 400,
+                },
+                series_of: (0..rows).map(|r| (r % 400) as u32).collect(),
+                time: Some(
+                    (0..rows)
+                        .map(|r| (record * 10 + r / 400) * 10_000)
+                        .collect(),
+                ),
+                columns: std::iter::once(2)
+                    .chain(4..12)
+                    .map(|c: u32| BlockColumn {
+                        id: ColumnId(c),
+                        values: values(c.into()),
+                        set: None,
+                    })
+                    .collect(),
+                deletes: None,
+            })
+        })
+        .collect();
+    let clock = tokio::time::Instant::now;
+    let rate = |what: &str, rows: usize, from: tokio::time::Instant| {
+        let took = from.elapsed();
+        let per_s = rows as f64 / took.as_secs_f64();
+        println!("{what}: {rows} rows in {took:?}, {per_s:.0} rows/s");
+    };
+    let store = store();
+    let producer = producer(&store);
+    let partition = PartitionId::generate();
+    let mut runs = Vec::new();
+    for half in 0..2 {
+        let mut memtable = TableMemtable::new(Arc::clone(&schema));
+        let start = clock();
+        for (at, block) in blocks.iter().enumerate() {
+            memtable.apply(Arc::clone(block), 0, Offset(half * 1000 + at as u64), 0);
+        }
+        rate("apply", memtable.rows(), start);
+        println!("  {} bytes held", memtable.memory_bytes());
+        for _ in 0..2 {
+            let start = clock();
+            let batches = memtable.view().sorted(&schema, None).expect("sorts");
+            let rows = batches.iter().map(RecordBatch::num_rows).sum();
+            rate("sorted", rows, start);
+        }
+        let start = clock();
+        let view = memtable.view();
+        let files = producer
+            .flush_memtable(&view, &schema, partition, half == 0)
+            .await;
+        rate("flush", view.rows(), start);
+        runs.push(files.expect("flushes"));
+    }
+    let files = runs.concat();
+    let rows: u64 = files.iter().map(|f| f.rows).sum();
+    let start = clock();
+    let batches = read(&store, &schema, &files, &[]).await;
+    rate(
+        "read, every key in both files, batches of 16",
+        rows as usize,
+        start,
+    );
+    drop(batches);
+    let job = CompactionJob {
+        inputs: files,
+        bottom: true,
+        level: 1,
+    };
+    let start = clock();
+    producer
+        .compact(&job, &schema, &[], 0)
+        .await
+        .expect("compacts");
+    rate("compact", rows as usize, start);
+}
