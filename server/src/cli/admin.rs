@@ -1,0 +1,166 @@
+//! `shoal admin`: looks at a running server and tells it to flush, compact or collect garbage.
+//! A command answers when the work is done, not when it is queued.
+
+use std::process::ExitCode;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::client::{Client, ClientArgs};
+use super::{CliError, CliResult};
+
+/// Look at a running server and maintain it.
+#[derive(Debug, clap::Args)]
+pub struct AdminArgs {
+    #[command(subcommand)]
+    what: What,
+    /// Print the server's JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// The shards: who leads, where they are, what they hold. Exit code 1 if one is not served.
+    Shards,
+    /// The tables.
+    Tables {
+        /// Of this schema only.
+        #[arg(long)]
+        schema: Option<String>,
+    },
+    /// Write rows in memory to files.
+    Flush(Scope),
+    /// Merge files.
+    Compact(Scope),
+    /// Delete what no manifest names any more.
+    Gc {
+        /// Only say what would be deleted.
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Scope {
+    /// Only this table's shard.
+    #[arg(long)]
+    table: Option<String>,
+    /// The table's schema.
+    #[arg(long, default_value = "public", requires = "table")]
+    schema: String,
+}
+
+impl Scope {
+    fn body(&self) -> Value {
+        match &self.table {
+            Some(table) => json!({ "schema": self.schema, "table": table }),
+            None => json!({}),
+        }
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// The server refuses or cannot be reached.
+pub async fn run(args: AdminArgs) -> CliResult {
+    let client = Client::new(&args.client)?;
+    let (answer, columns): (Value, &[&str]) = match &args.what {
+        What::Shards => (
+            client.get_json("/v1/admin/shards").await?,
+            &[
+                "id",
+                "state",
+                "leader",
+                "epoch",
+                "position",
+                "partitions",
+                "bytes",
+                "memory_bytes",
+                "log_bytes",
+                "why",
+            ],
+        ),
+        What::Tables { schema } => {
+            let mut request = client.request(Method::GET, "/v1/admin/tables");
+            if let Some(schema) = schema {
+                request = request.query(&[("schema", schema)]);
+            }
+            let text = client.text(request).await??;
+            (
+                serde_json::from_str(&text)?,
+                &[
+                    "schema", "name", "mode", "columns", "rows", "files", "bytes", "shard", "id",
+                ],
+            )
+        }
+        What::Flush(scope) => (
+            client.post_json("/v1/admin/flush", &scope.body()).await?,
+            &[],
+        ),
+        What::Compact(scope) => (
+            client.post_json("/v1/admin/compact", &scope.body()).await?,
+            &[],
+        ),
+        What::Gc { dry_run } => {
+            let body = json!({ "dry_run": dry_run });
+            (client.post_json("/v1/admin/gc", &body).await?, &[])
+        }
+    };
+    if args.json {
+        println!("{answer}");
+    } else if columns.is_empty() {
+        println!("{}", serde_json::to_string_pretty(&answer)?);
+    } else {
+        print_table(&answer, columns);
+    }
+    let unserved = answer
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|row| row["state"].as_str().is_some_and(|s| s == "unavailable"))
+        .count();
+    if unserved > 0 {
+        return Err(CliError::failed(format!(
+            "{unserved} shards are not served"
+        )));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Rows of objects, one column a member; columns that no row has are left out.
+fn print_table(rows: &Value, columns: &[&str]) {
+    let rows: Vec<&Value> = rows.as_array().into_iter().flatten().collect();
+    let text = |value: &Value| match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => items.len().to_string(),
+        other => other.to_string(),
+    };
+    let columns: Vec<&&str> = columns
+        .iter()
+        .filter(|c| rows.iter().any(|r| !r[**c].is_null()))
+        .collect();
+    let widths: Vec<usize> = columns
+        .iter()
+        .map(|c| {
+            let cells = rows.iter().map(|r| text(&r[**c]).chars().count());
+            cells.chain([c.len()]).max().unwrap_or(0)
+        })
+        .collect();
+    let line = |cells: Vec<String>| {
+        let padded: Vec<String> = cells
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        println!("{}", padded.join("  ").trim_end());
+    };
+    line(columns.iter().map(|c| (**c).to_owned()).collect());
+    for row in &rows {
+        line(columns.iter().map(|c| text(&row[**c])).collect());
+    }
+}

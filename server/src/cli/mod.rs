@@ -1,0 +1,129 @@
+//! The command line. Exit codes: 0 done; 1 the command failed or some rows were refused; 2 the
+//! command line or configuration is wrong; 3 the server cannot be reached.
+
+mod admin;
+mod bench;
+pub mod client;
+mod config;
+pub mod import;
+mod inspect;
+pub mod sql;
+mod standalone;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// ShoalDB: a shared-storage time-series and SQL database.
+#[derive(Debug, Parser)]
+#[command(name = "shoal", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a whole database in this process: HTTP, PostgreSQL, data in one folder.
+    Standalone(standalone::StandaloneArgs),
+    /// Run SQL: one statement with -c, a file, or an interactive prompt.
+    Sql(sql::SqlArgs),
+    /// Load line protocol, CSV or Parquet; interrupted, it resumes without doubling rows.
+    Import(import::ImportArgs),
+    /// Look at a running server and tell it to flush, compact or collect garbage.
+    Admin(admin::AdminArgs),
+    /// Show logs, manifests and files on disk; offline, changes nothing.
+    Inspect(inspect::InspectArgs),
+    /// Generate load and queries, and print figures.
+    Bench(bench::BenchArgs),
+    /// Print or check the configuration.
+    Config(config::ConfigCommandArgs),
+}
+
+/// A command's failure: what to print and the exit code.
+#[derive(Debug)]
+pub struct CliError {
+    /// For standard error.
+    pub message: String,
+    /// See the module's list.
+    pub code: u8,
+}
+
+/// What every command returns.
+pub type CliResult = Result<ExitCode, CliError>;
+
+impl CliError {
+    /// The command failed (exit code 1).
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            code: 1,
+        }
+    }
+
+    /// The command line or the configuration is wrong (exit code 2).
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            code: 2,
+        }
+    }
+
+    /// The server cannot be reached (exit code 3).
+    pub fn unreachable(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            code: 3,
+        }
+    }
+}
+
+// Any error becomes a failure of the command; `CliError` is no `Error` itself, else this would
+// overlap with the identity conversion.
+impl<E: std::error::Error> From<E> for CliError {
+    fn from(error: E) -> Self {
+        Self::failed(chain(&error))
+    }
+}
+
+/// An error with its sources, each said once.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let said = inner.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        source = inner.source();
+    }
+    text
+}
+
+/// Runs the process's command line.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Standalone(args) => standalone::run(args),
+        Command::Sql(args) => block_on(sql::run(args)),
+        Command::Import(args) => block_on(import::run(args)),
+        Command::Admin(args) => block_on(admin::run(args)),
+        Command::Inspect(args) => block_on(inspect::run(args)),
+        Command::Bench(args) => bench::run(args),
+        Command::Config(args) => config::run(&args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("shoal: {}", error.message);
+        ExitCode::from(error.code)
+    })
+}
+
+fn block_on(command: impl Future<Output = CliResult>) -> CliResult {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| CliError::failed(format!("cannot start a runtime: {e}")))?
+        .block_on(command)
+}

@@ -1,0 +1,222 @@
+//! `/v1/admin/…` and `/v1/route/{table}`: what the process holds, and maintenance on command. An
+//! answer to a command means that the work is done.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, RawQuery, State};
+use axum::http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use shoal_engine::TableHandle;
+use shoal_types::{ColumnId, TableSchema};
+
+use super::AppState;
+use super::error::ApiError;
+use crate::auth::serde_urlencoded_value;
+
+/// What this process is called where nodes are named.
+const NODE: &str = "standalone";
+
+type Answer = Result<Json<Value>, ApiError>;
+
+/// All shards, in the shape of DESIGN §7 and with the engine's own figures.
+pub async fn shards(State(state): State<Arc<AppState>>) -> Answer {
+    let shards = state
+        .db
+        .status()
+        .into_iter()
+        .map(|shard| {
+            let mut document = serde_json::to_value(&shard)
+                .map_err(|e| ApiError::internal(format!("cannot show a shard: {e}")))?;
+            document["epoch"] = shard.epoch.to_string().into();
+            document["leader"] = (shard.role == "leader").then_some(NODE).into();
+            document["followers"] = json!([]);
+            document["partitions"] = shard.tables.into();
+            Ok(document)
+        })
+        .collect::<Result<Vec<_>, ApiError>>()?;
+    Ok(Json(shards.into()))
+}
+
+/// Tables of all schemas or of one.
+pub async fn tables(State(state): State<Arc<AppState>>, RawQuery(query): RawQuery) -> Answer {
+    let only = serde_urlencoded_value(query.as_deref().unwrap_or(""), "schema");
+    let schemas = match only {
+        Some(name) if !state.db.has_schema(&name) => {
+            return Err(ApiError::new(
+                StatusCode::NOT_FOUND,
+                "undefined_schema",
+                shoal_types::Retry::Never,
+                format!("schema {name:?} does not exist"),
+            ));
+        }
+        Some(name) => vec![name],
+        None => state.db.schema_names(),
+    };
+    let tables = schemas
+        .iter()
+        .flat_map(|schema| state.db.tables(schema))
+        .map(|handle| {
+            // A table of a shard that is not served is listed without figures.
+            let schema = state.db.table_schema(&handle).ok();
+            let status = state.db.table_status(&handle).ok();
+            json!({
+                "schema": handle.schema_name,
+                "name": handle.name,
+                "id": handle.id.to_string(),
+                "shard": handle.shard.to_string(),
+                "mode": schema.as_ref().map(|s| s.mode),
+                "columns": schema.as_ref().map(|s| s.columns.len()),
+                // Versions of a key that are not merged yet count each.
+                "rows": status.as_ref().map(|s| s.file_rows + s.memory_rows),
+                "files": status.as_ref().map(|s| s.files),
+                "bytes": status.as_ref().map(|s| s.bytes),
+            })
+        })
+        .collect::<Vec<_>>();
+    Ok(Json(tables.into()))
+}
+
+/// One table: where it is and what its rows look like.
+pub async fn route(
+    State(state): State<Arc<AppState>>,
+    Path(table): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Answer {
+    let schema_name = serde_urlencoded_value(query.as_deref().unwrap_or(""), "schema")
+        .unwrap_or_else(|| "public".into());
+    let handle = state
+        .db
+        .table(&schema_name, &table)
+        .ok_or_else(|| no_such_table(&state, &schema_name, &table))?;
+    let schema = state.db.table_schema(&handle)?;
+    let names = |ids: &[ColumnId]| -> Vec<String> {
+        ids.iter()
+            .filter_map(|id| schema.column_by_id(*id).map(|c| c.name.clone()))
+            .collect()
+    };
+    Ok(Json(json!({
+        "schema": handle.schema_name,
+        "table": handle.name,
+        "id": handle.id.to_string(),
+        "incarnation": schema.incarnation,
+        "version": schema.version,
+        "mode": schema.mode,
+        "key": names(&schema.key),
+        "time_column": schema.time_column.and_then(|id| names(&[id]).pop()),
+        "ttl_ms": schema.ttl_ms,
+        "columns": columns(&schema),
+        "partitions": [{
+            "id": handle.partition.to_string(),
+            "shard": handle.shard.to_string(),
+            "leader": NODE,
+        }],
+    })))
+}
+
+fn columns(schema: &TableSchema) -> Vec<Value> {
+    schema
+        .columns
+        .iter()
+        .map(|column| {
+            json!({
+                "name": column.name,
+                "type": column.column_type.to_string(),
+                "nullable": column.nullable,
+            })
+        })
+        .collect()
+}
+
+/// 404 with the nearest name.
+pub fn no_such_table(state: &AppState, schema_name: &str, table: &str) -> ApiError {
+    state.db.table_not_found(schema_name, table).into()
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Scope {
+    #[serde(default)]
+    schema: Option<String>,
+    #[serde(default)]
+    table: Option<String>,
+}
+
+impl Scope {
+    /// The table named, if one is.
+    fn table(&self, state: &AppState) -> Result<Option<TableHandle>, ApiError> {
+        let schema_name = self.schema.as_deref().unwrap_or("public");
+        match &self.table {
+            None if self.schema.is_some() => Err(ApiError::invalid(
+                "invalid_request",
+                "schema needs a table beside it",
+            )),
+            None => Ok(None),
+            Some(table) => state
+                .db
+                .table(schema_name, table)
+                .map(Some)
+                .ok_or_else(|| no_such_table(state, schema_name, table)),
+        }
+    }
+}
+
+async fn request<T: DeserializeOwned + Default>(
+    state: &AppState,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<T, ApiError> {
+    let body = state.intake.read(headers, body).await?;
+    if body.bytes.is_empty() {
+        return Ok(T::default());
+    }
+    serde_json::from_slice(&body.bytes)
+        .map_err(|e| ApiError::invalid("invalid_request", format!("the body is not right: {e}")))
+}
+
+/// Writes rows in memory to files: of one table's shard, or of all.
+pub async fn flush(State(state): State<Arc<AppState>>, headers: HeaderMap, body: Body) -> Answer {
+    let scope: Scope = request(&state, &headers, body).await?;
+    let shard = scope.table(&state)?.map(|table| table.shard);
+    let flushed = state.db.flush(shard).await?;
+    Ok(Json(json!({
+        "state": "done",
+        "files": flushed.files,
+        "bytes": flushed.bytes,
+        "rows": flushed.rows,
+    })))
+}
+
+/// Merges the files of one table, or of all.
+pub async fn compact(State(state): State<Arc<AppState>>, headers: HeaderMap, body: Body) -> Answer {
+    let scope: Scope = request(&state, &headers, body).await?;
+    let table = scope.table(&state)?;
+    let done = state.db.compact(table.as_ref()).await?;
+    Ok(Json(json!({
+        "state": "done",
+        "jobs": done.jobs,
+        "files_in": done.files_in,
+        "files_out": done.files_out,
+        "bytes_out": done.bytes_out,
+        "expired": done.expired,
+    })))
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GcRequest {
+    #[serde(default)]
+    dry_run: bool,
+}
+
+/// Deletes what no manifest names any more, or says what it would delete.
+pub async fn gc(State(state): State<Arc<AppState>>, headers: HeaderMap, body: Body) -> Answer {
+    let request: GcRequest = request(&state, &headers, body).await?;
+    let report = state.db.gc(request.dry_run).await?;
+    serde_json::to_value(&report)
+        .map(Json)
+        .map_err(|e| ApiError::internal(format!("cannot show the report: {e}")))
+}

@@ -1,0 +1,28 @@
+//! `GET /v1/import/{id}`: how far an import got (see `crate::cli::import`). Its chunks come in by
+//! `/write` and `/v1/ingest` with a `Shoal-Import` header.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use serde_json::{Value, json};
+
+use super::AppState;
+use super::error::ApiError;
+use super::ingest::import_id;
+
+/// `{"import", "progress"}`: the chunk to go on with (every shard has all below it); null if
+/// nothing of the import is known.
+///
+/// # Errors
+/// 400 if the id is not 32 hexadecimal digits.
+pub async fn progress(
+    State(state): State<Arc<AppState>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let import = import_id(&id).ok_or_else(|| {
+        ApiError::invalid("invalid_request", "an import id has 32 hexadecimal digits")
+    })?;
+    let progress = state.db.import_progress(import);
+    Ok(Json(json!({ "import": id, "progress": progress })))
+}

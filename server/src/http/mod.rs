@@ -1,0 +1,211 @@
+//! The HTTP interface (DESIGN §7): routes, who may use them, and what all of them share.
+
+mod admin;
+mod answer;
+mod body;
+mod cells;
+mod error;
+mod health;
+mod import;
+mod influxql;
+mod ingest;
+mod listener;
+mod openapi;
+mod params;
+mod rows;
+mod sql;
+mod timestamps;
+mod write;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use serde_json::Map;
+use shoal_engine::Database;
+use shoal_query::QueryEngine;
+use shoal_types::Retry;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+pub use body::Intake;
+pub use error::ApiError;
+pub use params::type_named;
+
+use crate::auth::Auth;
+use crate::metrics::Metrics;
+
+/// What every request may use.
+pub struct AppState {
+    /// Catalog, writes, maintenance.
+    pub db: Arc<Database>,
+    /// Statements.
+    pub query: Arc<QueryEngine>,
+    /// Who may come in.
+    pub auth: Arc<Auth>,
+    /// Bounds of request bodies.
+    pub intake: Arc<Intake>,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Set when the process was asked to stop: `/health/ready` says no.
+    pub stopping: AtomicBool,
+    /// Connections at a time.
+    pub connections_max: usize,
+    /// Rows that one record takes at most.
+    pub record_rows_max: usize,
+    /// Bytes that one record takes at most.
+    pub record_bytes_max: usize,
+}
+
+/// The version that InfluxDB's clients are told: the API that `/write` and `/query` speak.
+const INFLUXDB_VERSION: &str = "1.8.10";
+
+/// Paths that need no token: probes and the greeting of InfluxDB's clients.
+const OPEN_PATHS: &[&str] = &["/ping", "/health", "/health/live", "/health/ready"];
+/// Paths whose errors have InfluxDB's shape.
+const INFLUX_PATHS: &[&str] = &["/write", "/api/v2/write", "/query"];
+
+/// All routes.
+pub fn router(state: Arc<AppState>) -> Router {
+    Router::new()
+        .route("/v1/sql", post(sql::sql))
+        .route("/write", post(write::write_v1))
+        .route("/api/v2/write", post(write::write_v2))
+        .route("/query", get(influxql::query).post(influxql::query))
+        .route("/ping", get(health::ping))
+        .route("/health", get(health::health))
+        .route("/health/live", get(health::live))
+        .route("/health/ready", get(health::ready))
+        .route("/metrics", get(health::metrics))
+        .route("/v1/ingest/{table}", post(ingest::ingest))
+        .route("/v1/import/{id}", get(import::progress))
+        .route("/v1/route/{table}", get(admin::route))
+        .route("/v1/admin/shards", get(admin::shards))
+        .route("/v1/admin/tables", get(admin::tables))
+        .route("/v1/admin/flush", post(admin::flush))
+        .route("/v1/admin/compact", post(admin::compact))
+        .route("/v1/admin/gc", post(admin::gc))
+        .route("/v1/openapi.json", get(openapi::document))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(Arc::clone(&state), guard))
+        .with_state(state)
+}
+
+/// Serves connections until `shutdown`, then ends those that are idle and lets requests under way
+/// finish.
+///
+/// # Errors
+/// The listener failed.
+pub async fn serve(
+    listener: TcpListener,
+    state: Arc<AppState>,
+    shutdown: CancellationToken,
+) -> std::io::Result<()> {
+    let bounded = listener::BoundedListener::new(
+        listener,
+        state.connections_max,
+        state.metrics.http_connections.clone(),
+    );
+    axum::serve(bounded, router(state))
+        .with_graceful_shutdown(shutdown.cancelled_owned())
+        .await
+}
+
+/// Lets a request in or not, and counts it.
+async fn guard(State(state): State<Arc<AppState>>, request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let path = request.uri().path().to_owned();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("none", MatchedPath::as_str)
+        .to_owned();
+    let method = request.method().clone();
+    let authorization = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        // A header that is not text shows nothing, but it was meant to.
+        .map(|v| v.to_str().unwrap_or("").to_owned());
+    let allowed = OPEN_PATHS.contains(&path.as_str())
+        || state
+            .auth
+            .accepts_http(authorization.as_deref(), request.uri().query());
+    let _under_way = state.metrics.request_begins();
+    let mut response = if allowed {
+        next.run(request).await
+    } else {
+        let error = ApiError::new(
+            StatusCode::UNAUTHORIZED,
+            "unauthorized",
+            Retry::Never,
+            if authorization.is_some() {
+                "the token is wrong"
+            } else {
+                "a token is needed: Authorization: Bearer TOKEN"
+            },
+        );
+        if INFLUX_PATHS.contains(&path.as_str()) {
+            error.influx_response(Map::new())
+        } else {
+            error.into_response()
+        }
+    };
+    if INFLUX_PATHS.contains(&path.as_str()) || path == "/ping" || path == "/health" {
+        let headers = response.headers_mut();
+        headers.insert(
+            "X-Influxdb-Version",
+            header::HeaderValue::from_static(INFLUXDB_VERSION),
+        );
+        headers.insert(
+            "X-Influxdb-Build",
+            header::HeaderValue::from_static("ShoalDB"),
+        );
+    }
+    state
+        .metrics
+        .request_ends(&route, &method, response.status(), began.elapsed());
+    if response.status().is_server_error() {
+        tracing::warn!(%method, path, status = response.status().as_u16(), "request failed");
+    }
+    response
+}
+
+async fn no_such_path(request: Request) -> ApiError {
+    ApiError::new(
+        StatusCode::NOT_FOUND,
+        "not_found",
+        Retry::Never,
+        format!(
+            "there is nothing at {}; /v1/openapi.json lists what there is",
+            request.uri().path()
+        ),
+    )
+}
+
+async fn wrong_method(request: Request) -> ApiError {
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        Retry::Never,
+        format!(
+            "{} is not allowed on {}",
+            request.method(),
+            request.uri().path()
+        ),
+    )
+}
+
+impl AppState {
+    /// Whether the process was asked to stop.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,191 @@
+//! `POST /v1/sql`: one statement in, its rows out.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue};
+use axum::response::Response;
+use serde::Deserialize;
+use serde_json::Value;
+use shoal_query::SessionOptions;
+
+use super::AppState;
+use super::answer::{Format, answer, is_commit_token_list};
+use super::error::ApiError;
+use super::params::scalar_values;
+
+/// The body of the request.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SqlRequest {
+    sql: String,
+    #[serde(default)]
+    params: Vec<Value>,
+    schema: Option<String>,
+    #[serde(default)]
+    format: Format,
+    timeout_ms: Option<u64>,
+    consistency: Option<String>,
+    read_from: Option<String>,
+    commit_tokens: Option<Tokens>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Tokens {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// Runs the statement.
+///
+/// # Errors
+/// [`ApiError`]; a failure after the first rows: see [`super::answer`].
+pub async fn sql(
+    State(state): State<Arc<AppState>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let began = Instant::now();
+    let body = state.intake.read(&headers, body).await?;
+    let request: SqlRequest = serde_json::from_slice(&body.bytes).map_err(|e| {
+        ApiError::invalid(
+            "invalid_request",
+            format!(
+                "the body is not a request of the form {{\"sql\": \"…\", \"params\": […], …}}: {e}"
+            ),
+        )
+    })?;
+    let freshness = Freshness::read(&request, &headers)?;
+    let timeout_ms = match request.timeout_ms {
+        Some(ms) => Some(ms),
+        None => timeout_header(&headers)?,
+    };
+    if headers.contains_key("Shoal-Write-Id") {
+        return Err(ApiError::invalid(
+            "invalid_request",
+            "Shoal-Write-Id is taken by /write, /api/v2/write and /v1/ingest; a statement has none",
+        ));
+    }
+    let params = scalar_values(&request.params)?;
+    let session = state.query.session(SessionOptions {
+        schema: request.schema.unwrap_or_else(|| "public".into()),
+        timeout_ms,
+        ..Default::default()
+    });
+    let output = session.execute(&request.sql, &params).await?;
+    // The text may be megabytes of VALUES: give its share of the bound back before rows are sent.
+    drop(body);
+    let mut response = answer(output, request.format, began).await?;
+    let headers = response.headers_mut();
+    headers.insert(
+        "Shoal-Served-By",
+        HeaderValue::from_static("standalone/leader"),
+    );
+    headers.insert(
+        "Shoal-Consistency",
+        HeaderValue::from_static(freshness.served()),
+    );
+    Ok(response)
+}
+
+/// What the reader asked for. One process holds the only replica of every shard and its durable
+/// end is its barrier (PROTOCOLS §1), so every read is a strong one, which meets every level.
+struct Freshness;
+
+impl Freshness {
+    fn read(request: &SqlRequest, headers: &HeaderMap) -> Result<Self, ApiError> {
+        let header = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
+        if let Some(level) = request
+            .consistency
+            .as_deref()
+            .or_else(|| header("Shoal-Consistency"))
+        {
+            let known = matches!(level, "strong" | "session" | "eventual")
+                || level
+                    .strip_prefix("bounded=")
+                    .is_some_and(|d| duration_ms(d).is_some());
+            if !known {
+                return Err(ApiError::invalid(
+                    "invalid_request",
+                    format!(
+                        "consistency {level:?} is none of strong, session, bounded=500ms, eventual"
+                    ),
+                ));
+            }
+        }
+        match request
+            .read_from
+            .as_deref()
+            .or_else(|| header("Shoal-Read-From"))
+        {
+            None | Some("nearest" | "leader" | "any") => {}
+            Some("follower") => {
+                return Err(ApiError::invalid(
+                    "no_follower",
+                    "read_from = follower cannot be met: a standalone process holds the only replica, its leader",
+                ));
+            }
+            Some(place) => {
+                return Err(ApiError::invalid(
+                    "invalid_request",
+                    format!("read_from {place:?} is none of nearest, leader, follower, any"),
+                ));
+            }
+        }
+        let tokens = match &request.commit_tokens {
+            Some(Tokens::One(text)) => vec![text.as_str()],
+            Some(Tokens::Many(texts)) => texts.iter().map(String::as_str).collect(),
+            None => header("Shoal-Commit-Token").into_iter().collect(),
+        };
+        if let Some(bad) = tokens.iter().find(|t| !is_commit_token_list(t)) {
+            return Err(ApiError::invalid(
+                "invalid_request",
+                format!("{bad:?} is no commit token of ours"),
+            ));
+        }
+        Ok(Self)
+    }
+
+    fn served(&self) -> &'static str {
+        "strong"
+    }
+}
+
+/// The time limit of `Shoal-Timeout`: `500ms`, `5s`, `2m` or a number of milliseconds.
+///
+/// # Errors
+/// 400 for anything else.
+pub fn timeout_header(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
+    let Some(value) = headers.get("Shoal-Timeout") else {
+        return Ok(None);
+    };
+    value
+        .to_str()
+        .ok()
+        .and_then(duration_ms)
+        .filter(|ms| *ms > 0)
+        .map(Some)
+        .ok_or_else(|| {
+            ApiError::invalid(
+                "invalid_request",
+                "Shoal-Timeout must be such as 500ms, 5s or 2m",
+            )
+        })
+}
+
+/// Milliseconds of `500ms`, `5s`, `2m`, `1h` or `500`.
+fn duration_ms(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match &text[digits.len()..] {
+        "" | "ms" => 1,
+        "s" => 1000,
+        "m" | "min" => 60_000,
+        "h" => 3_600_000,
+        _ => return None,
+    };
+    digits.trim().parse::<u64>().ok()?.checked_mul(factor)
+}

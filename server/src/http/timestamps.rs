@@ -1,0 +1,113 @@
+//! Instants as RFC 3339 text in UTC.
+
+/// Days from 0000-03-01 to 1970-01-01 in the proleptic Gregorian calendar.
+const DAYS_TO_EPOCH: i64 = 719_468;
+
+/// Year, month and day of a number of days since 1970-01-01. From Howard Hinnant's
+/// "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
+fn civil(days: i64) -> (i64, u32, u32) {
+    let z = days + DAYS_TO_EPOCH;
+    let era = z.div_euclid(146_097);
+    let day_of_era = z.rem_euclid(146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 {
+        shifted + 3
+    } else {
+        shifted - 9
+    };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    (year, month as u32, day as u32)
+}
+
+fn digits(out: &mut Vec<u8>, mut value: u64, width: usize) {
+    let at = out.len();
+    out.resize(at + width, b'0');
+    for place in (at..at + width).rev() {
+        out[place] = b'0' + (value % 10) as u8;
+        value /= 10;
+    }
+}
+
+/// Appends `2026-01-31` for a number of days since 1970-01-01. Years outside 0000 to 9999 get a
+/// sign and six digits (ISO 8601 expanded form), which RFC 3339 has no words for.
+pub fn push_date(out: &mut Vec<u8>, days: i64) {
+    let (year, month, day) = civil(days);
+    if (0..=9999).contains(&year) {
+        digits(out, year.unsigned_abs(), 4);
+    } else {
+        out.push(if year < 0 { b'-' } else { b'+' });
+        let width = year.unsigned_abs().to_string().len().max(6);
+        digits(out, year.unsigned_abs(), width);
+    }
+    out.push(b'-');
+    digits(out, u64::from(month), 2);
+    out.push(b'-');
+    digits(out, u64::from(day), 2);
+}
+
+/// Appends `2026-01-31T12:00:00.5Z`: an instant in units of which `per_second` make a second.
+/// The fraction has 3, 6 or 9 digits, none where it is zero.
+pub fn push_timestamp(out: &mut Vec<u8>, value: i64, per_second: i64) {
+    let seconds = value.div_euclid(per_second);
+    let fraction = value.rem_euclid(per_second);
+    push_date(out, seconds.div_euclid(86_400));
+    out.push(b'T');
+    push_time(out, seconds.rem_euclid(86_400), fraction, per_second);
+    out.push(b'Z');
+}
+
+/// Appends `12:00:00.500` for seconds of a day and a fraction.
+pub fn push_time(out: &mut Vec<u8>, seconds: i64, fraction: i64, per_second: i64) {
+    let seconds = seconds.unsigned_abs();
+    digits(out, seconds / 3600, 2);
+    out.push(b':');
+    digits(out, seconds / 60 % 60, 2);
+    out.push(b':');
+    digits(out, seconds % 60, 2);
+    if fraction == 0 {
+        return;
+    }
+    let nanos = (fraction * (1_000_000_000 / per_second)).unsigned_abs();
+    out.push(b'.');
+    if nanos % 1_000_000 == 0 {
+        digits(out, nanos / 1_000_000, 3);
+    } else if nanos % 1000 == 0 {
+        digits(out, nanos / 1000, 6);
+    } else {
+        digits(out, nanos, 9);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instants_are_rfc_3339_on_both_sides_of_the_epoch() {
+        let text = |value, per_second| {
+            let mut out = Vec::new();
+            push_timestamp(&mut out, value, per_second);
+            String::from_utf8(out).expect("ascii")
+        };
+        assert_eq!(text(0, 1), "1970-01-01T00:00:00Z");
+        assert_eq!(text(-1, 1000), "1969-12-31T23:59:59.999Z");
+        assert_eq!(
+            text(1_767_225_600_000_000_001, 1_000_000_000),
+            "2026-01-01T00:00:00.000000001Z"
+        );
+        assert_eq!(
+            text(951_782_400_500_000, 1_000_000),
+            "2000-02-29T00:00:00.500Z"
+        );
+        assert_eq!(
+            text(i64::MIN, 1_000_000_000),
+            "1677-09-21T00:12:43.145224192Z"
+        );
+        assert_eq!(text(253_402_300_800, 1), "+010000-01-01T00:00:00Z");
+        assert_eq!(text(i64::MAX, 1).get(..1), Some("+"));
+    }
+}

@@ -1,0 +1,246 @@
+//! The standalone role: one process that is the whole database.
+//!
+//! Order of the start: check who could reach us → open the data folder (its lock refuses a second
+//! process) → bind → publish the addresses → serve. Order of the stop: stop accepting and say so
+//! on `/health/ready` → let requests under way finish, for a bounded time → close the database.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::json;
+use shoal_engine::{Database, EngineError};
+use shoal_query::{QueryEngine, QueryError, SqlPredicate};
+use shoal_types::SystemClock;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::{Auth, AuthError, check_listener};
+use crate::config::{Config, ListenAddr};
+use crate::http::{self, AppState, Intake};
+use crate::metrics::{EngineCollector, Metrics};
+use crate::postgres::{self, PostgresConfig};
+
+/// File in the data folder that names the addresses of the process that serves it.
+pub const ADDRESSES_FILE: &str = "addresses.json";
+
+/// Why the process cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Open to the network, or the token cannot be read.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
+    /// The data folder.
+    #[error("cannot open the data folder {path}: {source}")]
+    Open {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: EngineError,
+    },
+    /// The query layer.
+    #[error("cannot start the query layer: {0}")]
+    Query(#[from] QueryError),
+    /// An address.
+    #[error("cannot listen on {key} = {address}: {source}")]
+    Bind {
+        /// The key.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The addresses file.
+    #[error("cannot write {path}: {source}")]
+    Addresses {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// A running standalone process.
+pub struct Standalone {
+    state: Arc<AppState>,
+    /// Where HTTP is served.
+    pub http: Option<SocketAddr>,
+    /// Where PostgreSQL is served.
+    pub postgres: Option<SocketAddr>,
+    shutdown: CancellationToken,
+    servers: Vec<JoinHandle<()>>,
+    addresses_file: PathBuf,
+    stop_timeout: Duration,
+}
+
+impl Standalone {
+    /// Opens the data folder and begins to serve.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running.
+    pub async fn start(config: &Config) -> Result<Self, StartError> {
+        let auth = Arc::new(Auth::from_config(config)?);
+        for (key, address) in [
+            ("http.addr", &config.http_addr),
+            ("postgres.addr", &config.postgres_addr),
+        ] {
+            if let Some(address) = address.0 {
+                check_listener(key, address, &auth, config.insecure)?;
+            }
+        }
+        if config.insecure && !auth.required() {
+            tracing::warn!(
+                "--insecure: whoever reaches this process may read and write everything"
+            );
+        }
+        let db = Database::open_embedded(
+            &config.data_dir,
+            config.engine(),
+            Arc::new(SystemClock),
+            Some(Arc::new(SqlPredicate::default())),
+        )
+        .await
+        .map_err(|source| StartError::Open {
+            path: config.data_dir.clone(),
+            source,
+        })?;
+        match Self::serve(config, auth, Arc::clone(&db)).await {
+            Ok(running) => Ok(running),
+            Err(error) => {
+                db.shutdown().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn serve(
+        config: &Config,
+        auth: Arc<Auth>,
+        db: Arc<Database>,
+    ) -> Result<Self, StartError> {
+        let query = QueryEngine::new(Arc::clone(&db), config.query())?;
+        let http_listener = bind("http.addr", &config.http_addr).await?;
+        let postgres_listener = bind("postgres.addr", &config.postgres_addr).await?;
+        let mut metrics = Metrics::new();
+        let intake = Arc::new(Intake::new(config));
+        metrics.register_collector(Box::new(EngineCollector::new(
+            Arc::clone(&db),
+            Arc::clone(&query),
+            Arc::clone(&intake),
+            config,
+        )));
+        let state = Arc::new(AppState {
+            db,
+            query: Arc::clone(&query),
+            auth: Arc::clone(&auth),
+            intake,
+            metrics,
+            stopping: AtomicBool::new(false),
+            connections_max: usize::try_from(config.http_connections_max).unwrap_or(usize::MAX),
+            record_rows_max: usize::try_from(config.wal_record_rows_max).unwrap_or(usize::MAX),
+            record_bytes_max: config.wal_record_bytes_max.usize(),
+        });
+        let shutdown = CancellationToken::new();
+        let mut running = Self {
+            http: local(http_listener.as_ref()),
+            postgres: local(postgres_listener.as_ref()),
+            state: Arc::clone(&state),
+            shutdown: shutdown.clone(),
+            servers: Vec::new(),
+            addresses_file: config.data_dir.join(ADDRESSES_FILE),
+            stop_timeout: Duration::from_millis(config.http_stop_timeout_ms),
+        };
+        if let Some(listener) = http_listener {
+            let (state, shutdown) = (Arc::clone(&state), shutdown.clone());
+            running.servers.push(tokio::spawn(async move {
+                if let Err(error) = http::serve(listener, state, shutdown).await {
+                    tracing::error!(%error, "HTTP stopped");
+                }
+            }));
+        }
+        if let Some(listener) = postgres_listener {
+            let limits = PostgresConfig {
+                connections_max: usize::try_from(config.postgres_connections_max)
+                    .unwrap_or(usize::MAX),
+            };
+            let serving = postgres::serve(listener, query, auth, limits, shutdown.clone());
+            running.servers.push(tokio::spawn(async move {
+                serving.await;
+            }));
+        }
+        // Last: whoever finds the file finds a process that answers.
+        if let Err(source) = running.publish_addresses() {
+            let path = running.addresses_file.clone();
+            shutdown.cancel();
+            return Err(StartError::Addresses { path, source });
+        }
+        Ok(running)
+    }
+
+    fn publish_addresses(&self) -> std::io::Result<()> {
+        let text = |address: Option<SocketAddr>| address.map(|a| a.to_string());
+        let body = json!({
+            "http": text(self.http),
+            "postgres": text(self.postgres),
+            "pid": std::process::id(),
+        });
+        // Written aside and renamed, so that a reader never sees half of it.
+        let aside = self.addresses_file.with_extension("json.new");
+        std::fs::write(&aside, format!("{body}\n"))?;
+        std::fs::rename(&aside, &self.addresses_file)
+    }
+
+    /// Stops: see the module's head.
+    pub async fn stop(mut self) {
+        self.state.stopping.store(true, Ordering::Relaxed);
+        self.shutdown.cancel();
+        let finished = async {
+            for server in &mut self.servers {
+                if let Err(error) = server.await {
+                    tracing::error!(%error, "a server task failed");
+                }
+            }
+        };
+        if tokio::time::timeout(self.stop_timeout, finished)
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                "requests are still under way after http.stop_timeout_ms; they are cut off"
+            );
+            for server in &self.servers {
+                server.abort();
+            }
+        }
+        self.state.db.shutdown().await;
+        remove_quietly(&self.addresses_file);
+    }
+}
+
+fn remove_quietly(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path) {
+        tracing::debug!(%error, path = %path.display(), "cannot remove the addresses file");
+    }
+}
+
+async fn bind(key: &'static str, address: &ListenAddr) -> Result<Option<TcpListener>, StartError> {
+    let Some(address) = address.0 else {
+        return Ok(None);
+    };
+    TcpListener::bind(address)
+        .await
+        .map(Some)
+        .map_err(|source| StartError::Bind {
+            key,
+            address,
+            source,
+        })
+}
+
+fn local(listener: Option<&TcpListener>) -> Option<SocketAddr> {
+    listener.and_then(|l| l.local_addr().ok())
+}

@@ -1,0 +1,187 @@
+//! Statements out: the three formats, parameters, errors.
+
+use serde_json::{Value, json};
+
+use crate::server::Server;
+
+#[tokio::test]
+async fn one_result_is_the_same_in_json_csv_and_arrow() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let server = Server::plain(dir.path());
+    let sql = "SELECT 9007199254740993 AS big, 'a,\"b' AS text, CAST(1.50 AS DECIMAL(5,2)) AS d, \
+               TIMESTAMP '2026-01-01 00:00:00' AS ts, CAST(NULL AS TEXT) AS n, CAST('NaN' AS DOUBLE PRECISION) AS nan";
+    let (status, body) = server.sql_raw(&json!({ "sql": sql })).await;
+    assert_eq!(status, 200, "{body}");
+    assert_eq!(
+        body["rows"].to_string(),
+        r#"[[9007199254740993,"a,\"b","1.50","2026-01-01T00:00:00Z",null,null]]"#
+    );
+    assert_eq!(body["columns"][0], json!({"name": "big", "type": "BIGINT"}));
+    assert!(body["stats"]["rows"] == json!(1), "{body}");
+    let get = |format: &'static str| {
+        server
+            .post("/v1/sql")
+            .json(&json!({ "sql": sql, "format": format }))
+            .send()
+    };
+    let csv = get("csv")
+        .await
+        .expect("answer")
+        .text()
+        .await
+        .expect("text");
+    assert_eq!(
+        csv,
+        "big,text,d,ts,n,nan\r\n9007199254740993,\"a,\"\"b\",1.50,2026-01-01T00:00:00Z,,NaN\r\n"
+    );
+    let bytes = get("arrow")
+        .await
+        .expect("answer")
+        .bytes()
+        .await
+        .expect("bytes");
+    let mut reader = arrow_ipc::reader::StreamReader::try_new(&bytes[..], None).expect("stream");
+    let batch = reader.next().expect("a batch").expect("batch");
+    assert_eq!((batch.num_rows(), batch.num_columns()), (1, 6));
+}
+
+#[tokio::test]
+async fn parameters_and_errors_say_what_they_are() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let server = Server::plain(dir.path());
+    server
+        .write("?db=public", "cpu,host=a usage=1 1\ncpu,host=b usage=2 2")
+        .await;
+    let request = json!({ "sql": "SELECT usage FROM cpu WHERE host = $1", "params": ["b"] });
+    let (status, body) = server.sql_raw(&request).await;
+    assert_eq!((status, &body["rows"]), (200, &json!([[2.0]])), "{body}");
+    let (status, body) = server
+        .sql_raw(&json!({ "sql": "SELECT usgae FROM cpu" }))
+        .await;
+    assert_eq!(status, 400);
+    assert_eq!(body["error"]["code"], "undefined_column", "{body}");
+    assert_eq!(body["error"]["retry"], "never");
+    assert!(body["error"].to_string().contains("usage"), "{body}");
+    for (request, status, code) in [
+        (json!({ "sql": "SELEC 1" }), 400, "syntax_error"),
+        (
+            json!({ "sql": "SELECT 1", "colour": "red" }),
+            400,
+            "invalid_request",
+        ),
+        (
+            json!({ "sql": "SELECT $1", "params": [[1]] }),
+            400,
+            "invalid_parameter",
+        ),
+        (
+            json!({ "sql": "SELECT 1", "consistency": "sometimes" }),
+            400,
+            "invalid_request",
+        ),
+        (
+            json!({ "sql": "SELECT 1", "read_from": "follower" }),
+            400,
+            "no_follower",
+        ),
+        (
+            json!({ "sql": "SELECT 1", "commit_tokens": ["x"] }),
+            400,
+            "invalid_request",
+        ),
+    ] {
+        let (got, body) = server.sql_raw(&request).await;
+        assert_eq!(
+            (got, body["error"]["code"].as_str()),
+            (status, Some(code)),
+            "{request}: {body}"
+        );
+    }
+    let endless = "SELECT count(*) FROM generate_series(1, 100000) a, generate_series(1, 100000) b WHERE a.value % 7 = b.value % 11";
+    let (status, body) = server
+        .sql_raw(&json!({ "sql": endless, "timeout_ms": 200 }))
+        .await;
+    assert_eq!(
+        (status, body["error"]["code"].as_str()),
+        (504, Some("timeout")),
+        "{body}"
+    );
+}
+
+#[tokio::test]
+async fn a_failure_after_the_first_rows_is_visible_to_the_client() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let server = Server::plain(dir.path());
+    // Division by zero in a late row.
+    let sql = "SELECT 1 / (200000 - value) FROM generate_series(1, 300000) t";
+    for format in ["json", "csv", "arrow"] {
+        let request = json!({ "sql": sql, "format": format });
+        let response = server
+            .post("/v1/sql")
+            .json(&request)
+            .send()
+            .await
+            .expect("answer");
+        let status = response.status().as_u16();
+        let body = response.bytes().await;
+        assert!(status >= 400 || body.is_err(), "{format}: {status}");
+    }
+}
+
+#[tokio::test]
+async fn metrics_health_and_admin_answer() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let server = Server::plain(dir.path());
+    server.write("?db=public", "cpu,host=a usage=1 1").await;
+    let metrics = server
+        .get("/metrics")
+        .send()
+        .await
+        .expect("answer")
+        .text()
+        .await
+        .expect("text");
+    for name in [
+        "shoal_ingest_rows_total",
+        "shoal_http_requests_total",
+        "shoal_query_memory_bytes",
+        "shoal_engine_",
+    ] {
+        assert!(metrics.contains(name), "{name} is missing in {metrics}");
+    }
+    let get = |path: &'static str| async {
+        server
+            .get(path)
+            .send()
+            .await
+            .expect("answer")
+            .json::<Value>()
+            .await
+            .expect("JSON")
+    };
+    let shards = get("/v1/admin/shards").await;
+    assert!(
+        shards[0]["id"].is_string() && shards[0]["epoch"].is_string(),
+        "{shards}"
+    );
+    let tables = get("/v1/admin/tables").await;
+    assert_eq!(tables[0]["name"], "cpu", "{tables}");
+    let route = get("/v1/route/cpu").await;
+    assert_eq!(route["key"], json!(["host", "time"]), "{route}");
+    for path in ["/v1/admin/flush", "/v1/admin/compact", "/v1/admin/gc"] {
+        let response = server
+            .post(path)
+            .json(&json!({}))
+            .send()
+            .await
+            .expect("answer");
+        assert_eq!(
+            response.status(),
+            200,
+            "{path}: {:?}",
+            response.text().await
+        );
+    }
+    assert_eq!(server.number("SELECT count(*) FROM cpu").await, 1);
+    assert_eq!(get("/v1/openapi.json").await["openapi"], "3.1.0");
+}

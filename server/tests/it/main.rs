@@ -1,0 +1,9 @@
+//! Tests of the real binary: it is started on free ports in a folder of its own and spoken to as
+//! clients do.
+
+mod access;
+mod formats;
+mod import;
+mod life;
+mod server;
+mod writes;
