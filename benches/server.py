@@ -109,17 +109,17 @@ class Server:
 
     def log_bytes(self):
         """Bytes of log that a restart has to replay."""
-        return self.metric("shoal_log_retained_bytes")
+        return self.metric("shoal_engine_log_bytes")
 
-    def metric(self, name, labels=""):
+    def metric(self, name):
         text = self.request("GET", "/metrics").decode()
-        values = re.findall(rf"^{name}(?:_total)?{{?{labels}[^ ]* ([0-9.e+]+)$", text, re.M)
+        values = re.findall(rf"^{name}(?:_total)?(?:\{{[^}}]*\}})? (\S+)$", text, re.M)
         if not values:
-            raise RuntimeError(f"no metric {name}{labels}")
+            raise RuntimeError(f"no metric {name}")
         return sum(map(float, values))
 
     def written_bytes(self):
         return {
-            "flush": self.metric("shoal_flush_bytes"),
-            "compaction": self.metric("shoal_compaction_bytes"),
+            "flush": self.metric("shoal_engine_flushed_bytes"),
+            "compaction": self.metric("shoal_engine_compacted_bytes"),
         }

@@ -96,6 +96,18 @@ impl Client {
         Ok(self.send(request).await?.1)
     }
 
+    /// POST of a text; the body of the answer.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn post_text(&self, path: &str, body: &str) -> Failed<String> {
+        let request = self
+            .http
+            .post(format!("{}{path}", self.base))
+            .body(body.to_owned());
+        Ok(self.send(request).await?.1)
+    }
+
     /// Writes line protocol with nanosecond timestamps into schema `public`.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! Whole-system tests: each starts real `shoal` processes and looks at them from outside.
 
+mod bad_input;
 mod clients;
 mod damage;
 mod disk_full;
