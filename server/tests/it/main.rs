@@ -5,5 +5,8 @@ mod access;
 mod formats;
 mod import;
 mod life;
+mod pg;
+mod pg_clients;
 mod server;
+mod sql_cli;
 mod writes;
