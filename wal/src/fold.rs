@@ -19,6 +19,7 @@
 
 mod changes;
 mod imports;
+mod recent;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ use uuid::Uuid;
 use crate::record::{ManifestRef, Payload, Record, SchemaChange, WriteHeader};
 use changes::TableChanges;
 use imports::Imports;
+use recent::RecentSchemas;
 pub use snapshot::{
     ChangesEdit, FoldEdit, FoldEditError, FoldSnapshot, ImportSnapshot, OpenChunk, TableChange,
 };
@@ -135,13 +137,26 @@ pub struct FoldHead {
 
 /// Everything a verdict depends on; the whole of it is in every manifest (PROTOCOLS M1).
 /// Cloning is cheap (a few reference counts): large maps are persistent.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct FoldState {
     head: FoldHead,
     schemas: Map<TableId, Arc<TableSchema>>,
     changes: TableChanges,
     write_ids: WriteIds,
     imports: Imports,
+    /// Only to find what an edit holds; no verdict asks it.
+    recent: RecentSchemas,
+}
+
+/// Equal states judge every record alike.
+impl PartialEq for FoldState {
+    fn eq(&self, other: &Self) -> bool {
+        self.head == other.head
+            && self.schemas == other.schemas
+            && self.changes == other.changes
+            && self.write_ids == other.write_ids
+            && self.imports == other.imports
+    }
 }
 
 impl Default for FoldState {
@@ -170,6 +185,7 @@ impl FoldState {
             changes: TableChanges::default(),
             write_ids: WriteIds::default(),
             imports: Imports::default(),
+            recent: RecentSchemas::default(),
         }
     }
 
@@ -341,6 +357,7 @@ impl FoldState {
         let limits = self.head.limits;
         for change in changes {
             self.changes.note(&limits, change.table(), offset, None);
+            self.recent.note(offset, change.table());
         }
         Verdict::Apply
     }

@@ -18,8 +18,10 @@
 //!
 //! There is no wait for company before a batch is written: under load the next batch forms while
 //! the fsync runs, and without load waiting would only add to the latency. Segments are not
-//! preallocated: on ext4 an fdatasync took 4.0 ms (p50) after appending, into fallocated and into
-//! zeroed blocks alike, and a segment that ends where its data ends is simpler to recover.
+//! preallocated: on ext4 write and fdatasync of 4 KiB took 0.18 ms (p50) appending, 0.21 ms into
+//! fallocated and 0.10 ms into zeroed blocks; of 64 KiB 0.18, 0.20 and 0.16 ms. Zeroing writes
+//! everything twice for that gain, and a segment that ends where its data ends is simpler to
+//! recover.
 
 pub mod format;
 pub mod inspect;

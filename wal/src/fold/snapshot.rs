@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use shoal_types::{Offset, TableId, TableSchema, TimestampMs, WriteId};
 
+use super::recent::RecentSchemas;
 use super::{FoldHead, FoldState};
 use crate::record::WriteIdPart;
 
@@ -139,6 +140,7 @@ impl FoldState {
     pub fn from_snapshot(snapshot: &FoldSnapshot) -> Self {
         let mut state = Self::new(snapshot.head.limits);
         state.head = snapshot.head;
+        state.recent = RecentSchemas::complete_from(snapshot.head.next_offset);
         for schema in &snapshot.schemas {
             state.schemas.insert_mut(schema.table, Arc::clone(schema));
         }
@@ -151,23 +153,19 @@ impl FoldState {
     }
 
     /// What turns `older` into `self`. `older` must be an earlier state of the same log (or this
-    /// one). The result is as large as what changed. Finding it costs a walk over the tables only
-    /// if a schema changed since.
+    /// one). The result is as large as what changed.
     #[must_use]
     pub fn edit_since(&self, older: &Self) -> FoldEdit {
         let from = older.head.next_offset;
         let mut put = Vec::new();
         let mut dropped = Vec::new();
-        if !self.schemas.ptr_eq(&older.schemas) {
-            let changed = |s: &&Arc<TableSchema>| {
-                let known = older.schemas.get(&s.table);
-                known.is_none_or(|k| !Arc::ptr_eq(k, s) && k != *s)
-            };
-            put.extend(self.schemas.values().filter(changed).cloned());
-            put.sort_unstable_by_key(|s| s.table);
-            let gone = |t: &&TableId| !self.schemas.contains_key(*t);
-            dropped.extend(older.schemas.keys().filter(gone).copied());
-            dropped.sort_unstable();
+        for table in self.schemas_changed_since(older) {
+            match (self.schemas.get(&table), older.schemas.get(&table)) {
+                (Some(now), Some(then)) if Arc::ptr_eq(now, then) || now == then => {}
+                (Some(now), _) => put.push(Arc::clone(now)),
+                (None, Some(_)) => dropped.push(table),
+                (None, None) => {}
+            }
         }
         FoldEdit {
             base: from,
@@ -182,6 +180,22 @@ impl FoldState {
         }
     }
 
+    /// Tables whose schema may differ, sorted.
+    fn schemas_changed_since(&self, older: &Self) -> Vec<TableId> {
+        if self.schemas.ptr_eq(&older.schemas) {
+            return Vec::new();
+        }
+        self.recent
+            .since(older.head.next_offset)
+            .unwrap_or_else(|| {
+                let all = self.schemas.keys().chain(older.schemas.keys());
+                let mut tables: Vec<_> = all.copied().collect();
+                tables.sort_unstable();
+                tables.dedup();
+                tables
+            })
+    }
+
     /// Moves this state to where the edit leads.
     ///
     /// # Errors
@@ -194,6 +208,7 @@ impl FoldState {
             });
         }
         self.head = edit.head;
+        self.recent = RecentSchemas::complete_from(edit.head.next_offset);
         for table in &edit.schemas_dropped {
             self.schemas.remove_mut(table);
         }

@@ -450,26 +450,25 @@ fn what_a_usual_fold_costs() {
     header.tables[0].columns = (0..3).map(ColumnId).collect();
     let mut snapshots = Vec::new();
     let rounds = 400_000_u64;
-    let mut spent = std::time::Duration::ZERO;
-    let mut record = Record::sequenced(leader.claim, Seq(0), leader.stamp_ms, rows(header));
-    for i in 0..rounds {
-        if i % 1000 == 0 {
-            snapshots = vec![leader.state.clone()];
-        }
-        if let Payload::Write(write) = &mut record.payload {
-            write.header.tables[0].table = table(u128::from(i * 7919 % 100_000) + 1);
-        }
-        record.seq = Seq(leader.seq);
-        leader.seq += 1;
+    // A snapshot every 1000 records makes the maps copy paths, as frozen memtables do.
+    for spread in [1, 10, 100_000] {
+        let mut record =
+            Record::sequenced(leader.claim, Seq(0), leader.stamp_ms, rows(header.clone()));
         let began = std::time::Instant::now();
-        let verdict = leader.fold(&record);
-        spent += began.elapsed();
-        assert_eq!(verdict, Verdict::Apply);
+        for i in 0..rounds {
+            if i % 1000 == 0 {
+                snapshots = vec![leader.state.clone()];
+            }
+            if let Payload::Write(write) = &mut record.payload {
+                write.header.tables[0].table = table(u128::from(i * 7919 % spread) + 1);
+            }
+            record.seq = Seq(leader.seq);
+            leader.seq += 1;
+            assert_eq!(leader.fold(&record), Verdict::Apply);
+        }
+        let each = began.elapsed().as_nanos() / u128::from(rounds);
+        println!("{each} ns a fold, writing to {spread} of 100,000 tables");
     }
-    println!(
-        "{} ns a fold, 100,000 tables",
-        spent.as_nanos() / u128::from(rounds)
-    );
     assert_eq!(snapshots.len(), 1);
     let began = std::time::Instant::now();
     let older = snapshots.swap_remove(0);

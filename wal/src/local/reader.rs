@@ -93,6 +93,9 @@ struct Chunk {
     bytes: Vec<u8>,
 }
 
+/// From this size on a frame is read on its own, straight into the record that is handed out.
+const OWN_READ_BYTES_MIN: usize = 32 << 10;
+
 impl Chunk {
     fn record(
         &mut self,
@@ -102,44 +105,25 @@ impl Chunk {
     ) -> Result<Bytes, LogError> {
         let begin = u64::from(frame.at.byte);
         let length = FRAME_HEADER_BYTES + frame.at.bytes as usize;
-        let damage = |what: String| {
-            let place = format!("{} byte {begin}", frame.segment.path.display());
-            LogDamage { place, what }.error(shard)
-        };
+        if length >= OWN_READ_BYTES_MIN {
+            let mut bytes = vec![0; length];
+            let read = frame.segment.file.read_exact_at(&mut bytes, begin);
+            read.map_err(|e| read_error(shard, frame, &e))?;
+            check(shard, frame, &bytes)?;
+            return Ok(Bytes::from(bytes).slice(FRAME_HEADER_BYTES..));
+        }
         let have = self.segment == frame.segment.number
             && begin >= self.at
             && begin + length as u64 <= self.at + self.bytes.len() as u64;
         if !have {
-            let want = self.fill(frame, length, ahead);
-            if let Err(e) = want {
-                if e.kind() == std::io::ErrorKind::UnexpectedEof {
-                    return Err(damage("the file ends within the frame".into()));
-                }
-                let path = frame.segment.path.display();
-                return Err(LogError::Io(format!("reading {path} byte {begin}: {e}")));
-            }
+            let filled = self.fill(frame, length, ahead);
+            filled.map_err(|e| read_error(shard, frame, &e))?;
         }
         let from = (begin - self.at) as usize;
         let bytes = &self.bytes[from..from + length];
-        let Some(header) = FrameHeader::decode(frame.segment.number, bytes) else {
-            return Err(damage("the frame header is not as it was written".into()));
-        };
-        if (header.shard, header.offset, header.bytes) != (shard, frame.offset, frame.at.bytes) {
-            return Err(damage(format!(
-                "the frame holds offset {} of shard {}",
-                header.offset, header.shard
-            )));
-        }
-        let record = &bytes[FRAME_HEADER_BYTES..];
-        let found = crc32fast::hash(record);
-        if found != header.crc {
-            return Err(damage(format!(
-                "crc of the record at offset {} is {found:08x}, written was {:08x}",
-                frame.offset, header.crc
-            )));
-        }
+        check(shard, frame, bytes)?;
         // A copy, so that a record kept for long does not keep its neighbours.
-        Ok(Bytes::copy_from_slice(record))
+        Ok(Bytes::copy_from_slice(&bytes[FRAME_HEADER_BYTES..]))
     }
 
     /// Reads the frame and as many of the next ones as fit.
@@ -174,4 +158,39 @@ impl Chunk {
         self.bytes = bytes;
         Ok(())
     }
+}
+
+fn damage(shard: ShardId, frame: &ToRead, what: String) -> LogError {
+    let place = format!("{} byte {}", frame.segment.path.display(), frame.at.byte);
+    LogDamage { place, what }.error(shard)
+}
+
+fn read_error(shard: ShardId, frame: &ToRead, error: &std::io::Error) -> LogError {
+    if error.kind() == std::io::ErrorKind::UnexpectedEof {
+        return damage(shard, frame, "the file ends within the frame".into());
+    }
+    let path = frame.segment.path.display();
+    LogError::Io(format!("reading {path} byte {}: {error}", frame.at.byte))
+}
+
+/// Whether these are the bytes that were written for this offset.
+fn check(shard: ShardId, frame: &ToRead, bytes: &[u8]) -> Result<(), LogError> {
+    let Some(header) = FrameHeader::decode(frame.segment.number, bytes) else {
+        let what = "the frame header is not as it was written".into();
+        return Err(damage(shard, frame, what));
+    };
+    if (header.shard, header.offset, header.bytes) != (shard, frame.offset, frame.at.bytes) {
+        let (offset, other) = (header.offset, header.shard);
+        let what = format!("the frame holds offset {offset} of shard {other}");
+        return Err(damage(shard, frame, what));
+    }
+    let found = crc32fast::hash(&bytes[FRAME_HEADER_BYTES..]);
+    if found != header.crc {
+        let (offset, written) = (frame.offset, header.crc);
+        let what = format!(
+            "crc of the record at offset {offset} is {found:08x}, written was {written:08x}"
+        );
+        return Err(damage(shard, frame, what));
+    }
+    Ok(())
 }

@@ -254,8 +254,13 @@ proptest! {
             prop_assert!(opened == straight, "after the edit {:?}", edit);
         }
         let rest = &log[cuts[cuts.len() - 1]..];
-        prop_assert_eq!(run(&mut straight, rest), run(&mut opened, rest));
+        let mut edited = opened.clone();
+        let verdicts = run(&mut straight, rest);
+        prop_assert_eq!(verdicts, run(&mut opened, rest));
         prop_assert!(opened == straight);
+        // A replica that was opened itself publishes the right edit, too.
+        edited.apply_edit(&opened.edit_since(&edited)).expect("the edit follows");
+        prop_assert!(edited == straight);
         prop_assert_eq!(first.len(), cuts[0]);
     }
 

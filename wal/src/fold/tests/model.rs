@@ -283,7 +283,7 @@ fn in_every_small_schedule_an_acknowledged_write_is_applied_exactly_once() {
     }
     .checker()
     .threads(2)
-    .target_max_depth(14)
+    .target_max_depth(13)
     .spawn_bfs()
     .join();
     println!("{} states", checked.unique_state_count());

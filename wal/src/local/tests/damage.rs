@@ -8,6 +8,12 @@ fn only_segment(dir: &Path) -> PathBuf {
     segment::segment_path(dir, 1)
 }
 
+/// A folder in memory where there is one: these tests open hundreds of logs, and what they cut
+/// and change is bytes, not syncs.
+fn in_memory() -> TempDir {
+    TempDir::new_in("/dev/shm").unwrap_or_else(|_| TempDir::new().expect("dir"))
+}
+
 /// One segment for everything, so that its middle and its end are in one file.
 fn open_wide(dir: &Path) -> LocalLogStore {
     LocalLogStore::open(LocalLogConfig::new(dir)).expect("the folder opens")
@@ -15,7 +21,7 @@ fn open_wide(dir: &Path) -> LocalLogStore {
 
 #[tokio::test]
 async fn a_log_cut_anywhere_in_its_last_batch_keeps_all_that_was_acknowledged_before() {
-    let dir = TempDir::new().expect("dir");
+    let dir = in_memory();
     let shards = [ShardId::generate(), ShardId::generate()];
     let store = open_wide(dir.path());
     let mut logs = Vec::new();
@@ -42,7 +48,7 @@ async fn a_log_cut_anywhere_in_its_last_batch_keeps_all_that_was_acknowledged_be
     for cut in last_batch..=whole.len() {
         // A torn write may also leave zeros where its end should be.
         for zeros in [0, (whole.len() - cut).min(100)] {
-            let copy = TempDir::new().expect("dir");
+            let copy = in_memory();
             let mut bytes = whole[..cut].to_vec();
             bytes.resize(cut + zeros, 0);
             std::fs::write(only_segment(copy.path()), bytes).expect("copied");
@@ -94,7 +100,7 @@ async fn three_shards(dir: &Path) -> [ShardId; 3] {
 
 #[tokio::test]
 async fn a_changed_byte_in_a_frame_stops_its_shard_by_name_and_no_other() {
-    let dir = TempDir::new().expect("dir");
+    let dir = in_memory();
     let shards = three_shards(dir.path()).await;
     let whole = std::fs::read(only_segment(dir.path())).expect("file");
     let counts = [6_usize, 6, 3];
@@ -114,7 +120,7 @@ async fn a_changed_byte_in_a_frame_stops_its_shard_by_name_and_no_other() {
     // Magic, crc, shard, offset, length, the record's crc, the record.
     for (byte, hit, hit_offset, bytes) in &frames {
         for field in [0, 4, 8, 24, 32, 36, 40, 40 + *bytes as usize - 1] {
-            let copy = TempDir::new().expect("dir");
+            let copy = in_memory();
             let mut changed = whole.clone();
             changed[*byte as usize + field] ^= 0x41;
             std::fs::write(only_segment(copy.path()), &changed).expect("copied");
@@ -155,7 +161,7 @@ async fn a_changed_byte_in_a_frame_stops_its_shard_by_name_and_no_other() {
 
 #[tokio::test]
 async fn a_changed_byte_in_a_batch_or_segment_header_loses_no_record_silently() {
-    let dir = TempDir::new().expect("dir");
+    let dir = in_memory();
     let shards = three_shards(dir.path()).await;
     let whole = std::fs::read(only_segment(dir.path())).expect("file");
     let counts = [6_usize, 6, 3];
@@ -170,7 +176,7 @@ async fn a_changed_byte_in_a_batch_or_segment_header_loses_no_record_silently() 
     assert!(headers.len() > 10);
     for byte in headers {
         for field in [0, 8, 12, 16, 24, 32, 40, 60] {
-            let copy = TempDir::new().expect("dir");
+            let copy = in_memory();
             let mut changed = whole.clone();
             changed[byte as usize + field] ^= 0x41;
             std::fs::write(only_segment(copy.path()), &changed).expect("copied");
@@ -204,7 +210,7 @@ async fn a_changed_byte_in_a_batch_or_segment_header_loses_no_record_silently() 
 
 #[tokio::test]
 async fn a_missing_segment_stops_the_shards_that_had_records_in_it() {
-    let dir = TempDir::new().expect("dir");
+    let dir = in_memory();
     let [hit, other] = [ShardId::generate(), ShardId::generate()];
     let store = open(dir.path());
     let log = LogStore::open(&store, hit, true).await.expect("opens");
