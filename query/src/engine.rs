@@ -1,15 +1,18 @@
 //! What all sessions of a process share: memory and spill limits, the catalog, the functions, the
 //! list of running statements.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use ahash::AHashMap;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, MemoryPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::prelude::{SessionConfig, SessionContext};
+use parking_lot::Mutex;
 use shoal_engine::Database;
+use shoal_types::TableId;
 use tokio::sync::Semaphore;
 
 use crate::catalog::{CATALOG, ShoalCatalog, ShoalCatalogs};
@@ -25,6 +28,8 @@ pub struct QueryEngine {
     catalog: Arc<ShoalCatalog>,
     running: Arc<Running>,
     permits: Arc<Semaphore>,
+    /// Tables with an UPDATE or DELETE under way.
+    changing: Mutex<AHashMap<TableId, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 impl std::fmt::Debug for QueryEngine {
@@ -59,6 +64,7 @@ impl QueryEngine {
             catalog,
             running,
             permits: Arc::new(Semaphore::new(config.concurrent_statements_max.max(1))),
+            changing: Mutex::new(AHashMap::default()),
             config,
         }))
     }
@@ -115,6 +121,18 @@ impl QueryEngine {
     #[must_use]
     pub fn spill_bytes(&self) -> u64 {
         self.base.runtime_env().disk_manager.used_disk_space()
+    }
+
+    /// The lock that UPDATE and DELETE statements of a table take turns on.
+    pub(crate) fn change_lock(&self, table: TableId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut changing = self.changing.lock();
+        if let Some(lock) = changing.get(&table).and_then(Weak::upgrade) {
+            return lock;
+        }
+        changing.retain(|_, lock| lock.strong_count() > 0);
+        let lock = Arc::new(tokio::sync::Mutex::new(()));
+        changing.insert(table, Arc::downgrade(&lock));
+        lock
     }
 
     /// Lists a statement and waits for its turn.

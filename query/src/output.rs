@@ -48,17 +48,6 @@ impl fmt::Debug for Output {
     }
 }
 
-impl Output {
-    /// A statement that changed no rows.
-    pub(crate) fn done(tag: impl Into<String>) -> Self {
-        Self::Affected {
-            tag: tag.into(),
-            rows: 0,
-            commit: None,
-        }
-    }
-}
-
 /// Counters of one statement.
 #[derive(Debug, Default)]
 pub struct QueryStats {

@@ -1,12 +1,14 @@
 //! Predicates of append-table deletes: the engine keeps their text, DataFusion evaluates it.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use ahash::AHashMap;
 use arrow_array::cast::AsArray;
 use arrow_array::{Array, BooleanArray, RecordBatch};
 use datafusion::common::DFSchema;
+use datafusion::error::DataFusionError;
+use datafusion::logical_expr::Expr;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use parking_lot::Mutex;
@@ -41,12 +43,8 @@ impl SqlPredicate {
     /// An evaluator, to be handed to [`shoal_engine::Backends`] when the database is opened.
     #[must_use]
     pub fn new() -> Self {
-        let mut config = SessionConfig::new();
-        let options = config.options_mut();
-        options.sql_parser.dialect = datafusion::config::Dialect::PostgreSQL;
-        options.execution.time_zone = Some("UTC".into());
         Self {
-            context: SessionContext::new_with_config(config),
+            context: context(),
             compiled: Mutex::new(Compiled::default()),
         }
     }
@@ -60,13 +58,7 @@ impl SqlPredicate {
         if let Some(known) = self.compiled.lock().get(&key) {
             return Ok(Arc::clone(known));
         }
-        let columns = DFSchema::try_from(schema.arrow().as_ref().clone())
-            .map_err(|error| error.to_string())?;
-        let parsed = self
-            .context
-            .parse_sql_expr(predicate, &columns)
-            .and_then(|expr| self.context.create_physical_expr(expr, &columns))
-            .map_err(|error| format!("predicate {predicate:?}: {error}"))?;
+        let parsed = physical(&self.context, schema, predicate, |expr| expr)?;
         let mut compiled = self.compiled.lock();
         if compiled.len() >= COMPILED_MAX {
             compiled.clear();
@@ -74,6 +66,43 @@ impl SqlPredicate {
         compiled.insert(key, Arc::clone(&parsed));
         Ok(parsed)
     }
+}
+
+/// A context that depends on nothing but this program's version.
+fn context() -> SessionContext {
+    let mut config = SessionConfig::new();
+    let options = config.options_mut();
+    options.sql_parser.dialect = datafusion::config::Dialect::PostgreSQL;
+    options.execution.time_zone = Some("UTC".into());
+    SessionContext::new_with_config(config)
+}
+
+fn physical(
+    context: &SessionContext,
+    schema: &TableSchema,
+    predicate: &str,
+    wrap: impl FnOnce(Expr) -> Expr,
+) -> Result<Arc<dyn PhysicalExpr>, String> {
+    let columns =
+        DFSchema::try_from(schema.arrow().as_ref().clone()).map_err(|error| error.to_string())?;
+    context
+        .parse_sql_expr(predicate, &columns)
+        .and_then(|expr| context.create_physical_expr(wrap(expr), &columns))
+        .map_err(|error| format!("predicate {predicate:?}: {error}"))
+}
+
+static CONTEXT: LazyLock<SessionContext> = LazyLock::new(context);
+
+/// An expression without columns, such as a column's default.
+pub(crate) fn constant(sql: &str) -> Result<Expr, DataFusionError> {
+    CONTEXT.parse_sql_expr(sql, &DFSchema::empty())
+}
+
+/// The expression that is true for rows that `predicate` leaves in the table.
+pub(crate) fn kept(schema: &TableSchema, predicate: &str) -> Result<Arc<dyn PhysicalExpr>, String> {
+    physical(&CONTEXT, schema, predicate, |expr| {
+        Expr::IsNotTrue(Box::new(expr))
+    })
 }
 
 impl shoal_engine::RowPredicate for SqlPredicate {

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow_schema::{DataType, Schema, SchemaRef};
+use arrow_schema::DataType;
 use datafusion::common::ScalarValue;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::session_state::SessionState;
 use datafusion::prelude::SessionContext;
 use parking_lot::Mutex;
+use shoal_types::Retry;
 
 use crate::error::{Kind, Result};
 use crate::running::StatementGuard;
@@ -209,7 +210,10 @@ impl Session {
             .engine
             .admit(&self.user, &settings.schema, &statement.sql, timeout)
             .await?;
-        let outcome = guard.bound(self.attempt(&guard, statement, params)).await?;
+        let outcome = guard
+            .bound(self.attempt(&guard, statement, params))
+            .await
+            .map_err(|error| after_write(statement.kind, error))?;
         Ok(match outcome {
             Outcome::Rows(stream) => {
                 let stats = Arc::clone(&guard.stats);
@@ -246,9 +250,14 @@ impl Session {
     }
 }
 
-/// The schema of a result without columns.
-pub(crate) fn empty_schema() -> SchemaRef {
-    Arc::new(Schema::empty())
+/// A write that was cut off may have reached the log.
+fn after_write(kind: StatementKind, mut error: QueryError) -> QueryError {
+    let is_write = matches!(kind, StatementKind::Write | StatementKind::Definition);
+    if is_write && matches!(error.code, "timeout" | "cancelled") {
+        error.retry = Retry::Unknown;
+        error.message.push_str("; it may have taken effect");
+    }
+    error
 }
 
 fn next_session_id() -> String {

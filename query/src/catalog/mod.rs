@@ -69,17 +69,12 @@ impl CatalogProvider for ShoalCatalog {
         match name {
             SYSTEM => Some(Arc::clone(&self.system)),
             INFORMATION_SCHEMA => Some(Arc::clone(&self.information)),
-            _ => self
-                .db
-                .schema_names()
-                .iter()
-                .any(|known| known == name)
-                .then(|| {
-                    Arc::new(ShoalSchema {
-                        db: Arc::clone(&self.db),
-                        name: name.to_owned(),
-                    }) as Arc<dyn SchemaProvider>
-                }),
+            _ => self.db.has_schema(name).then(|| {
+                Arc::new(ShoalSchema {
+                    db: Arc::clone(&self.db),
+                    name: name.to_owned(),
+                }) as Arc<dyn SchemaProvider>
+            }),
         }
     }
 

@@ -1,10 +1,19 @@
 //! Statements: parsing, and one module for each family.
 
+mod alter;
+mod change;
+mod copy;
+mod create;
+mod definition;
+mod insert;
+mod names;
 mod parse;
 mod prepare;
 mod rowset;
 mod run;
+mod set;
 mod show;
+mod types;
 
 pub(crate) use parse::{Statement, parse_one, parse_script};
 pub(crate) use prepare::prepare;

@@ -1,17 +1,23 @@
 //! Running one statement.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
 use datafusion::common::{ParamValues, ScalarValue};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::execute_stream;
 use datafusion::sql::parser::Statement as DfStatement;
+use datafusion::sql::sqlparser::ast::{Query, Statement as SqlStatement};
 use shoal_engine::Commit;
 
 use super::Statement;
-use crate::Session;
-use crate::error::Result;
+use super::definition::schema_name;
+use crate::error::{Kind, Result};
 use crate::running::StatementGuard;
+use crate::table::StatementViews;
+use crate::{QueryError, Session};
 
 /// What a statement came to.
 pub(crate) enum Outcome {
@@ -50,7 +56,132 @@ pub(crate) struct Run<'a> {
 impl Run<'_> {
     /// Runs it.
     pub(crate) async fn statement(&self, statement: &Statement) -> Result<Outcome> {
-        self.query(statement.body.clone()).await
+        match &statement.body {
+            DfStatement::Statement(inner) => match inner.as_ref() {
+                SqlStatement::Query(_) | SqlStatement::Explain { .. } => {
+                    self.query(statement.body.clone()).await
+                }
+                inner => self.command(inner).await,
+            },
+            DfStatement::Explain(_) => self.query(statement.body.clone()).await,
+            DfStatement::Reset(reset) => self.reset(reset),
+            DfStatement::CreateExternalTable(_) => Err(QueryError::unsupported(
+                "CREATE EXTERNAL TABLE is not supported; import the file with `shoal import` or COPY",
+            )),
+            DfStatement::CopyTo(_) => Err(QueryError::unsupported("this form of COPY")),
+        }
+    }
+
+    async fn command(&self, statement: &SqlStatement) -> Result<Outcome> {
+        match statement {
+            SqlStatement::Insert(insert) => self.insert(insert).await,
+            SqlStatement::Update(update) => self.update(update).await,
+            SqlStatement::Delete(delete) => self.delete(delete).await,
+            SqlStatement::CreateTable(create) => self.create_table(create).await,
+            SqlStatement::AlterTable(alter) => self.alter_table(alter).await,
+            SqlStatement::Truncate(truncate) => self.truncate(truncate).await,
+            SqlStatement::CreateSchema {
+                schema_name: name,
+                if_not_exists,
+                ..
+            } => {
+                self.create_schema(schema_name(name)?, *if_not_exists, "CREATE SCHEMA")
+                    .await
+            }
+            SqlStatement::CreateDatabase {
+                db_name,
+                if_not_exists,
+                ..
+            } => {
+                self.create_schema(db_name, *if_not_exists, "CREATE DATABASE")
+                    .await
+            }
+            SqlStatement::Drop {
+                object_type,
+                if_exists,
+                names,
+                cascade,
+                ..
+            } => {
+                self.drop_objects(*object_type, names, *if_exists, *cascade)
+                    .await
+            }
+            SqlStatement::Copy {
+                source,
+                to,
+                target,
+                options,
+                legacy_options,
+                ..
+            } => {
+                self.copy(source, *to, target, options, legacy_options)
+                    .await
+            }
+            other => self.session_command(other),
+        }
+    }
+
+    /// Statements that touch only the session, or only look at the catalog.
+    fn session_command(&self, statement: &SqlStatement) -> Result<Outcome> {
+        match statement {
+            SqlStatement::Set(set) => self.set(set),
+            SqlStatement::Use(target) => self.use_schema(target),
+            SqlStatement::ShowVariable { variable } => self.show_variable(variable),
+            SqlStatement::ShowTables { show_options, .. } => self.show_tables(show_options),
+            SqlStatement::ShowSchemas { show_options, .. } => {
+                self.show_schemas(show_options, "schema_name")
+            }
+            SqlStatement::ShowDatabases { show_options, .. } => {
+                self.show_schemas(show_options, "database_name")
+            }
+            SqlStatement::ShowColumns { show_options, .. } => self.show_columns(show_options),
+            SqlStatement::ShowCreate { obj_type, obj_name } => self.show_create(obj_type, obj_name),
+            SqlStatement::ExplainTable { table_name, .. } => self.describe_table(table_name),
+            SqlStatement::StartTransaction { .. } => Ok(Outcome::done("BEGIN")),
+            SqlStatement::Commit { .. } => Ok(Outcome::done("COMMIT")),
+            SqlStatement::Rollback { .. } => Ok(Outcome::done("ROLLBACK")),
+            SqlStatement::Savepoint { .. } => Ok(Outcome::done("SAVEPOINT")),
+            SqlStatement::ReleaseSavepoint { .. } => Ok(Outcome::done("RELEASE")),
+            SqlStatement::Discard { .. } => {
+                self.session.reset("all")?;
+                Ok(Outcome::done("DISCARD ALL"))
+            }
+            SqlStatement::Deallocate { .. } => Ok(Outcome::done("DEALLOCATE")),
+            SqlStatement::LISTEN { .. } => Ok(Outcome::done("LISTEN")),
+            SqlStatement::UNLISTEN { .. } => Ok(Outcome::done("UNLISTEN")),
+            other => {
+                let text = other.to_string();
+                let words: Vec<&str> = text.split_whitespace().take(2).collect();
+                Err(QueryError::unsupported(format!(
+                    "{} is not supported",
+                    words.join(" ")
+                )))
+            }
+        }
+    }
+
+    /// The same statement on new views.
+    pub(super) fn again(&self) -> Run<'_> {
+        Run {
+            session: self.session,
+            guard: self.guard,
+            state: self.session.statement_state(&self.guard.stats),
+            params: self.params,
+        }
+    }
+
+    /// The views of this attempt.
+    pub(super) fn views(&self) -> Result<Arc<StatementViews>> {
+        self.state
+            .config()
+            .get_extension::<StatementViews>()
+            .ok_or_else(|| QueryError::new(Kind::INTERNAL, "a statement without views"))
+    }
+
+    /// Plans a query that is part of another statement.
+    pub(super) async fn plan_query(&self, query: Query) -> Result<LogicalPlan> {
+        let body = SqlStatement::Query(Box::new(query));
+        self.plan(DfStatement::Statement(Box::new(body))).await
     }
 
     /// Plans a statement with DataFusion and puts the parameters in.
@@ -61,8 +192,30 @@ impl Run<'_> {
 
     /// A query whose rows go to the client.
     pub(crate) async fn query(&self, body: DfStatement) -> Result<Outcome> {
+        let started = tokio::time::Instant::now();
         let plan = self.plan(body).await?;
-        Ok(Outcome::Rows(self.stream(plan).await?))
+        if let LogicalPlan::Explain(explain) = &plan
+            && matches!(
+                explain.plan.as_ref(),
+                LogicalPlan::Dml(_) | LogicalPlan::Ddl(_)
+            )
+        {
+            return Err(QueryError::unsupported("EXPLAIN is for queries only"));
+        }
+        if let LogicalPlan::Analyze(analyze) = &plan
+            && matches!(
+                analyze.input.as_ref(),
+                LogicalPlan::Dml(_) | LogicalPlan::Ddl(_)
+            )
+        {
+            return Err(QueryError::unsupported(
+                "EXPLAIN ANALYZE is for queries only",
+            ));
+        }
+        let stream = self.stream(plan).await?;
+        let took = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.guard.stats.planning_us.store(took, Ordering::Relaxed);
+        Ok(Outcome::Rows(stream))
     }
 
     /// Runs a logical plan.

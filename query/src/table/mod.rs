@@ -1,7 +1,15 @@
 //! Tables as DataFusion sees them.
 
+mod bounds;
+mod columns;
+mod deletes;
+mod merge_scan;
+mod parquet_scan;
+mod reader;
+mod sources;
 mod views;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow_schema::SchemaRef;
@@ -10,8 +18,17 @@ use datafusion::catalog::{Session, TableProvider};
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
 use datafusion::physical_plan::ExecutionPlan;
-use shoal_engine::TableHandle;
-use shoal_types::TableSchema;
+use datafusion::physical_plan::empty::EmptyExec;
+use datafusion::physical_plan::union::UnionExec;
+use shoal_engine::{PredicateDelete, ReadView, TableHandle};
+use shoal_types::{ColumnDefault, TableSchema};
+
+use crate::error::Kind;
+use crate::{QueryError, QueryStats, predicate};
+use bounds::Bounds;
+use merge_scan::MergeScanExec;
+use parquet_scan::PlainScan;
+use sources::Source;
 
 pub(crate) use views::StatementViews;
 
@@ -24,6 +41,8 @@ pub(crate) struct ShoalTable {
     /// The schema it was planned with.
     pub schema: Arc<TableSchema>,
     arrow: SchemaRef,
+    /// Defaults of columns, by place.
+    defaults: Vec<Option<Expr>>,
 }
 
 impl ShoalTable {
@@ -31,8 +50,17 @@ impl ShoalTable {
         handle: TableHandle,
         schema: Arc<TableSchema>,
     ) -> Result<Self, DataFusionError> {
+        let defaults = schema
+            .columns
+            .iter()
+            .map(|column| {
+                let sql = column.default.as_ref().map(|ColumnDefault::Sql(sql)| sql);
+                sql.map(|sql| predicate::constant(sql)).transpose()
+            })
+            .collect::<Result<_, _>>()?;
         Ok(Self {
             arrow: schema.arrow(),
+            defaults,
             handle,
             schema,
         })
@@ -56,13 +84,133 @@ impl TableProvider for ShoalTable {
         Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
     }
 
+    fn get_column_default(&self, column: &str) -> Option<&Expr> {
+        let at = self.schema.columns.iter().position(|c| c.name == column)?;
+        self.defaults.get(at)?.as_ref()
+    }
+
     async fn scan(
         &self,
-        _state: &dyn Session,
-        _projection: Option<&Vec<usize>>,
-        _filters: &[Expr],
-        _limit: Option<usize>,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
-        datafusion::common::not_impl_err!("reading tables")
+        let views = statement_views(state)?;
+        let view = views
+            .view(&self.handle)
+            .await
+            .map_err(|error| DataFusionError::External(Box::new(error)))?;
+        if view.schema.version != self.schema.version {
+            return Err(DataFusionError::External(Box::new(QueryError::new(
+                Kind::SCHEMA_CHANGED,
+                format!(
+                    "table {:?} was altered while the statement ran",
+                    self.handle.name
+                ),
+            ))));
+        }
+        let bounds = Bounds::of(&view.schema, filters);
+        let sets = sources::sets(&view, &bounds);
+        let stats = views.stats();
+        QueryStats::add(&stats.files_total, view.files.len() as u64);
+        QueryStats::add(&stats.bytes_total, view.files.iter().map(|f| f.bytes).sum());
+        let read = sets.merged.iter().flatten();
+        let merged_files = read.filter(|s| matches!(s, Source::File(_))).count();
+        QueryStats::add(&stats.files_read, (sets.plain.len() + merged_files) as u64);
+
+        let mut plans = self
+            .plain_plans(
+                state,
+                &view,
+                &views,
+                &bounds,
+                projection,
+                limit,
+                &sets.plain,
+            )
+            .await?;
+        if !sets.merged.is_empty() {
+            let scan =
+                MergeScanExec::new(&view, &views, &self.arrow, &bounds, projection, sets.merged)?;
+            plans.push(Arc::new(scan));
+        }
+        match plans.len() {
+            0 => {
+                let schema = match projection {
+                    Some(columns) => Arc::new(self.arrow.project(columns)?),
+                    None => Arc::clone(&self.arrow),
+                };
+                Ok(Arc::new(EmptyExec::new(schema)))
+            }
+            1 => Ok(plans.remove(0)),
+            _ => UnionExec::try_new(plans),
+        }
     }
+}
+
+impl ShoalTable {
+    /// Scans of files that need no merge. Files to which deletes still apply are scanned apart,
+    /// below a filter.
+    #[allow(clippy::too_many_arguments)]
+    async fn plain_plans(
+        &self,
+        state: &dyn Session,
+        view: &Arc<ReadView>,
+        views: &StatementViews,
+        bounds: &Bounds,
+        projection: Option<&Vec<usize>>,
+        limit: Option<usize>,
+        files: &[usize],
+    ) -> Result<Vec<Arc<dyn ExecutionPlan>>, DataFusionError> {
+        // Deletes are few, and a file written after one has it applied already: a file needs a
+        // suffix of the list (which is in version order).
+        let mut by_deletes: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for &i in files {
+            let version = view.files[i].version_max;
+            let applied = view.deletes.iter().filter(|d| d.version <= version).count();
+            by_deletes.entry(applied).or_default().push(i);
+        }
+        let mut plans = Vec::new();
+        for (applied, files) in by_deletes {
+            let deletes: Vec<&PredicateDelete> = view
+                .deletes
+                .iter()
+                .filter(|d| {
+                    files
+                        .first()
+                        .is_some_and(|i| d.version > view.files[*i].version_max)
+                })
+                .collect();
+            debug_assert_eq!(deletes.len() + applied, view.deletes.len());
+            let scan = PlainScan {
+                view,
+                views,
+                arrow: &self.arrow,
+                bounds,
+                projection: if deletes.is_empty() { projection } else { None },
+                limit: if deletes.is_empty() { limit } else { None },
+            };
+            for plan in scan.plans(state, &files).await? {
+                plans.push(if deletes.is_empty() {
+                    plan
+                } else {
+                    deletes::without(plan, &view.schema, &deletes, projection)?
+                });
+            }
+        }
+        Ok(plans)
+    }
+}
+
+/// The views of the statement that `state` belongs to.
+fn statement_views(state: &dyn Session) -> Result<Arc<StatementViews>, DataFusionError> {
+    state
+        .config()
+        .get_extension::<StatementViews>()
+        .ok_or_else(|| {
+            DataFusionError::Plan(
+                "tables can be read only by statements that a ShoalDB session runs".into(),
+            )
+        })
 }

@@ -3,15 +3,18 @@
 use std::sync::Arc;
 
 use ahash::AHashMap;
+use datafusion::error::DataFusionError;
 use shoal_engine::{Database, ReadView, TableHandle};
+use shoal_sst::SstStore;
 use shoal_types::TableId;
 use tokio::sync::{Mutex, OnceCell};
 
-use crate::QueryStats;
 use crate::error::Result;
+use crate::{QueryError, QueryStats};
 
 /// Views and counters of one statement; travels in DataFusion's session configuration.
 pub(crate) struct StatementViews {
+    store: Arc<SstStore>,
     db: Arc<Database>,
     stats: Arc<QueryStats>,
     views: Mutex<AHashMap<TableId, Arc<OnceCell<Arc<ReadView>>>>>,
@@ -26,6 +29,7 @@ impl std::fmt::Debug for StatementViews {
 impl StatementViews {
     pub(crate) fn new(db: Arc<Database>, stats: Arc<QueryStats>) -> Self {
         Self {
+            store: db.sst_store(),
             db,
             stats,
             views: Mutex::new(AHashMap::default()),
@@ -37,9 +41,9 @@ impl StatementViews {
         &self.stats
     }
 
-    /// The database.
-    pub(crate) fn db(&self) -> &Arc<Database> {
-        &self.db
+    /// Files through the caches.
+    pub(crate) fn store(&self) -> &Arc<SstStore> {
+        &self.store
     }
 
     /// The one view of a table that this statement has.
@@ -58,4 +62,9 @@ impl StatementViews {
             .await?;
         Ok(Arc::clone(view))
     }
+}
+
+/// An error of the engine on its way through DataFusion.
+pub(crate) fn external(error: impl Into<shoal_engine::EngineError>) -> DataFusionError {
+    DataFusionError::External(Box::new(QueryError::from(error.into())))
 }

@@ -1,0 +1,48 @@
+//! Predicate deletes of append tables, applied to files that are older.
+
+use std::sync::Arc;
+
+use datafusion::error::{DataFusionError, Result};
+use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::{PhysicalExpr, conjunction};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::filter::FilterExec;
+use datafusion::physical_plan::projection::ProjectionExec;
+use shoal_engine::PredicateDelete;
+use shoal_types::TableSchema;
+
+use crate::error::Kind;
+use crate::{QueryError, predicate};
+
+/// Rows of `plan` (all columns of the table) that no delete matches, with `projection`'s columns.
+pub(super) fn without(
+    plan: Arc<dyn ExecutionPlan>,
+    schema: &TableSchema,
+    deletes: &[&PredicateDelete],
+    projection: Option<&Vec<usize>>,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let kept = deletes
+        .iter()
+        .map(|delete| {
+            predicate::kept(schema, &delete.predicate).map_err(|what| {
+                DataFusionError::External(Box::new(QueryError::new(Kind::INTERNAL, what)))
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let plan: Arc<dyn ExecutionPlan> = Arc::new(FilterExec::try_new(conjunction(kept), plan)?);
+    let Some(projection) = projection else {
+        return Ok(plan);
+    };
+    let schema = plan.schema();
+    let columns: Vec<(Arc<dyn PhysicalExpr>, String)> = projection
+        .iter()
+        .map(|&i| {
+            let name = schema.field(i).name();
+            (
+                Arc::new(Column::new(name, i)) as Arc<dyn PhysicalExpr>,
+                name.clone(),
+            )
+        })
+        .collect();
+    Ok(Arc::new(ProjectionExec::try_new(columns, plan)?))
+}
