@@ -17,7 +17,7 @@ use std::sync::Arc;
 use arrow_array::builder::make_view;
 use arrow_array::{
     Array, ArrayRef, BinaryViewArray, BooleanArray, Date32Array, Decimal128Array, Float32Array,
-    Float64Array, Int16Array, Int32Array, StringViewArray, new_null_array,
+    Float64Array, Int16Array, Int32Array, StringViewArray,
 };
 use arrow_buffer::{Buffer, NullBuffer, ScalarBuffer};
 use shoal_types::ColumnType;
@@ -139,10 +139,7 @@ pub(super) fn decode_array(reader: &mut Reader<'_>, len: usize) -> Result<ArrayR
     let nulls = match reader.u8()? {
         NO_NULLS => None,
         SOME_NULLS => Some(NullBuffer::new(reader.bitmap(len)?)),
-        ALL_NULLS => {
-            reader.charge(len * 16)?;
-            return Ok(new_null_array(&column_type.arrow(), len));
-        }
+        ALL_NULLS => return reader.null_array(column_type, len),
         _ => return Err(reader.fail("unknown form of NULLs")),
     };
     Ok(match column_type {

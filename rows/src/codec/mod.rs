@@ -43,8 +43,10 @@ const COMPRESS_BYTES_MIN: usize = 256;
 pub const RAW_BYTES_MAX: usize = 64 << 20;
 /// The most rows (and series) that a block may have; a log record holds at most 65,536.
 pub const BLOCK_ROWS_MAX: usize = 1 << 20;
-/// The most memory that the arrays of one body may take: constant columns cost no bytes of it.
-const DECODED_BYTES_MAX: usize = 512 << 20;
+/// The most memory that the arrays of one body may take, since constant columns cost no bytes of
+/// it. A full record (65,536 rows of 4,096 columns, 16 bytes a value, bitmaps) stays below: what
+/// was written within the record limits must never be refused when it is read back.
+const DECODED_BYTES_MAX: usize = 5 << 30;
 
 const HAS_TIME: u8 = 1;
 const HAS_DELETES: u8 = 2;
@@ -102,7 +104,7 @@ fn compress(plain: &[u8]) -> Option<Vec<u8>> {
 ///
 /// # Errors
 /// [`CodecError`] for bytes without the format's structure (values are protected by the record's
-/// checksum only). Never panics, and bounds the memory it takes by the body's length.
+/// checksum only). Never panics, and bounds the memory it takes.
 pub fn decode_blocks(body: &Bytes) -> Result<Vec<RowBlock>, CodecError> {
     let fail = |what: &str| {
         Err(CodecError {
@@ -119,7 +121,7 @@ pub fn decode_blocks(body: &Bytes) -> Result<Vec<RowBlock>, CodecError> {
         ));
     }
     match *compression {
-        PLAIN => decode_plain(rest),
+        PLAIN => decode_plain(rest, DECODED_BYTES_MAX),
         LZ4 => {
             let Some((length, packed)) = rest.split_first_chunk::<4>() else {
                 return fail("shorter than its header");
@@ -131,7 +133,7 @@ pub fn decode_blocks(body: &Bytes) -> Result<Vec<RowBlock>, CodecError> {
             }
             let mut raw = vec![0; length];
             match lz4_flex::block::decompress_into(packed, &mut raw) {
-                Ok(written) if written == length => decode_plain(&raw),
+                Ok(written) if written == length => decode_plain(&raw, DECODED_BYTES_MAX),
                 Ok(_) => fail("decompresses to another size than it says"),
                 Err(e) => fail(&format!("does not decompress: {e}")),
             }
@@ -140,8 +142,8 @@ pub fn decode_blocks(body: &Bytes) -> Result<Vec<RowBlock>, CodecError> {
     }
 }
 
-fn decode_plain(bytes: &[u8]) -> Result<Vec<RowBlock>, CodecError> {
-    let mut reader = Reader::new(bytes, DECODED_BYTES_MAX);
+fn decode_plain(bytes: &[u8], memory_bytes_max: usize) -> Result<Vec<RowBlock>, CodecError> {
+    let mut reader = Reader::new(bytes, memory_bytes_max);
     let count = reader.varint()?;
     let mut blocks = Vec::new();
     for _ in 0..count {
@@ -362,4 +364,44 @@ fn read_type(reader: &mut Reader<'_>) -> Result<ColumnType, CodecError> {
         }
         _ => return Err(reader.fail("unknown type of an array")),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow_array::Int64Array;
+
+    use super::*;
+
+    #[test]
+    fn a_small_body_cannot_take_much_memory() {
+        let values: arrow_array::ArrayRef = Arc::new(Int64Array::from(vec![5; 10_000]));
+        let column = |id| BlockColumn {
+            id: ColumnId(id),
+            values: Arc::clone(&values),
+            set: None,
+        };
+        let block = RowBlock {
+            table: TableId::from_bytes([0; 16]),
+            incarnation: Incarnation(0),
+            schema_version: 1,
+            series: Series {
+                columns: Vec::new(),
+                values: Vec::new(),
+                len: 1,
+            },
+            series_of: vec![0; 10_000].into(),
+            time: None,
+            columns: (0..100).map(column).collect(),
+            deletes: None,
+        };
+        let mut plain = Vec::new();
+        write_varint(1, &mut plain);
+        encode_block(&block, &mut plain);
+        assert!(plain.len() < 1_000, "{} bytes", plain.len());
+        assert!(decode_plain(&plain, 9_000_000).is_ok());
+        let error = decode_plain(&plain, 7_000_000).expect_err("refused");
+        assert!(error.what.contains("memory"), "{error}");
+    }
 }

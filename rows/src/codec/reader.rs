@@ -1,6 +1,10 @@
 //! Bounds-checked reading of a body, and the writers of the same small parts.
 
+use std::sync::Arc;
+
+use arrow_array::{Array, ArrayRef, new_null_array};
 use arrow_buffer::{BooleanBuffer, Buffer};
+use shoal_types::ColumnType;
 
 use super::CodecError;
 
@@ -9,6 +13,8 @@ pub(super) struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
     memory_left: usize,
+    /// Arrays of nothing but NULL, shared: a wide table with few columns in use has many.
+    null_arrays: Vec<(ColumnType, ArrayRef)>,
 }
 
 impl<'a> Reader<'a> {
@@ -17,6 +23,7 @@ impl<'a> Reader<'a> {
             bytes,
             at: 0,
             memory_left: memory_bytes_max,
+            null_arrays: Vec::new(),
         }
     }
 
@@ -94,6 +101,21 @@ impl<'a> Reader<'a> {
             .ok()
             .filter(|count| *count <= max)
             .ok_or_else(|| self.fail(format!("a number of rows above {max}")))
+    }
+
+    pub(super) fn null_array(
+        &mut self,
+        column_type: ColumnType,
+        len: usize,
+    ) -> Result<ArrayRef, CodecError> {
+        let known = |(t, a): &&(ColumnType, ArrayRef)| *t == column_type && a.len() == len;
+        if let Some((_, array)) = self.null_arrays.iter().find(known) {
+            return Ok(Arc::clone(array));
+        }
+        self.charge(len * 16)?;
+        let array = new_null_array(&column_type.arrow(), len);
+        self.null_arrays.push((column_type, Arc::clone(&array)));
+        Ok(array)
     }
 
     pub(super) fn bitmap(&mut self, length: usize) -> Result<BooleanBuffer, CodecError> {
