@@ -1,1 +1,33 @@
+//! The shard engine: replicas over a log, manifests and SSTs (DESIGN §1, §2; PROTOCOLS §1 to §3).
+//!
+//! [`Database`] is what servers and the query layer use: catalog, writes, read views and
+//! maintenance of all shards of the process. A row reaches memory only through the fold of its
+//! shard's log; a file becomes visible only through a manifest named by an applied record.
 
+pub mod compaction;
+mod config;
+mod database;
+mod durable_store;
+mod embedded;
+mod env;
+mod error;
+pub mod inspect;
+pub mod manifest;
+pub mod memtable;
+pub mod merge;
+mod read_view;
+mod shard;
+mod status;
+
+pub use config::EngineConfig;
+pub use database::{
+    Backends, Commit, CommitToken, Database, NewTable, ReadAt, TableHandle, WriteOptions,
+};
+pub use durable_store::DurableLocalStore;
+pub use embedded::FolderLock;
+pub use error::{EngineError, WriteError};
+pub use read_view::{PredicateDelete, ReadView, RowPredicate};
+pub use shard::compact::Compacted;
+pub use shard::flush::Flushed;
+pub use shard::gc::GcReport;
+pub use status::{EngineMetrics, ShardStatus, TableStatus};

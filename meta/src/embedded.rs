@@ -22,6 +22,9 @@ const FORMAT_KEY: &str = "format";
 const REVISION_KEY: &str = "revision";
 /// Version of the file's layout.
 pub const META_FILE_FORMAT: u64 = 1;
+/// How often and at what intervals a file in use is tried again: about a second.
+const HELD_TRIES: u32 = 20;
+const HELD_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
 /// Transactions of one group commit, and of the queue before it.
 const GROUP_MAX: usize = 256;
 
@@ -48,7 +51,7 @@ impl EmbeddedMetaStore {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, MetaError> {
         let path = path.as_ref().to_path_buf();
         let fail = |what: String| MetaError::Store(format!("{}: {what}", path.display()));
-        let database = Database::create(&path).map_err(|e| match e {
+        let database = create(&path).map_err(|e| match e {
             redb::DatabaseError::DatabaseAlreadyOpen => {
                 fail("another process has it open".to_owned())
             }
@@ -79,6 +82,21 @@ impl EmbeddedMetaStore {
 
     fn failed(&self, what: &dyn std::fmt::Display) -> MetaError {
         MetaError::Store(format!("{}: {what}", self.path.display()))
+    }
+}
+
+/// Opens the file. A store of this process that was dropped a moment ago lets go of the file only
+/// when its writer thread has ended, so that is waited for.
+fn create(path: &Path) -> Result<Database, redb::DatabaseError> {
+    let mut tries = 0;
+    loop {
+        match Database::create(path) {
+            Err(redb::DatabaseError::DatabaseAlreadyOpen) if tries < HELD_TRIES => {
+                tries += 1;
+                std::thread::sleep(HELD_PAUSE);
+            }
+            other => return other,
+        }
     }
 }
 

@@ -10,8 +10,8 @@ use arrow_select::filter::filter_record_batch;
 use arrow_select::take::take_record_batch;
 use futures::{StreamExt, TryStreamExt};
 use shoal_sst::{
-    ObjectLayout, ReadCounters, ScanOptions, SstFile, SstStore, SstWriteOptions, SstWriter,
-    times_of,
+    ObjectLayout, ReadCounters, ScanOptions, SstFile, SstStore, SstStream, SstWriteOptions,
+    SstWriter, times_of,
 };
 use shoal_types::{PartitionId, RowVersion, ShardId, TableSchema, TimestampMs};
 
@@ -24,6 +24,8 @@ use crate::{EngineError, PredicateDelete, RowPredicate};
 /// Files that one flush or compaction may have open; with more windows than this, windows are
 /// widened by doubling.
 const WINDOWS_MAX: usize = 32;
+/// Compressed bytes of an input that are loaded at a time.
+const CHUNK_BYTES: u64 = 4 << 20;
 /// Rows collected for a window before they are encoded.
 const PENDING_ROWS: usize = 8192;
 
@@ -125,8 +127,8 @@ impl SstProducer {
     }
 
     /// Merges a job's inputs into files compressed with zstd. Rows past the TTL are dropped,
-    /// `deletes` applied to files older than they are. Memory: a batch an input, and one row
-    /// group an open window.
+    /// `deletes` applied to files older than they are. Memory: some 4 MiB compressed an input, and
+    /// one row group an open window.
     ///
     /// CPU-bound between reads: run it on a thread that may block.
     ///
@@ -163,7 +165,7 @@ impl SstProducer {
         };
         let mut runs = Vec::with_capacity(job.inputs.len());
         for file in &job.inputs {
-            runs.push(self.input(file, schema, deletes).await?);
+            runs.push(self.input(file, schema, deletes)?);
         }
         let width = window_width(schema, self.window_s).map(|width| {
             let ranges = job.inputs.iter().filter_map(|f| f.time_range);
@@ -193,18 +195,38 @@ impl SstProducer {
         writers.finish().await
     }
 
+    /// All rows of a file, some at a time: the decoder loads what it is asked for in one go, and a
+    /// compaction may have many inputs.
+    fn chunks(&self, file: &SstFile, schema: &Arc<TableSchema>) -> SstStream {
+        let row_bytes = (file.bytes / file.rows.max(1)).max(1);
+        let chunk_rows = (CHUNK_BYTES / row_bytes).clamp(16 << 10, 1 << 20);
+        let (store, file, schema) = (Arc::clone(&self.store), file.clone(), Arc::clone(schema));
+        let starts = (0..file.rows).step_by(chunk_rows as usize);
+        futures::stream::iter(starts.map(Ok))
+            .and_then(move |start| {
+                let (store, file) = (Arc::clone(&store), file.clone());
+                let schema = Arc::clone(&schema);
+                async move {
+                    let options = ScanOptions {
+                        rows: Some(vec![start..(start + chunk_rows).min(file.rows)]),
+                        ..ScanOptions::default()
+                    };
+                    let counters = Arc::new(ReadCounters::default());
+                    store.scan_once(&file, &schema, &options, counters).await
+                }
+            })
+            .try_flatten()
+            .boxed()
+    }
+
     /// An input's rows without those that a predicate delete hides.
-    async fn input(
+    fn input(
         &self,
         file: &SstFile,
         schema: &Arc<TableSchema>,
         deletes: &[PredicateDelete],
     ) -> Result<RunStream, EngineError> {
-        let counters = Arc::new(ReadCounters::default());
-        let stream = self
-            .store
-            .scan_once(file, schema, &ScanOptions::default(), counters)
-            .await?;
+        let stream = self.chunks(file, schema);
         let applying: Vec<PredicateDelete> = deletes
             .iter()
             .filter(|d| file.version_max < d.version)
@@ -433,6 +455,7 @@ impl<'a> Writers<'a> {
                 zstd_level: self.output.zstd_level,
                 // Every open file holds a row group in memory.
                 row_group_rows: (default.row_group_rows / open.max(1)).max(64 << 10),
+                row_group_bytes: (default.row_group_bytes / open.max(1)).max(4 << 20),
                 ..default
             };
             slot.writer = Some(SstWriter::create(

@@ -300,7 +300,17 @@ impl Output {
         if let [Piece::Slice { held, start, len }] = self.pieces[..] {
             return Ok(self.held[held].column(at).slice(start, len));
         }
-        if self.mixed.is_empty() && self.rows >= self.pieces.len() * SLICE_ROWS_MIN {
+        // Joining slices of a view array repeats its buffers once a slice; gathering does not.
+        let views = matches!(
+            self.schema.field(at).data_type(),
+            DataType::Utf8View | DataType::BinaryView
+        );
+        let slices_pay = if views {
+            self.pieces.len() <= self.held.len() * 2
+        } else {
+            self.rows >= self.pieces.len() * SLICE_ROWS_MIN
+        };
+        if self.mixed.is_empty() && slices_pay {
             let slices: Vec<ArrayRef> = self
                 .pieces
                 .iter()

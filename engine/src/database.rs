@@ -1,0 +1,219 @@
+//! The catalog and all shards of this process.
+//!
+//! - `database/open.rs`: opening all shards, cleaning up what a crash left, closing.
+//! - `database/tables.rs`: schemas and tables; `database/writes.rs`: rows in; `database/reads.rs`:
+//!   views out.
+//! - `database/maintenance.rs`: when to flush, compact, collect, open again.
+//! - `database/admin.rs`: status and commands of operators.
+
+mod admin;
+mod maintenance;
+mod open;
+mod reads;
+mod tables;
+mod writes;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::ObjectStore;
+use parking_lot::{Mutex, RwLock};
+use shoal_types::{Clock, Epoch, Offset, PartitionId, ShardId, TableId, TableSchema, WriteId};
+use shoal_wal::log::LogStore;
+use shoal_wal::record::ImportChunk;
+use tokio_util::sync::CancellationToken;
+
+use crate::env::Env;
+use crate::shard::Shard;
+use crate::{EngineError, RowPredicate, WriteError};
+
+/// What the engine stands on.
+#[derive(Clone)]
+pub struct Backends {
+    /// Logs.
+    pub logs: Arc<dyn LogStore>,
+    /// Objects.
+    pub store: Arc<dyn ObjectStore>,
+    /// Names, placement, terms.
+    pub meta: Arc<dyn shoal_meta::MetaStore>,
+    /// Wall clock.
+    pub clock: Arc<dyn Clock>,
+    /// Evaluates predicate deletes.
+    pub predicate: Option<Arc<dyn RowPredicate>>,
+}
+
+/// A table as the catalog knows it. Cheap to clone; the schema is looked up when needed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableHandle {
+    /// Schema name, `public` by default.
+    pub schema_name: String,
+    /// Table name.
+    pub name: String,
+    /// The table.
+    pub id: TableId,
+    /// Its only partition (partitioned tables come later).
+    pub partition: PartitionId,
+    /// Where the partition lives.
+    pub shard: ShardId,
+}
+
+/// A table to be made. `schema.table` is replaced by a fresh id.
+#[derive(Clone, Debug)]
+pub struct NewTable {
+    /// Schema name; must exist.
+    pub schema_name: String,
+    /// Table name.
+    pub name: String,
+    /// Columns, key, mode.
+    pub schema: TableSchema,
+}
+
+/// The position a statement read a table at, for conflict detection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadAt {
+    /// The shard.
+    pub shard: ShardId,
+    /// The view's position.
+    pub position: Offset,
+}
+
+/// How rows are written.
+#[derive(Clone, Debug, Default)]
+pub struct WriteOptions {
+    /// The client's id: a retry with it is never applied twice.
+    pub write_id: Option<WriteId>,
+    /// Part of a resumable import.
+    pub import: Option<ImportChunk>,
+    /// UPDATE/DELETE: fail with [`WriteError::Conflict`] if the table changed since.
+    pub read_at: Option<ReadAt>,
+    /// All rows in one record or none.
+    pub atomic: bool,
+    /// Longest wait for the verdict; default `write_timeout_ms`.
+    pub timeout: Option<Duration>,
+}
+
+/// One shard's share of a commit: what a reader must have passed to see the write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommitToken {
+    /// The shard.
+    pub shard: ShardId,
+    /// The epoch it was written in.
+    pub epoch: Epoch,
+    /// The record's offset.
+    pub offset: Offset,
+}
+
+/// An acknowledged write.
+#[derive(Clone, Debug, Default)]
+pub struct Commit {
+    /// One a shard written to.
+    pub tokens: Vec<CommitToken>,
+    /// Rows sent.
+    pub rows: u64,
+    /// Whether the write id (or import chunk) had been applied before on every shard.
+    pub duplicate: bool,
+}
+
+/// A shard's place in this process.
+pub(crate) struct Slot {
+    pub id: ShardId,
+    pub served: RwLock<Served>,
+    pub work: Mutex<Work>,
+}
+
+/// Whether a shard is served.
+pub(crate) enum Served {
+    Open(Arc<Shard>),
+    Unavailable {
+        why: String,
+        /// Opening it again may help by itself (the store did not answer, another leader raced).
+        try_again: bool,
+    },
+}
+
+/// Background work of one shard.
+#[derive(Debug, Default)]
+pub(crate) struct Work {
+    pub flushing: bool,
+    pub compacting: bool,
+    pub opening: bool,
+    /// Nothing is tried before this time.
+    pub not_before_ms: u64,
+    /// Failures in a row.
+    pub failures: u32,
+    /// When a flush was last begun only to free the log.
+    pub log_flush_ms: u64,
+}
+
+/// What the database and its background tasks share.
+pub(crate) struct Shared {
+    pub env: Arc<Env>,
+    pub slots: BTreeMap<ShardId, Slot>,
+    pub stop: CancellationToken,
+}
+
+/// All shards of this process and the catalog.
+pub struct Database {
+    shared: Arc<Shared>,
+    background: Mutex<Vec<tokio::task::JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Database")
+            .field("cluster", &self.shared.env.config.cluster_name)
+            .field("shards", &self.shared.slots.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Slot {
+    /// The open shard, or why there is none.
+    pub(crate) fn shard(&self) -> Result<Arc<Shard>, EngineError> {
+        match &*self.served.read() {
+            Served::Open(shard) if shard.stopped().is_none() => Ok(Arc::clone(shard)),
+            Served::Open(shard) => Err(shard.unavailable()),
+            Served::Unavailable { why, .. } => Err(EngineError::ShardUnavailable {
+                shard: self.id,
+                why: why.clone(),
+            }),
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn shard(&self, id: ShardId) -> Result<Arc<Shard>, EngineError> {
+        match self.slots.get(&id) {
+            Some(slot) => slot.shard(),
+            None => Err(EngineError::ShardUnavailable {
+                shard: id,
+                why: "it is not placed on this node".into(),
+            }),
+        }
+    }
+
+    /// All shards being served.
+    pub(crate) fn open_shards(&self) -> Vec<Arc<Shard>> {
+        self.slots.values().filter_map(|s| s.shard().ok()).collect()
+    }
+}
+
+/// An unavailable shard, said by a write.
+pub(crate) fn as_write_error(error: EngineError) -> WriteError {
+    match error {
+        EngineError::Write(e) => e,
+        EngineError::ShardUnavailable { shard, why } => WriteError::ShardUnavailable { shard, why },
+        other => WriteError::Invalid(other.to_string()),
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        // Tasks that hold the shards end with this; then the logs, meta and the folder's lock go.
+        self.shared.stop.cancel();
+        for shard in self.shared.open_shards() {
+            shard.stop(crate::shard::Stopped::Closed);
+        }
+    }
+}

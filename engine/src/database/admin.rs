@@ -1,0 +1,231 @@
+//! Status, metrics and commands of operators.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use object_store::path::Path;
+use shoal_types::{Offset, ShardId};
+
+use super::{Database, Served, Shared, Slot, TableHandle};
+use crate::EngineError;
+use crate::shard::compact::Compacted;
+use crate::shard::flush::Flushed;
+use crate::shard::gc::{GcReport, list_objects};
+use crate::shard::{Counters, Shard};
+use crate::status::{EngineMetrics, ShardStatus, TableStatus};
+
+fn sum_files(shard: &Shard) -> (u64, u64) {
+    let manifest = Arc::clone(&shard.state.read().manifest);
+    let files = manifest.tables.values().flat_map(|t| &t.files);
+    files.fold((0, 0), |(n, bytes), f| (n + 1, bytes + f.file.bytes))
+}
+
+impl Slot {
+    fn status(&self, tables: u64) -> ShardStatus {
+        let mut status = ShardStatus {
+            id: self.id,
+            role: "none",
+            state: "unavailable",
+            why: None,
+            epoch: Default::default(),
+            position: Offset(0),
+            manifest: 0,
+            replay_offset: Offset(0),
+            tables,
+            memory_bytes: 0,
+            in_flight_bytes: 0,
+            log_bytes: 0,
+            files: 0,
+            bytes: 0,
+        };
+        let shard = match &*self.served.read() {
+            Served::Open(shard) => Arc::clone(shard),
+            Served::Unavailable { why, .. } => {
+                status.why = Some(why.clone());
+                return status;
+            }
+        };
+        (status.files, status.bytes) = sum_files(&shard);
+        status.epoch = shard.epoch();
+        status.log_bytes = shard.log.retained_bytes();
+        status.in_flight_bytes = shard.pipeline.in_flight_bytes() as u64;
+        {
+            let state = shard.state.read();
+            status.position = Offset(state.fold.next_offset().0.saturating_sub(1));
+            status.manifest = state.manifest.version().0;
+            status.replay_offset = state.manifest.replay_offset();
+            status.memory_bytes = state.memory_bytes as u64;
+        }
+        if let Some(stopped) = shard.stopped() {
+            status.why = Some(stopped.why());
+            return status;
+        }
+        status.role = "leader";
+        let claiming = shard.pipeline.trouble();
+        let trouble = shard.trouble.lock().clone();
+        (status.state, status.why) = match (claiming, trouble) {
+            (Some(why), _) => ("claiming", Some(why)),
+            (None, Some(why)) => ("degraded", Some(why)),
+            (None, None) => ("serving", None),
+        };
+        status
+    }
+}
+
+impl Shared {
+    /// Deletes objects that no manifest ever named. Nothing, if a shard that is not served here
+    /// might name them.
+    pub(super) async fn collect_orphans(
+        &self,
+        dry_run: bool,
+        report: &mut GcReport,
+    ) -> Result<(), EngineError> {
+        let shards = self.open_shards();
+        if shards.len() < self.slots.len() {
+            return Ok(());
+        }
+        let ids: Vec<ShardId> = shards.iter().map(|s| s.id).collect();
+        let listed = list_objects(&*self.env.store, &self.env.layout, &ids).await?;
+        let listed: Vec<Path> = listed.into_iter().map(|(path, _)| path).collect();
+        let settled: Vec<u64> = shards
+            .iter()
+            .map(|s| s.production.settled_before_ms())
+            .collect();
+        let mut named = HashSet::new();
+        for shard in &shards {
+            named.extend(shard.named_objects().await);
+        }
+        for (shard, settled) in shards.iter().zip(settled) {
+            shard
+                .collect_orphans(&listed, settled, &named, dry_run, report)
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+impl Database {
+    /// All shards, ascending by id.
+    #[must_use]
+    pub fn status(&self) -> Vec<ShardStatus> {
+        let catalog = &self.shared.env.catalog;
+        let slots = self.shared.slots.values();
+        slots.map(|s| s.status(catalog.tables_on(s.id))).collect()
+    }
+
+    /// Size of a table.
+    ///
+    /// # Errors
+    /// [`EngineError::ShardUnavailable`], [`EngineError::NotFound`].
+    pub fn table_status(&self, table: &TableHandle) -> Result<TableStatus, EngineError> {
+        let shard = self.shared.shard(table.shard)?;
+        let Some(schema) = shard.schema(table.id) else {
+            return Err(self.table_not_found(&table.schema_name, &table.name));
+        };
+        let shown = shard.state.read().shown(table.id, &schema);
+        Ok(TableStatus {
+            file_rows: shown.files.iter().map(|f| f.rows).sum(),
+            memory_rows: shown.memory.iter().map(|m| m.rows() as u64).sum(),
+            files: shown.files.len() as u64,
+            bytes: shown.files.iter().map(|f| f.bytes).sum(),
+        })
+    }
+
+    /// Counts and gauges.
+    #[must_use]
+    pub fn metrics(&self) -> EngineMetrics {
+        let shards = self.shared.open_shards();
+        let env = &self.shared.env;
+        let mut metrics = EngineMetrics {
+            shards_serving: shards.len() as u64,
+            shards_unavailable: (self.shared.slots.len() - shards.len()) as u64,
+            tables: env.catalog.tables_count() as u64,
+            memory_bytes: env.memory.used() as u64,
+            memory_bytes_max: env.config.memtable_bytes_max as u64,
+            ..EngineMetrics::default()
+        };
+        for shard in shards {
+            let c = &shard.counters;
+            metrics.rows_applied += Counters::get(&c.rows_applied);
+            metrics.records_applied += Counters::get(&c.records_applied);
+            metrics.foreign_records += Counters::get(&c.foreign_records);
+            metrics.claims += Counters::get(&c.claims);
+            metrics.flushes += Counters::get(&c.flushes);
+            metrics.flushed_bytes += Counters::get(&c.flushed_bytes);
+            metrics.compactions += Counters::get(&c.compactions);
+            metrics.compacted_bytes += Counters::get(&c.compacted_bytes);
+            metrics.collected_objects += Counters::get(&c.collected_objects);
+            metrics.in_flight_bytes += shard.pipeline.in_flight_bytes() as u64;
+            metrics.log_bytes += shard.log.retained_bytes();
+            metrics.shards_in_trouble += u64::from(shard.trouble.lock().is_some());
+            let (files, bytes) = sum_files(&shard);
+            metrics.files += files;
+            metrics.file_bytes += bytes;
+        }
+        metrics
+    }
+
+    fn chosen(&self, shard: Option<ShardId>) -> Result<Vec<Arc<Shard>>, EngineError> {
+        match shard {
+            Some(id) => Ok(vec![self.shared.shard(id)?]),
+            None => Ok(self.shared.open_shards()),
+        }
+    }
+
+    /// Writes all rows in memory of one shard, or of all that are served, to files; waits until the
+    /// files have taken their place.
+    ///
+    /// # Errors
+    /// The first failure; other shards are flushed all the same.
+    pub async fn flush(&self, shard: Option<ShardId>) -> Result<Flushed, EngineError> {
+        let shards = self.chosen(shard)?;
+        let outcomes = futures::future::join_all(shards.iter().map(|s| s.flush())).await;
+        let mut all = Flushed::default();
+        for outcome in outcomes {
+            let one = outcome?;
+            all.files += one.files;
+            all.bytes += one.bytes;
+            all.rows += one.rows;
+        }
+        Ok(all)
+    }
+
+    /// Merges the files of one table, or of all tables, into as few as there can be; waits until it
+    /// is done. Rows in memory are not included: flush before.
+    ///
+    /// # Errors
+    /// The first failure; what was merged before stays.
+    pub async fn compact(&self, table: Option<&TableHandle>) -> Result<Compacted, EngineError> {
+        let mut all = Compacted::default();
+        match table {
+            Some(table) => {
+                let shard = self.shared.shard(table.shard)?;
+                all.add(shard.compact_fully(table.id).await?);
+            }
+            None => {
+                for shard in self.shared.open_shards() {
+                    for table in shard.tables_with_files() {
+                        all.add(shard.compact_fully(table).await?);
+                    }
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Deletes objects that nothing needs any more; with `dry_run`, only says which.
+    ///
+    /// # Errors
+    /// The store's; what was deleted until then stays deleted.
+    pub async fn gc(&self, dry_run: bool) -> Result<GcReport, EngineError> {
+        let mut report = GcReport {
+            dry_run,
+            ..GcReport::default()
+        };
+        for shard in self.shared.open_shards() {
+            shard.collect(dry_run, &mut report).await?;
+        }
+        self.shared.collect_orphans(dry_run, &mut report).await?;
+        Ok(report)
+    }
+}

@@ -1,0 +1,353 @@
+//! When to flush, compact, collect garbage and open again. Decisions are pure functions; the loops
+//! around them only carry them out.
+//!
+//! - **Flush**: memory of all shards over its budget (largest first), a shard's log over its
+//!   budget, rows older than the age limit.
+//! - **Failures** (no space, a store that does not answer) are tried again for ever, at growing
+//!   intervals, and stand in the status meanwhile. When the cause is gone everything goes on
+//!   without a restart.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use shoal_types::ShardId;
+use tokio::task::JoinSet;
+
+use super::open::served;
+use super::{Served, Shared};
+use crate::EngineError;
+use crate::shard::gc::GcReport;
+use crate::shard::open::open as open_shard;
+use crate::shard::{Shard, Stopped};
+
+/// How often is looked whether something is due.
+const TICK: Duration = Duration::from_millis(200);
+/// First pause after a failure; doubles up to [`PAUSE_MAX_MS`].
+const PAUSE_MS: u64 = 200;
+const PAUSE_MAX_MS: u64 = 10_000;
+/// Least time between two flushes of a shard that only serve to free the log.
+const LOG_FLUSH_MS: u64 = 10_000;
+/// Garbage that no manifest ever named is looked for every so many collections.
+const ORPHANS_EVERY: u64 = 60;
+
+/// What decides on flushing a shard.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FlushInput {
+    pub id: ShardId,
+    pub memory_bytes: usize,
+    pub log_bytes: u64,
+    /// Records above the last replay offset.
+    pub unflushed: bool,
+    pub dirty_ms: Option<u64>,
+    pub flushing: bool,
+    pub log_flush_due: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FlushLimits {
+    pub memory_bytes_max: usize,
+    pub log_bytes_max: u64,
+    pub age_max_ms: u64,
+}
+
+/// Shards to be flushed now. What is being flushed counts as gone already.
+pub(super) fn due(shards: &[FlushInput], limits: FlushLimits) -> Vec<ShardId> {
+    let mut chosen = Vec::new();
+    let mut memory: usize = shards
+        .iter()
+        .filter(|s| !s.flushing)
+        .map(|s| s.memory_bytes)
+        .sum();
+    let mut rest: Vec<&FlushInput> = shards.iter().filter(|s| !s.flushing).collect();
+    rest.retain(|s| {
+        let old = s.dirty_ms.is_some_and(|age| age > limits.age_max_ms);
+        let long = s.unflushed && s.log_flush_due && s.log_bytes > limits.log_bytes_max;
+        if old || long {
+            chosen.push(s.id);
+            memory -= s.memory_bytes;
+        }
+        !(old || long)
+    });
+    rest.sort_by_key(|s| std::cmp::Reverse(s.memory_bytes));
+    for shard in rest {
+        if memory <= limits.memory_bytes_max || shard.memory_bytes == 0 {
+            break;
+        }
+        chosen.push(shard.id);
+        memory -= shard.memory_bytes;
+    }
+    chosen
+}
+
+pub(super) fn start(shared: &Arc<Shared>) -> Vec<tokio::task::JoinHandle<()>> {
+    vec![
+        tokio::spawn(flush_loop(Arc::clone(shared))),
+        tokio::spawn(compaction_loop(Arc::clone(shared))),
+        tokio::spawn(collection_loop(Arc::clone(shared))),
+    ]
+}
+
+async fn tick(shared: &Shared) -> bool {
+    tokio::select! {
+        biased;
+        () = shared.stop.cancelled() => false,
+        () = shared.env.wake.notified() => true,
+        () = tokio::time::sleep(TICK) => true,
+    }
+}
+
+async fn flush_loop(shared: Arc<Shared>) {
+    let mut running = JoinSet::new();
+    while tick(&shared).await {
+        while running.try_join_next().is_some() {}
+        reopen(&shared, &mut running);
+        for id in due(&flush_inputs(&shared), flush_limits(&shared)) {
+            let Ok(shard) = shared.shard(id) else {
+                continue;
+            };
+            let Some(slot) = shared.slots.get(&id) else {
+                continue;
+            };
+            {
+                let mut work = slot.work.lock();
+                work.flushing = true;
+                work.log_flush_ms = shared.env.clock.now_ms();
+            }
+            let shared = Arc::clone(&shared);
+            running.spawn(async move {
+                let outcome = shard.flush().await;
+                note(&shared, &shard, "flush", outcome.as_ref().err());
+                if let Some(slot) = shared.slots.get(&shard.id) {
+                    slot.work.lock().flushing = false;
+                }
+            });
+        }
+        // A tick that a steady stream of wake-ups brought on leaves time for the work itself.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // A flush under way is not waited for: what it wrote and did not publish is garbage.
+    running.shutdown().await;
+}
+
+fn flush_limits(shared: &Shared) -> FlushLimits {
+    let config = &shared.env.config;
+    FlushLimits {
+        memory_bytes_max: config.memtable_bytes_max,
+        log_bytes_max: config.log_bytes_max,
+        age_max_ms: config.flush_age_max_s.saturating_mul(1000),
+    }
+}
+
+fn flush_inputs(shared: &Shared) -> Vec<FlushInput> {
+    let now_ms = shared.env.clock.now_ms();
+    let mut inputs = Vec::with_capacity(shared.slots.len());
+    for slot in shared.slots.values() {
+        let Ok(shard) = slot.shard() else { continue };
+        let (flushing, log_flush_due) = {
+            let work = slot.work.lock();
+            let waiting = now_ms < work.not_before_ms;
+            let due = now_ms >= work.log_flush_ms.saturating_add(LOG_FLUSH_MS);
+            (work.flushing || waiting, due)
+        };
+        let state = shard.state.read();
+        inputs.push(FlushInput {
+            id: slot.id,
+            memory_bytes: state.memory_bytes,
+            log_bytes: shard.log.held_back_bytes(),
+            unflushed: state.fold.next_offset() > state.manifest.replay_offset(),
+            dirty_ms: state
+                .dirty_since_ms
+                .map(|since| now_ms.saturating_sub(since)),
+            flushing,
+            log_flush_due,
+        });
+    }
+    inputs
+}
+
+/// Notes how background work went; after a failure the shard is left alone for a while.
+fn note(shared: &Shared, shard: &Shard, what: &str, error: Option<&EngineError>) {
+    let Some(slot) = shared.slots.get(&shard.id) else {
+        return;
+    };
+    let mut work = slot.work.lock();
+    match error {
+        None => {
+            work.failures = 0;
+            work.not_before_ms = 0;
+            *shard.trouble.lock() = None;
+        }
+        Some(_) if shard.stopped().is_some() => {}
+        Some(error) => {
+            let pause = (PAUSE_MS << work.failures.min(10)).min(PAUSE_MAX_MS);
+            work.failures = work.failures.saturating_add(1);
+            work.not_before_ms = shared.env.clock.now_ms() + pause;
+            tracing::warn!(shard = %shard.id, %error, pause_ms = pause, "{what} failed, will be tried again");
+            *shard.trouble.lock() = Some(format!("{what}: {error}"));
+        }
+    }
+}
+
+/// Opens shards again that may be served again.
+fn reopen(shared: &Arc<Shared>, running: &mut JoinSet<()>) {
+    let now_ms = shared.env.clock.now_ms();
+    for slot in shared.slots.values() {
+        let stopped = match &*slot.served.read() {
+            Served::Open(shard) => match shard.stopped() {
+                Some(Stopped::Reopen(_)) => Some(Arc::clone(shard)),
+                _ => continue,
+            },
+            Served::Unavailable {
+                try_again: true, ..
+            } => None,
+            Served::Unavailable { .. } => continue,
+        };
+        {
+            let mut work = slot.work.lock();
+            if work.opening || now_ms < work.not_before_ms {
+                continue;
+            }
+            work.opening = true;
+        }
+        let (shared, id) = (Arc::clone(shared), slot.id);
+        running.spawn(async move {
+            if let Some(old) = stopped {
+                old.join().await;
+            }
+            let opened = served(id, open_shard(Arc::clone(&shared.env), id, None).await);
+            let Some(slot) = shared.slots.get(&id) else {
+                return;
+            };
+            let mut work = slot.work.lock();
+            work.opening = false;
+            work.flushing = false;
+            match &opened {
+                Served::Open(_) => work.failures = 0,
+                Served::Unavailable { .. } => {
+                    let pause = (PAUSE_MS << work.failures.min(10)).min(PAUSE_MAX_MS);
+                    work.failures = work.failures.saturating_add(1);
+                    work.not_before_ms = shared.env.clock.now_ms() + pause;
+                }
+            }
+            drop(work);
+            *slot.served.write() = opened;
+        });
+    }
+}
+
+async fn compaction_loop(shared: Arc<Shared>) {
+    let tasks_max = shared.env.config.compaction_tasks_max.max(1);
+    let mut running = JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = shared.stop.cancelled() => break,
+            () = tokio::time::sleep(TICK) => {}
+        }
+        while running.try_join_next().is_some() {}
+        let now_ms = shared.env.clock.now_ms();
+        for slot in shared.slots.values() {
+            if running.len() >= tasks_max {
+                break;
+            }
+            let Ok(shard) = slot.shard() else { continue };
+            if shard.compactable.lock().is_empty() {
+                continue;
+            }
+            {
+                let mut work = slot.work.lock();
+                if work.compacting || now_ms < work.not_before_ms {
+                    continue;
+                }
+                work.compacting = true;
+            }
+            let shared = Arc::clone(&shared);
+            running.spawn(async move {
+                let outcome = shard.compact_next().await;
+                if let Err(error) = &outcome {
+                    note(&shared, &shard, "compaction", Some(error));
+                }
+                if let Some(slot) = shared.slots.get(&shard.id) {
+                    slot.work.lock().compacting = false;
+                }
+            });
+        }
+    }
+    running.shutdown().await;
+}
+
+async fn collection_loop(shared: Arc<Shared>) {
+    let interval_s = shared.env.config.gc_interval_s;
+    if interval_s == 0 {
+        return;
+    }
+    let mut round = 0_u64;
+    loop {
+        tokio::select! {
+            biased;
+            () = shared.stop.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_secs(interval_s)) => {}
+        }
+        for shard in shared.open_shards() {
+            let tables = shard.tables_with_files();
+            let outcome = async {
+                shard.expire(&tables).await?;
+                let mut report = GcReport::default();
+                shard.collect(false, &mut report).await
+            };
+            if let Err(error) = outcome.await {
+                tracing::warn!(shard = %shard.id, %error, "garbage collection failed, will be tried again");
+            }
+            shard.look_for_compactions();
+        }
+        if round.is_multiple_of(ORPHANS_EVERY)
+            && let Err(error) = shared
+                .collect_orphans(false, &mut GcReport::default())
+                .await
+        {
+            tracing::warn!(%error, "orphans not collected, will be tried again");
+        }
+        round += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shard(memory_bytes: usize) -> FlushInput {
+        FlushInput {
+            id: ShardId::generate(),
+            memory_bytes,
+            log_bytes: 0,
+            unflushed: true,
+            dirty_ms: Some(0),
+            flushing: false,
+            log_flush_due: true,
+        }
+    }
+
+    #[test]
+    fn the_largest_memtables_are_flushed_until_the_budget_is_kept() {
+        let limits = FlushLimits {
+            memory_bytes_max: 100,
+            log_bytes_max: 1000,
+            age_max_ms: 1000,
+        };
+        let shards = [shard(40), shard(70), shard(30)];
+        assert_eq!(due(&shards, limits), [shards[1].id]);
+        let mut busy = shards;
+        busy[1].flushing = true;
+        assert_eq!(
+            due(&busy, limits),
+            [],
+            "what is being flushed counts as gone"
+        );
+        let mut old = [shard(1), shard(1)];
+        old[0].dirty_ms = Some(1001);
+        old[1].log_bytes = 1001;
+        assert_eq!(due(&old, limits), [old[0].id, old[1].id]);
+        old[1].log_flush_due = false;
+        assert_eq!(due(&old, limits), [old[0].id]);
+    }
+}

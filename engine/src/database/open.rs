@@ -1,0 +1,241 @@
+//! Opening and closing the database.
+//!
+//! Order: read the catalog → (a new store: make the default schema and the shards) → list all
+//! objects once → open the shards side by side → drop what no name leads to → begin background
+//! work. A shard that cannot be opened is kept as unavailable with the reason; all others serve.
+//!
+//! What no name leads to: `create_tables` writes columns to the shard's log first and names to meta
+//! after, `drop_table` the other way round. A crash in between leaves columns (and perhaps rows)
+//! without a name: invisible to everybody. They are dropped here, before anybody could make more.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use object_store::{ObjectStore, path::Path};
+use parking_lot::{Mutex, RwLock};
+use shoal_meta::{Catalog, MetaError, SchemaEntry, ShardEntry};
+use shoal_sst::{ObjectLayout, SstError, SstStore, SstStoreOptions};
+use shoal_types::{Retry, ShardId};
+use shoal_wal::record::{Payload, SchemaChange};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::{Backends, Database, Served, Shared, Slot, Work};
+use crate::compaction::ByteBudget;
+use crate::embedded::FolderLock;
+use crate::env::{Env, MemoryBudget};
+use crate::shard::gc::list_objects;
+use crate::shard::open::{Listed, open as open_shard};
+use crate::shard::{Shard, Stopped};
+use crate::{EngineConfig, EngineError};
+
+/// The schema that every database has.
+pub const DEFAULT_SCHEMA: &str = "public";
+/// Tables dropped by one record when cleaning up.
+const DROPS_A_RECORD: usize = 1024;
+
+pub(super) fn meta(error: MetaError) -> EngineError {
+    EngineError::Meta(error.to_string())
+}
+
+impl Database {
+    /// Opens (or makes) the database. Damaged shards do not keep the others from opening.
+    ///
+    /// # Errors
+    /// Meta unreadable, or no shard can be listed.
+    pub async fn open(config: EngineConfig, backends: Backends) -> Result<Arc<Self>, EngineError> {
+        Self::open_locked(config, backends, None).await
+    }
+
+    pub(crate) async fn open_locked(
+        config: EngineConfig,
+        backends: Backends,
+        lock: Option<FolderLock>,
+    ) -> Result<Arc<Self>, EngineError> {
+        let layout = ObjectLayout::new("", &config.cluster_name);
+        let catalog = Catalog::open(backends.meta, &config.cluster_name)
+            .await
+            .map_err(meta)?;
+        let sst_options = SstStoreOptions {
+            memory_bytes: config.cache_memory_bytes,
+            metadata_bytes: config.cache_metadata_bytes,
+            ..SstStoreOptions::default()
+        };
+        let sst = SstStore::new(Arc::clone(&backends.store), &sst_options)
+            .map_err(|e| EngineError::Invalid(format!("file cache: {e}")))?;
+        let compaction_budget = Arc::new(ByteBudget::new(config.compaction_bytes_per_s));
+        let env = Arc::new(Env {
+            config,
+            logs: backends.logs,
+            store: backends.store,
+            layout,
+            catalog: Arc::new(catalog),
+            clock: backends.clock,
+            predicate: backends.predicate,
+            memory: MemoryBudget::default(),
+            sst,
+            compaction_budget,
+            wake: Notify::new(),
+            _lock: lock,
+        });
+        prepare_catalog(&env).await?;
+        let ids: Vec<ShardId> = env.catalog.shards().into_iter().map(|(id, _)| id).collect();
+        let listed = list_objects(&*env.store, &env.layout, &ids).await?;
+        let listed: Listed = listed
+            .into_iter()
+            .map(|(path, bytes)| (path.to_string(), bytes))
+            .collect();
+        let listed = Arc::new(listed);
+        let opening = ids.into_iter().map(|id| {
+            let (env, listed) = (Arc::clone(&env), Arc::clone(&listed));
+            async move {
+                // A task of its own: shards replay on all cores.
+                let opened = tokio::spawn(open_shard(env, id, Some(listed))).await;
+                let opened = opened
+                    .unwrap_or_else(|e| Err(EngineError::Invalid(format!("opening failed: {e}"))));
+                (id, served(id, opened))
+            }
+        });
+        let mut slots = BTreeMap::new();
+        for (id, served) in futures::future::join_all(opening).await {
+            let slot = Slot {
+                id,
+                served: RwLock::new(served),
+                work: Mutex::new(Work::default()),
+            };
+            slots.insert(id, slot);
+        }
+        let shared = Arc::new(Shared {
+            env,
+            slots,
+            stop: CancellationToken::new(),
+        });
+        for shard in shared.open_shards() {
+            drop_nameless(&shard).await;
+        }
+        let background = super::maintenance::start(&shared);
+        Ok(Arc::new(Self {
+            shared,
+            background: Mutex::new(background),
+        }))
+    }
+
+    /// Stops accepting work, waits for what is under way, closes logs. Data is kept; no flush is
+    /// needed, the log has it.
+    pub async fn shutdown(&self) {
+        self.shared.stop.cancel();
+        let background = std::mem::take(&mut *self.background.lock());
+        for task in background {
+            // A task that panicked has said so; there is nothing left to wait for.
+            let _ = task.await;
+        }
+        for slot in self.shared.slots.values() {
+            let served = std::mem::replace(
+                &mut *slot.served.write(),
+                Served::Unavailable {
+                    why: "the database is shutting down".into(),
+                    try_again: false,
+                },
+            );
+            if let Served::Open(shard) = served {
+                shard.pipeline.drained(Duration::from_secs(5)).await;
+                shard.stop(Stopped::Closed);
+                shard.join().await;
+            }
+        }
+    }
+}
+
+/// What opening came to.
+pub(super) fn served(id: ShardId, opened: Result<Arc<Shard>, EngineError>) -> Served {
+    match opened {
+        Ok(shard) => Served::Open(shard),
+        Err(error) => {
+            let try_again = error.retry() == Retry::Safe && !is_missing_file(&error);
+            let why = match &error {
+                EngineError::ShardUnavailable { why, .. } => why.clone(),
+                other => other.to_string(),
+            };
+            tracing::error!(shard = %id, why, "shard cannot be opened; the others are served");
+            Served::Unavailable { why, try_again }
+        }
+    }
+}
+
+fn is_missing_file(error: &EngineError) -> bool {
+    matches!(error, EngineError::Sst(SstError::NotFound { .. }))
+}
+
+async fn prepare_catalog(env: &Arc<Env>) -> Result<(), EngineError> {
+    let now_ms = env.clock.now_ms();
+    if env.catalog.shards().is_empty() {
+        refuse_foreign_objects(env).await?;
+        for _ in 0..env.config.shards_or_cores() {
+            let entry = ShardEntry {
+                term: 0,
+                created_ms: now_ms,
+                has_log: false,
+            };
+            env.catalog
+                .put_shard(ShardId::generate(), None, entry)
+                .await
+                .map_err(meta)?;
+        }
+    }
+    if !env.catalog.has_schema(DEFAULT_SCHEMA) {
+        let entry = SchemaEntry { created_ms: now_ms };
+        match env.catalog.create_schema(DEFAULT_SCHEMA, entry).await {
+            Ok(()) | Err(MetaError::Conflict) => {}
+            Err(e) => return Err(meta(e)),
+        }
+    }
+    Ok(())
+}
+
+/// With an empty meta all objects in the store would look like garbage.
+async fn refuse_foreign_objects(env: &Env) -> Result<(), EngineError> {
+    let tables = env.layout.tables();
+    let root = Path::from(tables.as_ref().trim_end_matches("/table"));
+    let mut listed = env.store.list(Some(&root));
+    let first = listed
+        .try_next()
+        .await
+        .map_err(|e| SstError::from_store(&root, e))?;
+    match first {
+        None => Ok(()),
+        Some(object) => Err(EngineError::Meta(format!(
+            "meta knows no shards of cluster {:?}, but the store holds {}; restore meta, or choose another cluster.name; nothing was changed",
+            env.config.cluster_name, object.location
+        ))),
+    }
+}
+
+async fn drop_nameless(shard: &Arc<Shard>) {
+    let nameless: Vec<SchemaChange> = {
+        let state = shard.state.read();
+        state
+            .fold
+            .schemas()
+            .filter(|s| shard.env.catalog.placement(s.table).is_none())
+            .map(|s| SchemaChange::Drop { table: s.table })
+            .collect()
+    };
+    if nameless.is_empty() {
+        return;
+    }
+    tracing::info!(shard = %shard.id, tables = nameless.len(), "dropping tables that have no name");
+    let patience = Duration::from_millis(shard.env.config.write_timeout_ms);
+    for part in nameless.chunks(DROPS_A_RECORD) {
+        let record = Payload::Schema(part.to_vec());
+        if let Err(error) = shard.submit(record, Vec::new(), patience).await {
+            // They stay invisible; the next open tries again.
+            tracing::warn!(shard = %shard.id, %error, "tables without a name not dropped yet");
+            return;
+        }
+    }
+}
+
+/// Tables of a request, by shard.
+pub(super) type ByShard<T> = HashMap<ShardId, Vec<T>>;

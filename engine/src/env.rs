@@ -1,0 +1,56 @@
+//! What all shards of a process share: backends, limits, the memory budget.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use object_store::ObjectStore;
+use shoal_meta::Catalog;
+use shoal_sst::{ObjectLayout, SstStore};
+use shoal_types::Clock;
+use shoal_wal::log::LogStore;
+use tokio::sync::Notify;
+
+use crate::compaction::ByteBudget;
+use crate::embedded::FolderLock;
+use crate::{EngineConfig, RowPredicate};
+
+/// Shared by all shards.
+pub(crate) struct Env {
+    pub config: EngineConfig,
+    pub logs: Arc<dyn LogStore>,
+    pub store: Arc<dyn ObjectStore>,
+    pub layout: ObjectLayout,
+    pub catalog: Arc<Catalog>,
+    pub clock: Arc<dyn Clock>,
+    pub predicate: Option<Arc<dyn RowPredicate>>,
+    pub memory: MemoryBudget,
+    pub sst: Arc<SstStore>,
+    pub compaction_budget: Arc<ByteBudget>,
+    /// Held until the last task that may touch the data folder has ended.
+    pub _lock: Option<FolderLock>,
+    /// Wakes the maintenance task before its next tick.
+    pub wake: Notify,
+}
+
+/// Bytes of rows not yet in files, all shards together.
+#[derive(Debug, Default)]
+pub(crate) struct MemoryBudget {
+    used: AtomicUsize,
+    /// Told whenever memory was given back.
+    pub relieved: Notify,
+}
+
+impl MemoryBudget {
+    pub(crate) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn change(&self, before: usize, after: usize) {
+        if after >= before {
+            self.used.fetch_add(after - before, Ordering::Relaxed);
+        } else {
+            self.used.fetch_sub(before - after, Ordering::Relaxed);
+            self.relieved.notify_waiters();
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! What one statement sees of one table on one shard: one position, fixed files, fixed rows.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use arrow_array::{BooleanArray, RecordBatch};
+use shoal_sst::SstFile;
+use shoal_types::{Epoch, Offset, RowVersion, ShardId, TableSchema};
+
+use crate::memtable::MemtableView;
+
+/// Evaluates the SQL predicates of append-table deletes. The engine knows no SQL; the query layer
+/// hands this in when the database is opened.
+pub trait RowPredicate: Send + Sync + Debug + 'static {
+    /// For each row of `batch` (columns as `schema.arrow()`), whether `predicate` is true.
+    ///
+    /// # Errors
+    /// Text for the operator; the caller keeps the rows and reports it.
+    fn matches(
+        &self,
+        schema: &TableSchema,
+        predicate: &str,
+        batch: &RecordBatch,
+    ) -> Result<BooleanArray, String>;
+}
+
+/// A delete on an append table: rows with a version below `version` that match are gone.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct PredicateDelete {
+    /// The version of the deleting record.
+    pub version: RowVersion,
+    /// SQL predicate over the table's columns.
+    pub predicate: String,
+}
+
+/// A consistent view of one table on one shard. Files it names are not collected while it lives.
+#[derive(Clone, Debug)]
+pub struct ReadView {
+    /// The schema at the view's position.
+    pub schema: Arc<TableSchema>,
+    /// The shard.
+    pub shard: ShardId,
+    /// The leader's epoch when the view was taken.
+    pub epoch: Epoch,
+    /// The last offset whose rows the view shows.
+    pub position: Offset,
+    /// Rows not yet in files, oldest part first; each part is one run over all older ones.
+    pub memory: Vec<MemtableView>,
+    /// Files, ordered by `version_max` ascending (older first).
+    pub files: Vec<SstFile>,
+    /// Deletes that files still need applied (append tables). Memory has its own applied.
+    pub deletes: Vec<PredicateDelete>,
+    /// Evaluates `deletes`.
+    pub predicate: Option<Arc<dyn RowPredicate>>,
+    /// Keeps the files from being collected while the view lives.
+    pub(crate) _pin: Option<Arc<dyn Debug + Send + Sync>>,
+}

@@ -1,0 +1,169 @@
+//! Claiming the log, at open and after any delivery failure (PROTOCOLS §1).
+//!
+//! A failed delivery leaves a hole in the epoch's numbers, so the epoch is over: raise the claim
+//! number, append a `Claim`, and read until it (or a higher one) comes back. What of the old epoch
+//! was not applied below the new claim never will be, so it may be sent again without doubling.
+//! The producer's own idea of what was delivered is a hint and decides nothing.
+//!
+//! A claim whose delivery is unclear is waited for a moment and then followed by a higher one; a
+//! lower claim of ours that arrives late changes nothing. A claim for which the log has no space is
+//! tried again for as long as the shard is open: when space returns, writes go on by themselves.
+//!
+//! The claim names the newest published manifest, so that one whose `Manifest` record was lost
+//! with the old epoch comes into force here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use shoal_types::{Epoch, Seq};
+use shoal_wal::log::{LogError, receipt_outcome};
+use shoal_wal::record::{ManifestRef, Payload, Record};
+use tokio::sync::mpsc;
+
+use super::write::Delivery;
+use super::{Shard, Stopped};
+
+/// How long an unclear claim is waited for before a higher one is sent.
+const UNCLEAR_WAIT: Duration = Duration::from_millis(100);
+/// Pause between claims that the log has no space for.
+const FULL_PAUSE: Duration = Duration::from_millis(250);
+/// How long receipts of a broken epoch are waited for. They are hints; the claim settles them.
+const RECEIPT_WAIT: Duration = Duration::from_millis(500);
+
+/// Waits for the receipts of all records, in the order in which they were sent, and claims anew
+/// when one failed. Ends with the shard.
+pub(crate) async fn run(shard: Arc<Shard>, mut deliveries: mpsc::UnboundedReceiver<Delivery>) {
+    loop {
+        let one = tokio::select! {
+            biased;
+            () = shard.stop.cancelled() => return,
+            one = deliveries.recv() => one,
+        };
+        let Some(one) = one else { return };
+        let outcome = tokio::select! {
+            biased;
+            () = shard.stop.cancelled() => return,
+            outcome = receipt_outcome(one.receipt) => outcome,
+        };
+        if !shard.pipeline.delivered(one.epoch, one.seq, &outcome) {
+            continue;
+        }
+        if let Err(LogError::Closed) = &outcome {
+            shard.stop(Stopped::Closed);
+            return;
+        }
+        tracing::warn!(
+            shard = %shard.id, epoch = %one.epoch, seq = %one.seq,
+            error = %outcome.err().map(|e| e.to_string()).unwrap_or_default(),
+            "delivery failed, claiming the log again"
+        );
+        // Nothing new is sent from here on; what was sent gets its receipt.
+        while let Ok(rest) = deliveries.try_recv() {
+            let outcome = tokio::time::timeout(RECEIPT_WAIT, receipt_outcome(rest.receipt))
+                .await
+                .unwrap_or_else(|_| Err(LogError::Unknown("no receipt".into())));
+            shard.pipeline.delivered(rest.epoch, rest.seq, &outcome);
+        }
+        match shard.claim().await {
+            Some(epoch) => shard.serve(epoch),
+            None => return,
+        }
+    }
+}
+
+enum Claimed {
+    Mine,
+    Unclear,
+    Full(String),
+    Ended,
+}
+
+impl Shard {
+    /// Claims the log with the next claim number, again and again until one of ours is read back.
+    /// `None`: the shard stopped.
+    pub(crate) async fn claim(&self) -> Option<Epoch> {
+        loop {
+            if self.stop.is_cancelled() {
+                return None;
+            }
+            let epoch = self.pipeline.next_epoch();
+            match self.claim_once(epoch).await {
+                Claimed::Mine => return Some(epoch),
+                Claimed::Ended => return None,
+                Claimed::Unclear => {}
+                Claimed::Full(what) => {
+                    self.pipeline.no_space(&what);
+                    tokio::select! {
+                        () = self.stop.cancelled() => return None,
+                        () = tokio::time::sleep(FULL_PAUSE) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn newest_known(&self) -> ManifestRef {
+        let state = self.state.read();
+        let newest = state.published.back().unwrap_or(&state.manifest);
+        newest.reference
+    }
+
+    async fn claim_once(&self, epoch: Epoch) -> Claimed {
+        let record = Record {
+            epoch,
+            writer: self.writer,
+            seq: Seq(0),
+            stamp_ms: self.env.clock.now_ms(),
+            payload: Payload::Claim(self.newest_known()),
+        };
+        let receipt = self.log.append(record.encode());
+        let patience = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return Claimed::Ended,
+            outcome = receipt_outcome(receipt) => match outcome {
+                Ok(_) => None,
+                Err(LogError::Full(what)) => return Claimed::Full(what),
+                Err(LogError::Closed) => {
+                    self.stop(Stopped::Closed);
+                    return Claimed::Ended;
+                }
+                Err(_) => Some(UNCLEAR_WAIT),
+            },
+        };
+        let read_back = self.wait_for_claim(epoch);
+        match patience {
+            None => {
+                if read_back.await {
+                    Claimed::Mine
+                } else {
+                    Claimed::Ended
+                }
+            }
+            Some(patience) => match tokio::time::timeout(patience, read_back).await {
+                Ok(true) => Claimed::Mine,
+                Ok(false) => Claimed::Ended,
+                Err(_) => Claimed::Unclear,
+            },
+        }
+    }
+
+    /// Waits until the fold's claim is this one; false: the shard stopped (also because a higher
+    /// claim of another leader was read).
+    async fn wait_for_claim(&self, epoch: Epoch) -> bool {
+        let mut applied = self.applied.subscribe();
+        let mine = (epoch, self.writer);
+        loop {
+            if self.stop.is_cancelled() {
+                return false;
+            }
+            if self.state.read().fold.claim() == mine {
+                return true;
+            }
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return false,
+                changed = applied.changed() => if changed.is_err() { return false },
+            }
+        }
+    }
+}

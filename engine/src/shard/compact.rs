@@ -1,0 +1,294 @@
+//! Compaction and TTL: fewer files instead of many, none past their time (PROTOCOLS §3).
+//!
+//! Order: choose inputs from the newest manifest → merge them into new files → under the publishing
+//! lock, if all inputs are still named, publish a manifest with the outputs in their place → append
+//! its `Manifest` record; on reading it the files are swapped. The inputs are obsolete from then on
+//! and deleted by `gc.rs` after the retention.
+//!
+//! Outputs are written with the schema of the manifest, not the newest one: a manifest must be
+//! readable without the log behind it. Predicate deletes known when the merge began are applied to
+//! older rows; each output notes through which version that was done, so that a delete goes once
+//! every file has it.
+//!
+//! A crash before the publish leaves unnamed objects; rows are untouched.
+
+use std::sync::Arc;
+
+use shoal_sst::SstFile;
+use shoal_types::{TableId, TableSchema};
+
+use super::flush::on_blocking_thread;
+use super::state::{needed_deletes, version_before};
+use super::{Counters, Shard};
+use crate::compaction::{CompactionJob, PickConfig, expired, pick, pick_full};
+use crate::manifest::format::{Edit, FileEntry, TableEdit};
+use crate::manifest::{ManifestState, TableFiles};
+use crate::{EngineError, PredicateDelete};
+
+/// Rounds of a full compaction: each leaves one run a group, unless flushes come in between.
+const FULL_ROUNDS_MAX: u32 = 8;
+
+/// What compactions did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Compacted {
+    /// Merges published.
+    pub jobs: u64,
+    /// Files read.
+    pub files_in: u64,
+    /// Files written.
+    pub files_out: u64,
+    /// Bytes written.
+    pub bytes_out: u64,
+    /// Files dropped for their age.
+    pub expired: u64,
+}
+
+impl Compacted {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.jobs += other.jobs;
+        self.files_in += other.files_in;
+        self.files_out += other.files_out;
+        self.bytes_out += other.bytes_out;
+        self.expired += other.expired;
+    }
+}
+
+/// What a merge starts from.
+struct Plan {
+    job: CompactionJob,
+    schema: Arc<TableSchema>,
+    deletes: Vec<PredicateDelete>,
+    deletes_through: shoal_types::RowVersion,
+}
+
+impl Shard {
+    /// Looks at all tables with several files again.
+    pub(crate) fn look_for_compactions(&self) {
+        let manifest = Arc::clone(&self.state.read().manifest);
+        let several = manifest.tables.iter().filter(|(_, t)| t.files.len() > 1);
+        self.compactable.lock().extend(several.map(|(id, _)| *id));
+    }
+
+    /// Does the most useful merge of one table that waits for a look; `None`: nothing waits.
+    ///
+    /// # Errors
+    /// [`EngineError`]; the table is looked at again later.
+    pub(crate) async fn compact_next(&self) -> Result<Option<Compacted>, EngineError> {
+        loop {
+            let Some(table) = self.compactable.lock().iter().next().copied() else {
+                return Ok(None);
+            };
+            self.compactable.lock().remove(&table);
+            let newest = self.newest().await;
+            let jobs = self.jobs(&newest, table, false);
+            let Some(job) = jobs.into_iter().next() else {
+                continue;
+            };
+            // There may be more to do in the table.
+            self.compactable.lock().insert(table);
+            return self.merge(&newest, table, job).await.map(Some);
+        }
+    }
+
+    /// Merges everything of one table that is not one run a group, and drops what is past its TTL.
+    ///
+    /// # Errors
+    /// [`EngineError`]; merges published before stay.
+    pub(crate) async fn compact_fully(&self, table: TableId) -> Result<Compacted, EngineError> {
+        let mut all = Compacted::default();
+        all.add(self.expire(&[table]).await?);
+        for _ in 0..FULL_ROUNDS_MAX {
+            let newest = self.newest().await;
+            let jobs = self.jobs(&newest, table, true);
+            if jobs.is_empty() {
+                break;
+            }
+            for job in jobs {
+                let newest = self.newest().await;
+                all.add(self.merge(&newest, table, job).await?);
+            }
+        }
+        Ok(all)
+    }
+
+    pub(crate) async fn newest(&self) -> Arc<ManifestState> {
+        Arc::clone(&self.publishing.lock().await.newest)
+    }
+
+    fn jobs(&self, newest: &ManifestState, table: TableId, full: bool) -> Vec<CompactionJob> {
+        let (Some(named), Some(schema)) = (newest.table(table), newest.fold.schema(table)) else {
+            return Vec::new();
+        };
+        // A table dropped or emptied since is not worth the work.
+        if self.schema(table).map(|s| s.incarnation) != Some(schema.incarnation) {
+            return Vec::new();
+        }
+        let files: Vec<SstFile> = named
+            .files
+            .iter()
+            .filter(|f| f.file.incarnation == schema.incarnation)
+            .map(|f| f.file.clone())
+            .collect();
+        let config = PickConfig::new(&self.env.config);
+        if full {
+            return pick_full(&files, schema, &config, &|_| false);
+        }
+        let now_ms = self.env.clock.now_ms();
+        pick(&files, schema, now_ms, &config, &|_| false)
+            .into_iter()
+            .collect()
+    }
+
+    async fn merge(
+        &self,
+        newest: &ManifestState,
+        table: TableId,
+        job: CompactionJob,
+    ) -> Result<Compacted, EngineError> {
+        let Some(schema) = newest.fold.schema(table).cloned() else {
+            return Ok(Compacted::default());
+        };
+        let producing = self.produce();
+        let plan = {
+            let state = self.state.read();
+            let mut deletes = newest
+                .table(table)
+                .map(|t| t.deletes.clone())
+                .unwrap_or_default();
+            deletes.extend(state.deletes.get(&table).into_iter().flatten().cloned());
+            deletes.sort_by_key(|d| d.version);
+            deletes.dedup();
+            Plan {
+                job,
+                schema,
+                deletes,
+                deletes_through: version_before(&state.fold, state.fold.next_offset()),
+            }
+        };
+        let producer = self.producer();
+        let now_ms = self.env.clock.now_ms();
+        let (plan, outputs) = on_blocking_thread(move || async move {
+            let outputs = producer
+                .compact(&plan.job, &plan.schema, &plan.deletes, now_ms)
+                .await?;
+            Ok((plan, outputs))
+        })
+        .await?;
+        let done = self.replace(table, plan, outputs).await;
+        drop(producing);
+        done
+    }
+
+    async fn replace(
+        &self,
+        table: TableId,
+        plan: Plan,
+        outputs: Vec<SstFile>,
+    ) -> Result<Compacted, EngineError> {
+        let mut publishing = self.publishing.lock().await;
+        self.settle(&mut publishing).await?;
+        let Some(named) = publishing.newest.table(table) else {
+            return Ok(Compacted::default());
+        };
+        let remove: Vec<String> = plan.job.inputs.iter().map(|f| f.path.clone()).collect();
+        let still_named = |path: &String| named.files.iter().any(|f| f.file.path == *path);
+        if !remove.iter().all(still_named) {
+            // Dropped, truncated or expired meanwhile: the outputs are garbage.
+            return Ok(Compacted::default());
+        }
+        let done = Compacted {
+            jobs: 1,
+            files_in: remove.len() as u64,
+            files_out: outputs.len() as u64,
+            bytes_out: outputs.iter().map(|f| f.bytes).sum(),
+            expired: 0,
+        };
+        let add = outputs
+            .into_iter()
+            .map(|file| FileEntry {
+                file,
+                deletes_through: plan.deletes_through,
+            })
+            .collect();
+        let edit = table_edit(table, named, remove, add);
+        self.publish(&mut publishing, edit).await?;
+        Counters::add(&self.counters.compactions, 1);
+        Counters::add(&self.counters.compacted_bytes, done.bytes_out);
+        tracing::info!(
+            shard = %self.id, %table, files_in = done.files_in,
+            files_out = done.files_out, bytes_out = done.bytes_out, "compacted"
+        );
+        Ok(done)
+    }
+
+    /// Drops files whose rows are all past their table's TTL.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub(crate) async fn expire(&self, tables: &[TableId]) -> Result<Compacted, EngineError> {
+        let now_ms = self.env.clock.now_ms();
+        let mut publishing = self.publishing.lock().await;
+        self.settle(&mut publishing).await?;
+        let mut edits = Vec::new();
+        let mut done = Compacted::default();
+        for table in tables {
+            let Some(named) = publishing.newest.table(*table) else {
+                continue;
+            };
+            let Some(schema) = self.schema(*table).filter(|s| s.ttl_ms.is_some()) else {
+                continue;
+            };
+            let files: Vec<SstFile> = named
+                .files
+                .iter()
+                .filter(|f| f.file.incarnation == schema.incarnation)
+                .map(|f| f.file.clone())
+                .collect();
+            let gone = expired(&files, &schema, now_ms);
+            if gone.is_empty() {
+                continue;
+            }
+            done.expired += gone.len() as u64;
+            let remove = gone.into_iter().map(|f| f.path).collect();
+            edits.extend(table_edit(*table, named, remove, Vec::new()).tables);
+        }
+        if !edits.is_empty() {
+            edits.sort_by_key(|(id, _)| *id);
+            let edit = Edit {
+                tables: edits,
+                ..Edit::default()
+            };
+            self.publish(&mut publishing, edit).await?;
+        }
+        Ok(done)
+    }
+
+    /// Tables with files, as of the newest manifest in force.
+    pub(crate) fn tables_with_files(&self) -> Vec<TableId> {
+        let manifest = Arc::clone(&self.state.read().manifest);
+        manifest.tables.keys().copied().collect()
+    }
+}
+
+fn table_edit(
+    table: TableId,
+    named: &TableFiles,
+    remove: Vec<String>,
+    add: Vec<FileEntry>,
+) -> Edit {
+    let mut files: Vec<FileEntry> = named.files.clone();
+    files.retain(|f| !remove.contains(&f.file.path));
+    files.extend(add.iter().cloned());
+    let needed = needed_deletes(&files, named.deletes.iter());
+    let deletes = (needed != named.deletes).then_some(needed);
+    let edit = TableEdit {
+        remove,
+        add,
+        deletes,
+        ..TableEdit::default()
+    };
+    Edit {
+        tables: vec![(table, edit)],
+        ..Edit::default()
+    }
+}

@@ -1,0 +1,315 @@
+//! Flush: rows from memory into files (PROTOCOLS §2).
+//!
+//! Order: freeze all memtables at one position X → write SSTs (and one residue object for very
+//! small tables) → publish the manifest with `replay_offset = X + 1` and the fold state at X →
+//! append the `Manifest` record → on reading it, files take the frozen rows' place in one step →
+//! trim the log.
+//!
+//! What a crash leaves: before the publish, objects that nobody names (garbage) and a log that
+//! still has all rows. After it, a manifest from which the next opener replays only what is above
+//! X. There is no moment at which rows are in neither.
+//!
+//! A failure (no space, a store that does not answer) keeps the frozen rows readable and everything
+//! written so far; the next call goes on where this one stopped.
+
+use futures::{StreamExt, TryStreamExt};
+use object_store::{ObjectStoreExt, PutPayload, path::Path};
+use shoal_sst::SstError;
+use shoal_types::{Offset, RowVersion, TableId};
+
+use super::pins::Producing;
+use super::state::{Frozen, FrozenTable, needed_deletes, version_before};
+use super::{Counters, Shard, residue};
+use crate::EngineError;
+use crate::manifest::ManifestState;
+use crate::manifest::format::{Edit, FileEntry, LogIdentity, Residue, TableEdit};
+
+/// Files encoded at the same time in one flush.
+const FILES_AT_ONCE: usize = 2;
+
+/// A flush between its freeze and its publish.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    frozen: Frozen,
+    written: Vec<(TableId, Vec<FileEntry>)>,
+    residue: Option<Option<Residue>>,
+    /// Keeps what is written from being taken for garbage.
+    _producing: Producing,
+}
+
+impl Begun {
+    fn replay_offset(&self) -> Offset {
+        self.frozen.fold.next_offset()
+    }
+}
+
+/// What a flush did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flushed {
+    /// Files written.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Rows in files.
+    pub rows: u64,
+}
+
+impl Shard {
+    /// Writes all rows in memory to files and waits until the files have taken their place.
+    ///
+    /// # Errors
+    /// [`EngineError`]; nothing is lost, and the next call goes on from where this one stopped.
+    pub(crate) async fn flush(&self) -> Result<Flushed, EngineError> {
+        let mut publishing = self.publishing.lock().await;
+        self.settle(&mut publishing).await?;
+        let published = publishing.newest.replay_offset();
+        if let Some(begun) = publishing.flush.take_if(|b| b.replay_offset() <= published) {
+            // It was published after all, by settling.
+            self.flushed(&begun);
+        }
+        let mut begun = match publishing.flush.take() {
+            Some(begun) => begun,
+            None => match self.begin_flush(&publishing.newest).await? {
+                Some(begun) => begun,
+                None => return Ok(Flushed::default()),
+            },
+        };
+        if let Err(error) = self.write_files(&mut begun, &publishing.newest).await {
+            publishing.flush = Some(begun);
+            return Err(error);
+        }
+        let edit = flush_edit(&publishing.newest, &begun);
+        match self.publish(&mut publishing, edit).await {
+            Ok(_) => {
+                let done = self.flushed(&begun);
+                self.trim(&publishing.newest).await;
+                Ok(done)
+            }
+            Err(error) => {
+                publishing.flush = Some(begun);
+                Err(error)
+            }
+        }
+    }
+
+    async fn begin_flush(&self, newest: &ManifestState) -> Result<Option<Begun>, EngineError> {
+        let waiting = {
+            let state = self.state.read();
+            if state.fold.next_offset() == newest.replay_offset() && state.frozen.is_none() {
+                return Ok(None);
+            }
+            state.frozen.is_some()
+        };
+        if waiting {
+            // The last flush is published; its record was not applied yet.
+            self.announce().await;
+        }
+        let residue_max = self.env.config.memtable_bytes_max / 8;
+        let frozen = self.state.write().freeze(residue_max);
+        match frozen {
+            Some(frozen) => Ok(Some(Begun {
+                frozen,
+                written: Vec::new(),
+                residue: None,
+                _producing: self.produce(),
+            })),
+            None => Err(crate::WriteError::Overloaded(format!(
+                "shard {}: the last flush's manifest is not in force yet",
+                self.id
+            ))
+            .into()),
+        }
+    }
+
+    async fn write_files(
+        &self,
+        begun: &mut Begun,
+        newest: &ManifestState,
+    ) -> Result<(), EngineError> {
+        let done = begun.written.len();
+        let frozen = &begun.frozen;
+        let deletes_through = version_before(&frozen.fold, frozen.fold.next_offset());
+        let rest: Vec<(FrozenTable, bool)> = frozen.tables[done..]
+            .iter()
+            .map(|table| {
+                let bottom = newest.table(table.id).is_none_or(|t| t.files.is_empty());
+                (table.clone(), bottom)
+            })
+            .collect();
+        let mut written = futures::stream::iter(rest)
+            .map(|(table, bottom)| self.write_file(table, bottom, deletes_through))
+            // In order: on failure, what is done is a prefix.
+            .buffered(FILES_AT_ONCE);
+        let mut fresh = Vec::new();
+        let outcome = loop {
+            match written.try_next().await {
+                Ok(Some(one)) => fresh.push(one),
+                Ok(None) => break Ok(()),
+                Err(e) => break Err(e),
+            }
+        };
+        drop(written);
+        begun.written.extend(fresh);
+        outcome?;
+        if begun.residue.is_none() {
+            begun.residue = Some(self.write_residue(&begun.frozen).await?);
+        }
+        Ok(())
+    }
+
+    async fn write_file(
+        &self,
+        table: FrozenTable,
+        bottom: bool,
+        deletes_through: RowVersion,
+    ) -> Result<(TableId, Vec<FileEntry>), EngineError> {
+        let id = table.id;
+        // A table without a name was dropped; its `Drop` record is on its way.
+        let Some(placed) = self.env.catalog.placement(id) else {
+            return Ok((id, Vec::new()));
+        };
+        let producer = self.producer();
+        let files = on_blocking_thread(move || async move {
+            producer
+                .flush_memtable(&table.view, &table.schema, placed.partition, bottom)
+                .await
+        })
+        .await?;
+        let entry = |file| FileEntry {
+            file,
+            deletes_through,
+        };
+        Ok((id, files.into_iter().map(entry).collect()))
+    }
+
+    async fn write_residue(&self, frozen: &Frozen) -> Result<Option<Residue>, EngineError> {
+        if frozen.residue.is_empty() {
+            return Ok(None);
+        }
+        let (bytes, rows) = residue::encode(&frozen.residue);
+        let folder = self.chain.layout.manifests(self.id);
+        let root = folder.as_ref().trim_end_matches("manifest");
+        let name = format!(
+            "{root}residue/{}-{}-{}",
+            ulid::Ulid::new(),
+            self.id,
+            self.term
+        );
+        let path = Path::from(name);
+        let crc = crc32fast::hash(&bytes);
+        let size = bytes.len() as u64;
+        self.env
+            .store
+            .put(&path, PutPayload::from_bytes(bytes))
+            .await
+            .map_err(|e| SstError::from_store(&path, e))?;
+        Ok(Some(Residue {
+            path: path.to_string(),
+            bytes: size,
+            crc,
+            rows,
+        }))
+    }
+
+    fn flushed(&self, begun: &Begun) -> Flushed {
+        let mut done = Flushed::default();
+        let mut candidates = self.compactable.lock();
+        for (table, files) in &begun.written {
+            candidates.insert(*table);
+            for entry in files {
+                done.files += 1;
+                done.bytes += entry.file.bytes;
+                done.rows += entry.file.rows;
+            }
+        }
+        drop(candidates);
+        Counters::add(&self.counters.flushes, 1);
+        Counters::add(&self.counters.flushed_bytes, done.bytes);
+        tracing::info!(
+            shard = %self.id, replay_offset = %begun.replay_offset(),
+            files = done.files, bytes = done.bytes, rows = done.rows, "flushed"
+        );
+        done
+    }
+}
+
+/// Runs work that computes between its waits where it may block a thread.
+///
+/// # Errors
+/// The work's own; [`EngineError::Invalid`] if it panicked.
+pub(crate) async fn on_blocking_thread<T, F>(
+    work: impl FnOnce() -> F + Send + 'static,
+) -> Result<T, EngineError>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, EngineError>>,
+{
+    let runtime = tokio::runtime::Handle::current();
+    tokio::task::spawn_blocking(move || runtime.block_on(work()))
+        .await
+        .unwrap_or_else(|e| Err(EngineError::Invalid(format!("background work failed: {e}"))))
+}
+
+fn flush_edit(base: &ManifestState, begun: &Begun) -> Edit {
+    let frozen = &begun.frozen;
+    let through = Offset(begun.replay_offset().0.saturating_sub(1));
+    let mut tables: std::collections::BTreeMap<TableId, TableEdit> = Default::default();
+    for (id, entry) in &begun.written {
+        let edit = tables.entry(*id).or_default();
+        edit.add.extend(entry.iter().cloned());
+        edit.flushed_through = Some(through);
+    }
+    for id in &frozen.gone {
+        let edit = tables.entry(*id).or_default();
+        match frozen.fold.schema(*id) {
+            None => {
+                *edit = TableEdit {
+                    dropped: true,
+                    ..TableEdit::default()
+                };
+            }
+            Some(schema) => {
+                let old = base
+                    .table(*id)
+                    .map(|t| t.files.as_slice())
+                    .unwrap_or_default();
+                let outdated = old
+                    .iter()
+                    .filter(|f| f.file.incarnation < schema.incarnation);
+                edit.remove.extend(outdated.map(|f| f.file.path.clone()));
+                edit.deletes = Some(Vec::new());
+            }
+        }
+    }
+    for (id, new) in &frozen.deletes {
+        let edit = tables.entry(*id).or_default();
+        if edit.dropped {
+            continue;
+        }
+        let old = base.table(*id);
+        let mut files: Vec<FileEntry> = old.map(|t| t.files.clone()).unwrap_or_default();
+        files.retain(|f| !edit.remove.contains(&f.file.path));
+        files.extend(edit.add.iter().cloned());
+        // A truncated table keeps none of its older deletes.
+        let kept = match &edit.deletes {
+            Some(_) => &[][..],
+            None => old.map(|t| t.deletes.as_slice()).unwrap_or_default(),
+        };
+        edit.deletes = Some(needed_deletes(&files, kept.iter().chain(new)));
+    }
+    let log = frozen
+        .topic
+        .as_ref()
+        .filter(|_| base.log.topic.is_empty())
+        .map(|topic| LogIdentity {
+            topic: topic.clone(),
+        });
+    let residue = begun.residue.clone().unwrap_or_default();
+    Edit {
+        log,
+        fold: Some(frozen.fold.edit_since(&base.fold)),
+        tables: tables.into_iter().collect(),
+        residue: (residue != base.residue).then_some(residue),
+        forgotten: Vec::new(),
+    }
+}

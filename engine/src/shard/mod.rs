@@ -1,0 +1,256 @@
+//! One open shard: its log, its fold, its rows in memory and its files.
+//!
+//! ```text
+//!  write() ─► write.rs ──append──► log ──► apply.rs ──fold──► state.rs (rows in memory)
+//!                 ▲                            │ verdicts          │ freeze
+//!                 └────────────────────────────┘                   ▼
+//!                                     publish.rs ◄── flush.rs, compact.rs, gc.rs
+//! ```
+//!
+//! - `open.rs`: becoming leader.
+//! - `write.rs`: from a request to a record in flight; `claim.rs`: what follows a failed delivery.
+//! - `apply.rs`: the one reader of the log; `state.rs`: what an applied record changes.
+//! - `publish.rs`: one manifest at a time, announced through the log; `flush.rs`, `compact.rs`,
+//!   `gc.rs`, `trim.rs`: what is published and what may go afterwards.
+
+pub(crate) mod apply;
+pub(crate) mod claim;
+pub(crate) mod compact;
+pub(crate) mod flush;
+pub(crate) mod gc;
+pub(crate) mod open;
+pub(crate) mod parts;
+pub(crate) mod pins;
+pub(crate) mod publish;
+pub(crate) mod residue;
+pub(crate) mod state;
+pub(crate) mod trim;
+pub(crate) mod write;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use shoal_types::{Epoch, Offset, ShardId, TableId, TableSchema, WriterId};
+use shoal_wal::log::Log;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::compaction::SstProducer;
+use crate::env::Env;
+use crate::manifest::Chain;
+use crate::{EngineError, ReadView};
+use pins::{Pins, Producing, Production};
+use publish::Publishing;
+use state::ShardState;
+use write::Pipeline;
+
+/// Why a shard is not served any more.
+#[derive(Clone, Debug)]
+pub(crate) enum Stopped {
+    /// Damage or loss: only an operator can help.
+    Failed(String),
+    /// The claim of another leader was read: what of ours was not applied below it never will be.
+    Deposed(String),
+    /// Another leader published a manifest; its claim may still be on its way.
+    Overtaken(String),
+    /// It must be opened again from the newest manifest.
+    Reopen(String),
+    /// The process is shutting down.
+    Closed,
+}
+
+impl Stopped {
+    pub(crate) fn why(&self) -> String {
+        match self {
+            Self::Failed(why) | Self::Deposed(why) | Self::Overtaken(why) | Self::Reopen(why) => {
+                why.clone()
+            }
+            Self::Closed => "it is being closed".to_owned(),
+        }
+    }
+}
+
+/// One open shard.
+pub(crate) struct Shard {
+    pub id: ShardId,
+    pub env: Arc<Env>,
+    pub chain: Chain,
+    pub log: Arc<dyn Log>,
+    pub term: u64,
+    pub writer: WriterId,
+    pub state: RwLock<ShardState>,
+    /// One past the last offset applied.
+    pub applied: watch::Sender<Offset>,
+    pub pipeline: Pipeline,
+    pub publishing: tokio::sync::Mutex<Publishing>,
+    pub pins: Arc<Pins>,
+    /// Flushes and compactions under way: what they write is named by no manifest yet.
+    pub production: Arc<Production>,
+    /// Tables whose files changed since compaction last looked at them.
+    pub compactable: Mutex<HashSet<TableId>>,
+    /// The tasks that read the log and wait for deliveries.
+    pub tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
+    pub stop: CancellationToken,
+    stopped: Mutex<Option<Stopped>>,
+    pub counters: Counters,
+    /// The last failure of background work, until it succeeds again.
+    pub trouble: Mutex<Option<String>>,
+}
+
+/// Counts since the shard was opened.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub rows_applied: AtomicU64,
+    pub records_applied: AtomicU64,
+    pub foreign_records: AtomicU64,
+    pub claims: AtomicU64,
+    pub flushes: AtomicU64,
+    pub flushed_bytes: AtomicU64,
+    pub compactions: AtomicU64,
+    pub compacted_bytes: AtomicU64,
+    pub collected_objects: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn add(counter: &AtomicU64, n: u64) {
+        counter.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(counter: &AtomicU64) -> u64 {
+        counter.load(Ordering::Relaxed)
+    }
+}
+
+impl Shard {
+    /// Stops the shard for good; the first reason counts. Rows in flight are answered as far as
+    /// their outcome is certain.
+    pub(crate) fn stop(&self, reason: Stopped) {
+        {
+            let mut stopped = self.stopped.lock();
+            if stopped.is_some() {
+                return;
+            }
+            match &reason {
+                Stopped::Closed => tracing::debug!(shard = %self.id, "shard closed"),
+                other => {
+                    tracing::error!(shard = %self.id, why = %other.why(), "shard is not served any more");
+                }
+            }
+            *stopped = Some(reason.clone());
+        }
+        self.pipeline.stop(self.id, &reason);
+        self.stop.cancel();
+        let held = self.state.write().drop_rows();
+        self.env.memory.change(held.bytes, 0);
+    }
+
+    /// Why it stopped; `None`: it has not.
+    pub(crate) fn stopped(&self) -> Option<Stopped> {
+        self.stopped.lock().clone()
+    }
+
+    pub(crate) fn unavailable(&self) -> EngineError {
+        EngineError::ShardUnavailable {
+            shard: self.id,
+            why: self
+                .stopped()
+                .map_or_else(|| "it is being opened".to_owned(), |s| s.why()),
+        }
+    }
+
+    /// Waits until the tasks of a stopped shard have ended.
+    pub(crate) async fn join(&self) {
+        let tasks = std::mem::take(&mut *self.tasks.lock());
+        for task in tasks {
+            // One that panicked has said so; there is nothing left to wait for.
+            let _ = task.await;
+        }
+    }
+
+    /// Begins to write objects that no manifest names yet.
+    pub(crate) fn produce(&self) -> Producing {
+        self.production.begin()
+    }
+
+    /// What writes this shard's files.
+    pub(crate) fn producer(&self) -> SstProducer {
+        SstProducer::new(
+            &self.env.config,
+            Arc::clone(&self.env.sst),
+            self.chain.layout.clone(),
+            self.id,
+            self.term,
+            Arc::clone(&self.env.compaction_budget),
+            self.env.predicate.clone(),
+        )
+    }
+
+    /// The current epoch of this leader.
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.pipeline.epoch()
+    }
+
+    /// The schema of a table as of now.
+    pub(crate) fn schema(&self, table: TableId) -> Option<Arc<TableSchema>> {
+        self.state.read().fold.schema(table).cloned()
+    }
+
+    /// Waits until everything below `end` is applied.
+    ///
+    /// # Errors
+    /// The shard stopped.
+    pub(crate) async fn wait_applied(&self, end: Offset) -> Result<(), EngineError> {
+        let mut applied = self.applied.subscribe();
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(self.unavailable()),
+            reached = applied.wait_for(|next| *next >= end) => match reached {
+                Ok(_) => Ok(()),
+                Err(_) => Err(self.unavailable()),
+            },
+        }
+    }
+
+    /// A view of one table that holds everything acknowledged before the call (and, in a log whose
+    /// end is a barrier, everything durable).
+    ///
+    /// # Errors
+    /// The shard stopped, or the table was dropped.
+    pub(crate) async fn view(&self, table: TableId) -> Result<ReadView, EngineError> {
+        let (_, end) = self.log.bounds().await?;
+        self.wait_applied(end).await?;
+        if self.stopped().is_some() {
+            return Err(self.unavailable());
+        }
+        let epoch = self.epoch();
+        let state = self.state.read();
+        let Some(schema) = state.fold.schema(table).cloned() else {
+            return Err(EngineError::NotFound {
+                what: "table",
+                name: table.to_string(),
+                nearest: None,
+            });
+        };
+        let shown = state.shown(table, &schema);
+        Ok(ReadView {
+            schema,
+            shard: self.id,
+            epoch,
+            position: Offset(state.fold.next_offset().0.saturating_sub(1)),
+            memory: shown.memory,
+            files: shown.files,
+            deletes: shown.deletes,
+            predicate: self.env.predicate.clone(),
+            _pin: Some(Arc::new(self.pins.pin(state.manifest.version()))),
+        })
+    }
+}
+
+impl Drop for Shard {
+    fn drop(&mut self) {
+        // What was applied between the stop and the reader's end.
+        self.env.memory.change(self.state.get_mut().memory_bytes, 0);
+    }
+}

@@ -1,0 +1,255 @@
+//! Cutting a request's rows for one shard into records (PROTOCOLS §1, "atomic unit").
+//!
+//! Pure: the same rows and limits give the same parts, so that a retry with the same write id cuts
+//! at the same places and every part meets its own number in the fold's window.
+
+use std::sync::Arc;
+
+use arrow_array::{Array, ArrayRef, UInt32Array};
+use bytes::Bytes;
+use shoal_rows::{BlockColumn, RowBlock, Series, encode_blocks};
+use shoal_wal::record::TableWrite;
+
+use crate::WriteError;
+
+/// Limits of one record.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PartLimits {
+    pub bytes_max: usize,
+    pub rows_max: usize,
+}
+
+/// Rows of one record, encoded.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub tables: Vec<TableWrite>,
+    pub body: Bytes,
+    pub blocks: Vec<Arc<RowBlock>>,
+}
+
+/// Room in a record for its fixed header and the map around the tables.
+const HEADER_BYTES: usize = 1024;
+
+fn table_write(block: &RowBlock) -> TableWrite {
+    let keys = block.series.columns.iter().copied();
+    TableWrite {
+        table: block.table,
+        incarnation: block.incarnation,
+        columns: keys.chain(block.columns.iter().map(|c| c.id)).collect(),
+        rows: block.rows() as u32,
+        delete_where: None,
+    }
+}
+
+fn header_bytes(tables: &[TableWrite]) -> usize {
+    let table = |t: &TableWrite| 128 + 5 * t.columns.len();
+    HEADER_BYTES + tables.iter().map(table).sum::<usize>()
+}
+
+/// Cuts blocks into parts, each within the limits, rows in their order.
+///
+/// # Errors
+/// [`WriteError::RowTooLarge`] for a single row beyond the limit.
+pub(crate) fn cut(blocks: Vec<RowBlock>, limits: PartLimits) -> Result<Vec<Part>, WriteError> {
+    let mut parts = Vec::new();
+    let mut group: Vec<Arc<RowBlock>> = Vec::new();
+    let (mut rows, mut bytes) = (0, 0);
+    // Compression makes records smaller than the rows in memory, never much larger; a group is
+    // closed at four times the limit and cut further if its encoding turns out too large.
+    let group_bytes_max = limits.bytes_max.saturating_mul(4);
+    for block in blocks {
+        for piece in slices(block, limits.rows_max) {
+            let (piece_rows, piece_bytes) = (piece.rows(), piece.memory_bytes());
+            let over = rows + piece_rows > limits.rows_max || bytes + piece_bytes > group_bytes_max;
+            if over && !group.is_empty() {
+                encode_group(std::mem::take(&mut group), limits, &mut parts)?;
+                (rows, bytes) = (0, 0);
+            }
+            rows += piece_rows;
+            bytes += piece_bytes;
+            group.push(Arc::new(piece));
+        }
+    }
+    if !group.is_empty() {
+        encode_group(group, limits, &mut parts)?;
+    }
+    Ok(parts)
+}
+
+fn slices(block: RowBlock, rows_max: usize) -> Vec<RowBlock> {
+    let rows = block.rows();
+    if rows <= rows_max {
+        return if rows == 0 { Vec::new() } else { vec![block] };
+    }
+    (0..rows)
+        .step_by(rows_max)
+        .map(|from| slice(&block, from, rows_max.min(rows - from)))
+        .collect()
+}
+
+fn encode_group(
+    group: Vec<Arc<RowBlock>>,
+    limits: PartLimits,
+    parts: &mut Vec<Part>,
+) -> Result<(), WriteError> {
+    let tables: Vec<TableWrite> = group.iter().map(|b| table_write(b)).collect();
+    let plain: Vec<RowBlock> = group.iter().map(|b| RowBlock::clone(b)).collect();
+    let body = encode_blocks(&plain);
+    let size = body.len() + header_bytes(&tables);
+    if size <= limits.bytes_max {
+        parts.push(Part {
+            tables,
+            body: Bytes::from(body),
+            blocks: group,
+        });
+        return Ok(());
+    }
+    let (first, second) = halves(&group);
+    if second.is_empty() {
+        return Err(WriteError::RowTooLarge {
+            bytes: size,
+            max: limits.bytes_max,
+        });
+    }
+    encode_group(first, limits, parts)?;
+    encode_group(second, limits, parts)
+}
+
+fn halves(group: &[Arc<RowBlock>]) -> (Vec<Arc<RowBlock>>, Vec<Arc<RowBlock>>) {
+    if let [block] = group {
+        let rows = block.rows();
+        let half = rows / 2;
+        if half == 0 {
+            return (vec![Arc::clone(block)], Vec::new());
+        }
+        return (
+            vec![Arc::new(slice(block, 0, half))],
+            vec![Arc::new(slice(block, half, rows - half))],
+        );
+    }
+    let (a, b) = group.split_at(group.len() / 2);
+    (a.to_vec(), b.to_vec())
+}
+
+/// Some consecutive rows of a block, with only the series they name.
+pub(crate) fn slice(block: &RowBlock, from: usize, rows: usize) -> RowBlock {
+    let mut new_index = vec![u32::MAX; block.series.len];
+    let mut kept: Vec<u32> = Vec::new();
+    let series_of: Vec<u32> = block.series_of[from..from + rows]
+        .iter()
+        .map(|old| {
+            let slot = &mut new_index[*old as usize];
+            if *slot == u32::MAX {
+                *slot = kept.len() as u32;
+                kept.push(*old);
+            }
+            *slot
+        })
+        .collect();
+    let len = kept.len();
+    let kept = UInt32Array::from(kept);
+    let values = block
+        .series
+        .values
+        .iter()
+        .map(|v| {
+            // Indices are in range: `RowBlock::check` ran before.
+            arrow_select::take::take(v, &kept, None).unwrap_or_else(|_| v.slice(0, len))
+        })
+        .collect();
+    RowBlock {
+        table: block.table,
+        incarnation: block.incarnation,
+        schema_version: block.schema_version,
+        series: Series {
+            columns: block.series.columns.clone(),
+            values,
+            len,
+        },
+        series_of: series_of.into(),
+        time: block.time.as_ref().map(|t| t.slice(from, rows)),
+        columns: block
+            .columns
+            .iter()
+            .map(|c| BlockColumn {
+                id: c.id,
+                values: slice_values(&c.values, from, rows),
+                set: c.set.as_ref().map(|s| s.slice(from, rows)),
+            })
+            .collect(),
+        deletes: block.deletes.as_ref().map(|d| d.slice(from, rows)),
+    }
+}
+
+fn slice_values(values: &ArrayRef, from: usize, rows: usize) -> ArrayRef {
+    values.slice(from, rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow_array::{Int64Array, StringViewArray};
+    use shoal_types::{ColumnId, Incarnation, TableId};
+
+    fn block(rows: usize) -> RowBlock {
+        let names: Vec<String> = (0..rows).map(|i| format!("host-{}", i / 10)).collect();
+        let mut distinct = names.clone();
+        distinct.dedup();
+        RowBlock {
+            table: TableId::generate(),
+            incarnation: Incarnation(0),
+            schema_version: 1,
+            series: Series {
+                columns: vec![ColumnId(0)],
+                len: distinct.len(),
+                values: vec![Arc::new(StringViewArray::from_iter_values(&distinct))],
+            },
+            series_of: (0..rows)
+                .map(|i| (i / 10) as u32)
+                .collect::<Vec<_>>()
+                .into(),
+            time: Some((0..rows as i64).collect::<Vec<_>>().into()),
+            columns: vec![BlockColumn {
+                id: ColumnId(2),
+                values: Arc::new(Int64Array::from_iter_values(
+                    (0..rows as i64).map(|i| i * 7919 % 104_729),
+                )),
+                set: None,
+            }],
+            deletes: None,
+        }
+    }
+
+    #[test]
+    fn a_large_request_becomes_parts_that_hold_every_row_once_in_order() {
+        for (rows_max, bytes_max) in [(100, 1 << 20), (5000, 4096)] {
+            let limits = PartLimits {
+                bytes_max,
+                rows_max,
+            };
+            let parts = cut(vec![block(1000)], limits).expect("cut");
+            assert!(parts.len() > 1);
+            let mut times = Vec::new();
+            for part in &parts {
+                assert!(part.body.len() <= bytes_max);
+                for block in &part.blocks {
+                    block.check().expect("check");
+                    assert!(block.rows() <= rows_max);
+                    assert!(block.series.len <= block.rows());
+                    times.extend_from_slice(block.time.as_ref().expect("time"));
+                }
+            }
+            assert_eq!(times, (0..1000).collect::<Vec<i64>>());
+        }
+    }
+
+    #[test]
+    fn a_row_beyond_the_limit_is_refused() {
+        let limits = PartLimits {
+            bytes_max: 64,
+            rows_max: 10,
+        };
+        let error = cut(vec![block(1)], limits).expect_err("too large");
+        assert!(matches!(error, WriteError::RowTooLarge { .. }), "{error}");
+    }
+}

@@ -1,0 +1,93 @@
+//! What the engine tells about itself: for operators, `system.*` tables and metrics.
+
+use serde::Serialize;
+use shoal_types::{Epoch, Offset, ShardId};
+
+/// One shard.
+#[derive(Clone, Debug, Serialize)]
+pub struct ShardStatus {
+    /// The shard.
+    pub id: ShardId,
+    /// This process's part in it: `leader`, or `none` while it is not served.
+    pub role: &'static str,
+    /// `serving`, `claiming`, `degraded` (background work fails, see `why`) or `unavailable`.
+    pub state: &'static str,
+    /// What is wrong, where something is.
+    pub why: Option<String>,
+    /// The leader's epoch.
+    pub epoch: Epoch,
+    /// The last offset applied.
+    pub position: Offset,
+    /// The newest manifest in force.
+    pub manifest: u64,
+    /// Where a restart would begin to replay.
+    pub replay_offset: Offset,
+    /// Tables placed here.
+    pub tables: u64,
+    /// Bytes of rows not yet in files.
+    pub memory_bytes: u64,
+    /// Bytes of writes in flight.
+    pub in_flight_bytes: u64,
+    /// Bytes of the log that a restart would read.
+    pub log_bytes: u64,
+    /// Files in force.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// One table.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TableStatus {
+    /// Rows in files, before merging versions of a key.
+    pub file_rows: u64,
+    /// Rows in memory, before merging versions of a key.
+    pub memory_rows: u64,
+    /// Files.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Counts since the process started, and gauges. Sums over the shards being served.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct EngineMetrics {
+    /// Shards served.
+    pub shards_serving: u64,
+    /// Shards not served.
+    pub shards_unavailable: u64,
+    /// Tables.
+    pub tables: u64,
+    /// Rows applied from the log.
+    pub rows_applied: u64,
+    /// Records applied from the log.
+    pub records_applied: u64,
+    /// Log bytes skipped because they were no record of ours.
+    pub foreign_records: u64,
+    /// Claims appended.
+    pub claims: u64,
+    /// Bytes of rows not yet in files.
+    pub memory_bytes: u64,
+    /// `memtable_bytes_max`
+    pub memory_bytes_max: u64,
+    /// Bytes of writes in flight.
+    pub in_flight_bytes: u64,
+    /// Bytes of log that a restart would read.
+    pub log_bytes: u64,
+    /// Flushes published.
+    pub flushes: u64,
+    /// Bytes that flushes wrote.
+    pub flushed_bytes: u64,
+    /// Compactions published.
+    pub compactions: u64,
+    /// Bytes that compactions wrote.
+    pub compacted_bytes: u64,
+    /// Objects that garbage collection deleted.
+    pub collected_objects: u64,
+    /// Files in force.
+    pub files: u64,
+    /// Their bytes.
+    pub file_bytes: u64,
+    /// Shards whose background work fails now.
+    pub shards_in_trouble: u64,
+}
