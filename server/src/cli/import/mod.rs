@@ -138,12 +138,6 @@ async fn import(
         patience: Duration::from_secs(args.patience_s),
     };
     let mut progress = Progress::new(&name, stored_bytes, args.quiet);
-    if mark.is_some() && !args.quiet {
-        progress.say(&format!(
-            "{name}: an earlier run got to chunk {}; going on from there (--again loads all of it again)",
-            mark.unwrap_or(0)
-        ));
-    }
     let (mut rows, mut fresh) = (0, false);
     let mut results = Box::pin(
         cut_in_background(chunks)
@@ -152,6 +146,11 @@ async fn import(
     );
     while let Some(result) = results.next().await {
         let (chunk, sent) = result?;
+        if mark.is_some() && chunk.number == from && !args.quiet {
+            progress.say(&format!(
+                "{name}: an earlier run got to chunk {from}; going on from there"
+            ));
+        }
         rows += sent.rows;
         fresh |= sent.rows > 0;
         totals.rows += sent.rows;
