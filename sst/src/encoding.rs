@@ -51,6 +51,7 @@ pub(crate) fn properties(
         .set_compression(compression)
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_max_row_group_row_count(Some(options.row_group_rows))
+        .set_max_row_group_bytes(Some(options.row_group_bytes))
         .set_data_page_row_count_limit(options.page_rows)
         .set_write_batch_size(options.page_rows.clamp(1, 1024))
         .set_dictionary_page_size_limit(256 << 10)

@@ -72,3 +72,24 @@ pub(crate) fn to_hex(bytes: &[u8]) -> String {
         text
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A footer as files of format 1 have it: what is written may gain fields, what is read must
+    /// go on to read this.
+    const GOLDEN: &str = r#"{"format":1,"table":"01HF7YAT00YB6BTT2PM2X0R0WH","partition":"01HF7YAT00YB6BTT2PM2X0R0WJ","incarnation":2,"schema_version":3,"column_ids":[0,1,4],"key":[0,1],"time_column":1,"version_min":65536,"version_max":131079,"level":1,"has_deletes":false,"has_partial":true,"series":7,"key_min":"0161","key_max":"01ff","time_range":[-5,10],"series_index":{"offset":1000,"bytes":20},"checksums":{"offset":1020,"bytes":4}}"#;
+
+    #[test]
+    fn json_is_that_of_format_1() {
+        let footer: SstFooter = serde_json::from_str(GOLDEN).expect("format 1");
+        assert_eq!(footer.version_max, RowVersion(131_079));
+        assert_eq!(footer.time_range, Some((-5, 10)));
+        assert_eq!(serde_json::to_string(&footer).expect("writes"), GOLDEN);
+        assert_eq!(
+            SST_FORMAT, 1,
+            "a new format needs a golden footer of its own"
+        );
+    }
+}

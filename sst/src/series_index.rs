@@ -260,6 +260,15 @@ mod tests {
     }
 
     #[test]
+    fn bytes_are_those_of_version_1() {
+        let mut builder = SeriesIndexBuilder::default();
+        builder.add(b"\x01a", 4);
+        builder.add(b"\x01ab", 300);
+        let bytes = builder.finish(304).expect("pays");
+        assert_eq!(bytes, b"\x01\x02\x04\x00\x02\x01a\xac\x02\x02\x01b");
+    }
+
+    #[test]
     fn is_left_out_where_nearly_every_row_is_its_own_series() {
         let mut builder = SeriesIndexBuilder::default();
         for i in 0..100_u64 {

@@ -27,6 +27,8 @@ pub struct SstWriteOptions {
     pub zstd_level: Option<i32>,
     /// Rows a row group, at most.
     pub row_group_rows: usize,
+    /// Encoded bytes a row group, about: a writer holds one in memory, and so does a reader.
+    pub row_group_bytes: usize,
     /// Rows a data page, at most (4,096: a host-hour at 10 s is 360 rows).
     pub page_rows: usize,
 }
@@ -36,6 +38,7 @@ impl Default for SstWriteOptions {
         Self {
             zstd_level: None,
             row_group_rows: 1 << 20,
+            row_group_bytes: 64 << 20,
             page_rows: 4096,
         }
     }
