@@ -20,6 +20,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -323,7 +324,7 @@ impl Writer {
             let mut options = OpenOptions::new();
             let file = options.write(true).create(true).truncate(true);
             let file = file.open(&unnamed)?;
-            write_all(dir, &file, &header)?;
+            write_header(dir, &file, &header)?;
             self.shared.counters.timed_sync(|| file.sync_all())?;
             std::fs::rename(&unnamed, &path)?;
             sync_dir(dir)?;
@@ -427,7 +428,7 @@ fn lay_out(staging: &mut Vec<u8>, segment: u64, number: u64, batch: &[Append]) -
 }
 
 fn write_pieces(
-    dir: &std::path::Path,
+    dir: &Path,
     active: &Active,
     staging: &[u8],
     layout: &Layout,
@@ -446,8 +447,7 @@ fn write_pieces(
                 rest = &mut rest[1..];
                 continue;
             }
-            before_write(dir)?;
-            let written = match rustix::io::pwritev(&active.file, rest, at) {
+            let written = match write_some(dir, &active.file, rest, at) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => written,
                 Err(rustix::io::Errno::INTR) => continue,
@@ -460,23 +460,54 @@ fn write_pieces(
     Ok(())
 }
 
-fn write_all(dir: &std::path::Path, mut file: &File, bytes: &[u8]) -> io::Result<()> {
-    before_write(dir)?;
-    io::Write::write_all(&mut file, bytes)
+#[cfg(not(test))]
+fn write_some(
+    _dir: &Path,
+    file: &File,
+    pieces: &[IoSlice<'_>],
+    at: u64,
+) -> Result<usize, rustix::io::Errno> {
+    rustix::io::pwritev(file, pieces, at)
 }
 
-fn sync(dir: &std::path::Path, file: &File) -> io::Result<()> {
+/// A disk on which only so much fits takes the front of the first piece.
+#[cfg(test)]
+fn write_some(
+    dir: &Path,
+    file: &File,
+    pieces: &[IoSlice<'_>],
+    at: u64,
+) -> Result<usize, rustix::io::Errno> {
+    let wanted = pieces.iter().map(|p| p.len()).sum();
+    match super::tests::faults::room(dir, wanted) {
+        0 => Err(rustix::io::Errno::NOSPC),
+        room if room < wanted => {
+            let front = &pieces[0][..room.min(pieces[0].len())];
+            rustix::io::pwrite(file, front, at)
+        }
+        _ => rustix::io::pwritev(file, pieces, at),
+    }
+}
+
+fn write_header(dir: &Path, file: &File, header: &[u8]) -> io::Result<()> {
+    let mut at = 0;
+    while at < header.len() {
+        let piece = IoSlice::new(&header[at..]);
+        match write_some(dir, file, &[piece], at as u64) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => at += written,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn sync(dir: &Path, file: &File) -> io::Result<()> {
     #[cfg(test)]
     super::tests::faults::before_sync(dir)?;
     let _ = dir;
     file.sync_data()
-}
-
-fn before_write(dir: &std::path::Path) -> io::Result<()> {
-    #[cfg(test)]
-    super::tests::faults::before_write(dir)?;
-    let _ = dir;
-    Ok(())
 }
 
 /// A definite no.

@@ -209,6 +209,47 @@ async fn a_changed_byte_in_a_batch_or_segment_header_loses_no_record_silently() 
 }
 
 #[tokio::test]
+async fn a_batch_lost_as_a_whole_is_never_lost_silently() {
+    let dir = in_memory();
+    let shards = three_shards(dir.path()).await;
+    let whole = std::fs::read(only_segment(dir.path())).expect("file");
+    let counts = [6_usize, 6, 3];
+    let batches: Vec<(usize, usize)> = items(dir.path())
+        .iter()
+        .filter_map(|i| match i.content {
+            LogContent::Batch { frames, bytes, .. } if frames > 0 => {
+                Some((i.byte as usize, bytes as usize))
+            }
+            _ => None,
+        })
+        .collect();
+    for (byte, bytes) in batches {
+        let copy = in_memory();
+        let mut changed = whole.clone();
+        changed[byte..byte + bytes].fill(0);
+        std::fs::write(only_segment(copy.path()), &changed).expect("copied");
+        for round in 0..2 {
+            let store = open_wide(copy.path());
+            let mut damaged = 0;
+            for (shard, count) in shards.iter().zip(counts) {
+                let log = LogStore::open(&store, *shard, true).await.expect("opens");
+                let (found, error) = read_all(&*log).await;
+                match error {
+                    None => {
+                        assert_eq!(found.len(), count + round, "batch at {byte}");
+                        append(&*log, "more").await.expect("unharmed");
+                    }
+                    Some(LogError::Damaged { .. }) => damaged += 1,
+                    Some(other) => panic!("{other}"),
+                }
+            }
+            assert!(damaged > 0, "batch at {byte}");
+            drop(store);
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_missing_segment_stops_the_shards_that_had_records_in_it() {
     let dir = in_memory();
     let [hit, other] = [ShardId::generate(), ShardId::generate()];

@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 /// What goes wrong in a folder.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Faults {
-    /// This many writes succeed, then all fail with ENOSPC.
-    pub(crate) writes_left: Option<u32>,
+    /// This many bytes find room, then writes fail with ENOSPC.
+    pub(crate) bytes_left: Option<usize>,
     /// This many syncs of batches fail.
     pub(crate) failing_syncs: u32,
     /// Stop without marking a clean end, as a killed process does.
@@ -30,19 +30,16 @@ fn with<T: Default>(dir: &Path, ask: impl FnOnce(&mut Faults) -> T) -> T {
     faults.map_or_else(T::default, ask)
 }
 
-pub(crate) fn before_write(dir: &Path) -> io::Result<()> {
-    let full = with(dir, |faults| match &mut faults.writes_left {
-        Some(0) => true,
-        Some(left) => {
-            *left -= 1;
-            false
+/// How many of `wanted` bytes the disk takes now.
+pub(crate) fn room(dir: &Path, wanted: usize) -> usize {
+    let mut room = wanted;
+    with(dir, |faults| {
+        if let Some(left) = &mut faults.bytes_left {
+            room = wanted.min(*left);
+            *left -= room;
         }
-        None => false,
     });
-    if full {
-        return Err(io::ErrorKind::StorageFull.into());
-    }
-    Ok(())
+    room
 }
 
 pub(crate) fn before_sync(dir: &Path) -> io::Result<()> {
