@@ -218,6 +218,9 @@ fn session_config(config: &QueryConfig) -> SessionConfig {
     options.execution.parquet.pushdown_filters = true;
     options.execution.parquet.reorder_filters = true;
     options.execution.collect_statistics = true;
+    // A sort that spills keeps this much for its merge; the default is more than a small limit.
+    options.execution.sort_spill_reservation_bytes =
+        (config.memory_bytes_max / 16).clamp(1 << 20, 10 << 20);
     options.execution.time_zone = None;
     options.optimizer.prefer_existing_sort = false;
     session

@@ -3,6 +3,8 @@
 
 mod planning;
 
+pub(crate) use planning::missing_table;
+
 use std::fmt;
 
 use shoal_engine::{EngineError, WriteError};

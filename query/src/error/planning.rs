@@ -98,6 +98,14 @@ pub(super) fn from_arrow(error: &ArrowError) -> QueryError {
         ArrowError::CastError(what) | ArrowError::ParseError(what) => {
             QueryError::new(Kind::INVALID_TEXT, what.clone())
         }
+        // What DataFusion says of a NULL in VALUES for a column that takes none.
+        ArrowError::InvalidArgumentError(what) if what.contains("declared as non-nullable") => {
+            let column = what.split('\'').nth(1).unwrap_or_default();
+            QueryError::new(
+                Kind::NOT_NULL,
+                format!("null value in column {column:?}, which is NOT NULL"),
+            )
+        }
         ArrowError::ComputeError(what) | ArrowError::InvalidArgumentError(what) => {
             QueryError::new(Kind::DATA_EXCEPTION, what.clone())
         }
@@ -238,6 +246,16 @@ fn from_execution(what: &str) -> QueryError {
         Kind::DATA_EXCEPTION
     };
     QueryError::new(kind, what)
+}
+
+/// Schema and name of the table that a plan did not find.
+pub(crate) fn missing_table(error: &DataFusionError) -> Option<(String, String)> {
+    let DataFusionError::Plan(what) = error.find_root() else {
+        return None;
+    };
+    let name = what.split("table '").nth(1)?.split("' not found").next()?;
+    let mut parts = name.splitn(3, '.').skip(1);
+    Some((parts.next()?.to_owned(), parts.next()?.to_owned()))
 }
 
 /// DataFusion appends a backtrace and labels meant for its own developers.

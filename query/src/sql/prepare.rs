@@ -10,6 +10,7 @@ use datafusion::sql::parser::Statement as DfStatement;
 use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
 
 use super::Statement;
+use super::run::plan_statement;
 use crate::error::{Kind, Result};
 use crate::{Prepared, QueryError, Session, StatementKind};
 
@@ -24,7 +25,7 @@ pub(crate) async fn prepare(
     announced: &[Option<DataType>],
 ) -> Result<Prepared> {
     let plan = if is_planned(&statement.body) {
-        Some(state.statement_to_plan(statement.body.clone()).await?)
+        Some(plan_statement(session, state, statement.body.clone()).await?)
     } else {
         None
     };

@@ -10,11 +10,11 @@ use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::execute_stream;
 use datafusion::sql::parser::Statement as DfStatement;
 use datafusion::sql::sqlparser::ast::{Query, Statement as SqlStatement};
-use shoal_engine::Commit;
+use shoal_engine::{Commit, EngineError};
 
 use super::Statement;
 use super::definition::schema_name;
-use crate::error::{Kind, Result};
+use crate::error::{Kind, Result, missing_table};
 use crate::running::StatementGuard;
 use crate::table::StatementViews;
 use crate::{QueryError, Session};
@@ -186,7 +186,7 @@ impl Run<'_> {
 
     /// Plans a statement with DataFusion and puts the parameters in.
     pub(crate) async fn plan(&self, body: DfStatement) -> Result<LogicalPlan> {
-        let plan = self.state.statement_to_plan(body).await?;
+        let plan = plan_statement(self.session, &self.state, body).await?;
         Ok(bind(plan, self.params)?)
     }
 
@@ -223,6 +223,28 @@ impl Run<'_> {
         let physical = self.state.create_physical_plan(&plan).await?;
         Ok(execute_stream(physical, self.state.task_ctx())?)
     }
+}
+
+/// Plans a statement; names the nearest table where one is missing.
+pub(super) async fn plan_statement(
+    session: &Session,
+    state: &SessionState,
+    body: DfStatement,
+) -> Result<LogicalPlan> {
+    state.statement_to_plan(body).await.map_err(|error| {
+        let missing = missing_table(&error);
+        let error = QueryError::from(error);
+        let Some((schema, table)) = missing.filter(|_| error.hint.is_none()) else {
+            return error;
+        };
+        match session.engine().database().table_not_found(&schema, &table) {
+            EngineError::NotFound {
+                nearest: Some(near),
+                ..
+            } => error.with_hint(format!("did you mean {near:?}?")),
+            _ => error,
+        }
+    })
 }
 
 /// Puts values in for `$1`, `$2`, ….

@@ -1,0 +1,96 @@
+//! Time limits, cancelling, memory.
+
+use std::time::Duration;
+
+use crate::support::{Fixture, run};
+use futures::StreamExt;
+use shoal_query::{Output, SessionOptions};
+
+const ENDLESS: &str = "SELECT count(*) FROM generate_series(1, 100000000) a(x), generate_series(1, 100000000) b(y) WHERE x * y % 7 = 3";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_ends_at_its_time_limit() {
+    let db = Fixture::new().await;
+    db.ok("SET statement_timeout = 300").await;
+    let began = std::time::Instant::now();
+    let error = db.err(ENDLESS).await;
+    assert_eq!((error.code, error.sqlstate), ("timeout", "57014"));
+    assert!(began.elapsed() < Duration::from_secs(10));
+    assert!(db.engine.running().is_empty(), "it is not listed any more");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_is_listed_and_can_be_cancelled() {
+    let db = Fixture::new().await;
+    let other = db.engine.session(SessionOptions::default());
+    let task = tokio::spawn(async move { run(&other, ENDLESS).await });
+    let id = loop {
+        if let Some(statement) = db.engine.running().first() {
+            break statement.id;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    let rows = db.ok("SELECT count(*) FROM system.queries WHERE sql LIKE 'SELECT count(*) FROM generate_series%'").await;
+    assert_eq!(rows, ["1"]);
+    assert!(db.engine.cancel(id));
+    let error = task.await.expect("task").expect_err("cancelled");
+    assert_eq!(error.code, "cancelled");
+    assert!(!db.engine.cancel(id));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dropping_the_rows_ends_the_statement() {
+    let db = Fixture::new().await;
+    let out = db
+        .session
+        .execute("SELECT * FROM generate_series(1, 100000000)", &[])
+        .await
+        .expect("rows");
+    let Output::Rows { mut stream, .. } = out else {
+        panic!("no rows");
+    };
+    stream.next().await.expect("a batch").expect("rows");
+    assert_eq!(db.engine.running().len(), 1);
+    drop(stream);
+    assert!(db.engine.running().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sort_larger_than_memory_spills_and_what_cannot_is_refused() {
+    let db = Fixture::with(|config| {
+        config.memory_bytes_max = 48 << 20;
+        config.target_partitions = 1;
+    })
+    .await;
+    let rows = db
+        .ok("SELECT count(*), min(x) FROM (SELECT x, row_number() OVER (ORDER BY x % 1000, x) AS r FROM generate_series(1, 2000000) AS g(x)) s WHERE r > 0")
+        .await;
+    assert_eq!(rows, ["2000000|1"]);
+    assert_eq!(db.engine.spill_bytes(), 0, "spilled files are gone");
+    let error = db
+        .err("SELECT array_agg(x) FROM generate_series(1, 20000000) AS g(x)")
+        .await;
+    assert_eq!((error.code, error.sqlstate), ("out_of_memory", "53200"));
+    assert_eq!(db.ok("SELECT 1").await, ["1"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn statements_beyond_the_limit_wait_and_then_say_so() {
+    let db = Fixture::with(|config| config.concurrent_statements_max = 1).await;
+    let Output::Rows { stream, .. } = db
+        .session
+        .execute("SELECT * FROM generate_series(1, 100000000)", &[])
+        .await
+        .expect("rows")
+    else {
+        panic!("no rows");
+    };
+    db.session.set("statement_timeout", "100").expect("set");
+    let error = db.err("SELECT 1").await;
+    assert_eq!(
+        (error.code, error.sqlstate),
+        ("too_many_statements", "53300")
+    );
+    drop(stream);
+    assert_eq!(db.ok("SELECT 1").await, ["1"]);
+}

@@ -1,0 +1,9 @@
+//! SQL against a database in a temporary folder.
+
+mod bench;
+mod concurrency;
+mod limits;
+mod pruning;
+mod reads;
+mod statements;
+mod support;

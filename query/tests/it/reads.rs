@@ -1,0 +1,147 @@
+//! What a read shows where versions of rows lie in several files and in memory.
+
+use std::collections::BTreeMap;
+
+use crate::support::Fixture;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+/// Random upserts (some of one column), deletes and flushes; the table must equal a map.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn overlapping_files_and_memory_show_the_last_write_of_each_column() {
+    let db = Fixture::new().await;
+    db.ok("CREATE TABLE t (k TEXT, ts TIMESTAMP(3), a BIGINT, b BIGINT, PRIMARY KEY (k, ts))")
+        .await;
+    let mut rng = StdRng::seed_from_u64(7);
+    let mut model: BTreeMap<(u8, u8), (Option<i64>, Option<i64>)> = BTreeMap::new();
+    for step in 0..60_i64 {
+        let (k, ts) = (rng.random_range(0..4_u8), rng.random_range(0..10_u8));
+        let key = format!("'h{k}', {}::BIGINT::TIMESTAMP(3)", ts);
+        let key = key.replace("::BIGINT::TIMESTAMP(3)", "");
+        let time = format!(
+            "TIMESTAMP '2024-01-01 00:00:{:02}'",
+            key.rsplit(", ").next().unwrap().parse::<u8>().unwrap()
+        );
+        let key = format!("'h{k}', {time}");
+        match rng.random_range(0..10) {
+            0..4 => {
+                db.ok(&format!(
+                    "INSERT INTO t VALUES ({key}, {step}, {})",
+                    step * 2
+                ))
+                .await;
+                model.insert((k, ts), (Some(step), Some(step * 2)));
+            }
+            4..6 => {
+                db.ok(&format!("INSERT INTO t (k, ts, a) VALUES ({key}, {step})"))
+                    .await;
+                model.entry((k, ts)).or_default().0 = Some(step);
+            }
+            6..8 => {
+                db.ok(&format!("INSERT INTO t (k, ts, b) VALUES ({key}, NULL)"))
+                    .await;
+                model.entry((k, ts)).or_default().1 = None;
+            }
+            8 => {
+                db.ok(&format!("DELETE FROM t WHERE k = 'h{k}' AND ts = {time}"))
+                    .await;
+                model.remove(&(k, ts));
+            }
+            _ => db.flush().await,
+        }
+        if step % 6 == 0 {
+            compare(&db, &model).await;
+        }
+    }
+    compare(&db, &model).await;
+    db.flush().await;
+    compare(&db, &model).await;
+    db.engine.database().compact(None).await.expect("compact");
+    compare(&db, &model).await;
+}
+
+async fn compare(db: &Fixture, model: &BTreeMap<(u8, u8), (Option<i64>, Option<i64>)>) {
+    let cell = |v: &Option<i64>| v.map_or("NULL".to_owned(), |v| v.to_string());
+    let expected: Vec<String> = model
+        .iter()
+        .map(|((k, ts), (a, b))| format!("h{k}|2024-01-01T00:00:{ts:02}|{}|{}", cell(a), cell(b)))
+        .collect();
+    assert_eq!(db.ok("SELECT * FROM t ORDER BY k, ts").await, expected);
+    // A condition on a column that is not in the key must see the newest version only.
+    let some: Vec<String> = model
+        .iter()
+        .filter(|(_, (a, _))| a.is_some_and(|a| a < 30))
+        .map(|((k, ts), _)| format!("h{k}|2024-01-01T00:00:{ts:02}"))
+        .collect();
+    assert_eq!(
+        db.ok("SELECT k, ts FROM t WHERE a < 30 ORDER BY k, ts")
+            .await,
+        some
+    );
+    let one: Vec<String> = model
+        .iter()
+        .filter(|((k, ts), _)| *k == 1 && (3..8).contains(ts))
+        .map(|(_, (a, b))| format!("{}|{}", cell(a), cell(b)))
+        .collect();
+    let sql = "SELECT a, b FROM t WHERE k = 'h1' AND ts >= TIMESTAMP '2024-01-01 00:00:03' AND ts < TIMESTAMP '2024-01-01 00:00:08' ORDER BY ts";
+    assert_eq!(db.ok(sql).await, one);
+    assert_eq!(
+        db.ok("SELECT count(*) FROM t").await,
+        [model.len().to_string()]
+    );
+    let last: Vec<String> = (0..4_u8)
+        .filter_map(|k| model.range((k, 0)..(k + 1, 0)).next_back())
+        .map(|((k, ts), (a, _))| format!("h{k}|2024-01-01T00:00:{ts:02}|{}", cell(a)))
+        .collect();
+    assert_eq!(
+        db.ok("SELECT DISTINCT ON (k) k, ts, a FROM t ORDER BY k, ts DESC")
+            .await,
+        last
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_sees_one_view_of_a_table_however_often_it_names_it() {
+    let db = Fixture::new().await;
+    db.ok("CREATE TABLE t (k BIGINT PRIMARY KEY, a BIGINT)")
+        .await;
+    db.ok("INSERT INTO t VALUES (0, 0)").await;
+    let writer = db.engine.session(shoal_query::SessionOptions::default());
+    let task = tokio::spawn(async move {
+        for i in 1..200_i64 {
+            let sql = format!("INSERT INTO t VALUES ({i}, {i})");
+            crate::support::run(&writer, &sql).await.expect("insert");
+        }
+    });
+    while !task.is_finished() {
+        let rows = db
+            .ok("SELECT (SELECT count(*) FROM t) = (SELECT max(a) + 1 FROM t), (SELECT count(*) FROM t x JOIN t y USING (k)) = (SELECT count(*) FROM t)")
+            .await;
+        assert_eq!(rows, ["true|true"]);
+    }
+    task.await.expect("writer");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_written_is_there_after_opening_again() {
+    let db = Fixture::new().await;
+    db.ok("CREATE TABLE t (k BIGINT PRIMARY KEY, a TEXT DEFAULT 'd')")
+        .await;
+    db.ok("INSERT INTO t VALUES (1, 'x')").await;
+    db.flush().await;
+    db.ok("INSERT INTO t (k) VALUES (2)").await;
+    db.engine.database().shutdown().await;
+    let Fixture {
+        dir,
+        engine,
+        session,
+    } = db;
+    drop((engine, session));
+    let database = crate::support::open_in(dir.path()).await;
+    let config = crate::support::config(dir.path());
+    let engine = shoal_query::QueryEngine::new(database, config).expect("engine");
+    let session = engine.session(shoal_query::SessionOptions::default());
+    let rows = crate::support::run(&session, "SELECT * FROM t ORDER BY k")
+        .await
+        .expect("rows");
+    assert_eq!(rows, ["1|x", "2|d"]);
+}
