@@ -1,11 +1,14 @@
 use std::sync::Arc;
 
 use shoal_sst::SstFile;
-use shoal_types::{ColumnId, Incarnation, PartitionId, RowVersion, ShardId, TableMode};
+use shoal_types::{ColumnId, Incarnation, Offset, PartitionId, RowVersion, ShardId, TableMode};
 use ulid::Ulid;
 
-use super::{PickConfig, expired, pick, pick_full};
-use crate::merge::tests::table;
+use super::{CompactionJob, PickConfig, expired, pick, pick_full};
+use crate::PredicateDelete;
+use crate::memtable::TableMemtable;
+use crate::memtable::tests::{Below, block, values_of_a};
+use crate::merge::tests::{producer, read, store, table};
 
 const DAY: i64 = 86_400_000;
 
@@ -200,5 +203,61 @@ fn files_past_their_ttl_and_of_older_incarnations_are_expired_and_never_merged()
         jobs.iter()
             .all(|j| j.inputs.iter().all(|f| f.incarnation == Incarnation(1)))
     );
-    let _ = Arc::new(schema);
+}
+
+#[tokio::test]
+async fn a_compaction_splits_by_window_and_leaves_out_what_ttl_and_predicate_deletes_hide() {
+    let mut schema = table(TableMode::Append);
+    schema.ttl_ms = Some(2 * DAY as u64);
+    let schema = Arc::new(schema);
+    let store = store();
+    let mut producer = producer(&store);
+    producer.predicate = Some(Arc::new(Below));
+    let partition = PartitionId::generate();
+    let mut inputs = Vec::new();
+    // Two flushes; each writes days 0, 1 and 2. The delete lies between them.
+    for flush in 0..2 {
+        let mut memtable = TableMemtable::new(Arc::clone(&schema));
+        for day in 0..3 {
+            let rows = block(&schema, "x", day * DAY, day * 100, 4);
+            memtable.apply(rows, 0, Offset(flush * 10 + day as u64), 0);
+        }
+        let files = producer
+            .flush_memtable(&memtable.view(), &schema, partition, true)
+            .await
+            .expect("flushes");
+        let days: Vec<_> = files
+            .iter()
+            .map(|f| f.time_range.expect("times").0 / DAY)
+            .collect();
+        assert_eq!(days, [0, 1, 2]);
+        inputs.extend(files);
+    }
+    let deletes = [PredicateDelete {
+        version: RowVersion::new(0, Offset(5), 0),
+        predicate: "102".into(),
+    }];
+    let job = CompactionJob {
+        inputs,
+        bottom: true,
+        level: 1,
+    };
+    let now_ms = 3 * DAY as u64 + 2;
+    let files = producer
+        .compact(&job, &schema, &deletes, now_ms)
+        .await
+        .expect("compacts");
+    assert_eq!(files.len(), 2, "day 0 is gone");
+    assert!(
+        files
+            .iter()
+            .all(|f| (f.version_min, f.version_max) == (RowVersion(0), RowVersion(12 << 16 | 3)))
+    );
+    let mut rows = values_of_a(&read(&store, &schema, &files, &[], 64).await);
+    rows.sort_unstable();
+    // Day 1 from its third millisecond; of the older flush only what is not below 102.
+    assert_eq!(
+        rows,
+        [102, 102, 103, 103, 200, 200, 201, 201, 202, 202, 203, 203]
+    );
 }

@@ -350,4 +350,4 @@ impl MemtableView {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

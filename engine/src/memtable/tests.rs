@@ -22,7 +22,13 @@ impl MemtableView {
 }
 
 /// Rows of host `h`, times from `start`, column `a` counting from `a`.
-fn block(schema: &TableSchema, host: &str, start: i64, a: i64, rows: usize) -> Arc<RowBlock> {
+pub(crate) fn block(
+    schema: &TableSchema,
+    host: &str,
+    start: i64,
+    a: i64,
+    rows: usize,
+) -> Arc<RowBlock> {
     Arc::new(RowBlock {
         table: schema.table,
         incarnation: schema.incarnation,
@@ -43,7 +49,7 @@ fn block(schema: &TableSchema, host: &str, start: i64, a: i64, rows: usize) -> A
     })
 }
 
-fn values_of_a(batches: &[RecordBatch]) -> Vec<i64> {
+pub(crate) fn values_of_a(batches: &[RecordBatch]) -> Vec<i64> {
     batches
         .iter()
         .flat_map(|b| {
@@ -115,7 +121,7 @@ fn a_scan_is_cut_to_series_times_and_columns() {
 
 /// `a < N`.
 #[derive(Debug)]
-struct Below;
+pub(crate) struct Below;
 
 impl RowPredicate for Below {
     fn matches(
