@@ -115,6 +115,8 @@ async fn a_full_disk_refuses_writes_clearly_answers_reads_and_recovers_without_a
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     for round in 0..2 {
+        // After the restart it listens elsewhere.
+        let client = server.client();
         let rows = client
             .sql("SELECT request, count(*) FROM filling GROUP BY request")
             .await
