@@ -11,10 +11,15 @@ use super::{CliError, chain};
 #[derive(Clone, Debug, clap::Args)]
 pub struct ClientArgs {
     /// The server's HTTP address.
-    #[arg(long, env = "SHOAL_URL", default_value = "http://127.0.0.1:7420")]
+    #[arg(
+        long,
+        global = true,
+        env = "SHOAL_URL",
+        default_value = "http://127.0.0.1:7420"
+    )]
     pub url: String,
     /// The token, if the server asks for one.
-    #[arg(long, env = "SHOAL_TOKEN", hide_env_values = true)]
+    #[arg(long, global = true, env = "SHOAL_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
 }
 

@@ -40,6 +40,9 @@ enum Command {
     Config(config::ConfigCommandArgs),
 }
 
+/// Exit code when the server cannot be reached.
+pub const UNREACHABLE: u8 = 3;
+
 /// A command's failure: what to print and the exit code.
 #[derive(Debug)]
 pub struct CliError {
@@ -73,7 +76,7 @@ impl CliError {
     pub fn unreachable(message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
-            code: 3,
+            code: UNREACHABLE,
         }
     }
 }

@@ -13,23 +13,18 @@ use pgwire::messages::copy::{CopyData, CopyDone, CopyInResponse, CopyOutResponse
 use pgwire::messages::data::RowDescription;
 use pgwire::messages::response::{CommandComplete, NoticeResponse};
 use pgwire::messages::startup::ParameterStatus;
-use pgwire::types::format::FormatOptions;
 use shoal_query::Session;
 
 use super::copy::Copy;
 use super::cursor::{Cursor, ROWS_AT_ONCE};
 use super::interrupt::Interrupt;
+use super::names::Names;
 use super::{errors, rows, statement};
 
 /// What handlers need of the connection that messages go to.
 pub trait Client: ClientInfo + Sink<PgWireBackendMessage> + Unpin + Send + Sync {}
 
 impl<C: ClientInfo + Sink<PgWireBackendMessage> + Unpin + Send + Sync> Client for C {}
-
-/// Formatting of values is fixed; there are no options that change it.
-pub fn options() -> Arc<FormatOptions> {
-    Arc::default()
-}
 
 /// Sends `CommandComplete`.
 pub async fn complete<C: Client>(client: &mut C, tag: impl Into<String>) -> PgWireResult<()>
@@ -147,7 +142,8 @@ where
     C::Error: Debug,
     PgWireError: From<C::Error>,
 {
-    let fields = rows::fields(cursor.schema(), &Format::UnifiedText, &options())?;
+    let names = Names::of(&copy.query());
+    let fields = rows::fields(cursor.schema(), &Format::UnifiedText, &names)?;
     let columns = i16::try_from(fields.len()).unwrap_or(i16::MAX);
     let begin = CopyOutResponse::new(0, columns, vec![0; columns as usize]);
     client

@@ -282,6 +282,10 @@ fn substitute(sql: &str, session: &Session, pid: i32) -> String {
         let plain = at == 0 || !matches!(words[at - 1].as_str(), "." | "as");
         let found = if words[at..].starts_with(&GRAFANA_WORDS) {
             Some((GRAFANA_WORDS.len(), literal(&session.schema())))
+        } else if rest.starts_with(&["array", "(", "select"]) {
+            // DataFusion makes no arrays of queries; what clients gather so (the roles that a
+            // role is in) is nothing here.
+            Some((closing(&words[at + 1..]) + 2, "'{}'".to_owned()))
         } else if plain || qualified {
             value_for(&rest, session, pid, &literal)
         } else {
@@ -303,6 +307,20 @@ fn substitute(sql: &str, session: &Session, pid: i32) -> String {
     }
     out.push_str(&sql[copied..]);
     out
+}
+
+/// The place of the parenthesis that closes the one at the start, or of the last word.
+fn closing(words: &[String]) -> usize {
+    let mut depth = 0_usize;
+    for (i, word) in words.iter().enumerate() {
+        match word.as_str() {
+            "(" => depth += 1,
+            ")" if depth <= 1 => return i,
+            ")" => depth -= 1,
+            _ => {}
+        }
+    }
+    words.len().saturating_sub(1)
 }
 
 /// The value that the words at the start ask for, and how many words do.
@@ -341,6 +359,14 @@ fn value_for(
             Some((8, (*value).to_owned()))
         }
         ["pg_backend_pid", "(", ")", ..] => Some((3, pid.to_string())),
+        // Visible is what can be named without its schema.
+        ["pg_table_is_visible", "(", relation, ".", "oid", ")", ..] => Some((
+            6,
+            format!(
+                "({relation}.relnamespace IN (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname IN ({}, 'pg_catalog')))",
+                literal(&session.schema())
+            ),
+        )),
         ["current_schema", "(", ")", ..] => Some((3, literal(&session.schema()))),
         ["current_schema", ..] => Some((1, literal(&session.schema()))),
         ["current_user" | "session_user", ..] => Some((1, literal(session.user()))),

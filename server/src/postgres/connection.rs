@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::copy::{Copy, CopyIn};
 use super::cursor::Cursor;
 use super::interrupt::Interrupt;
+use super::names::Names;
 use super::socket::Socket;
 use super::statement::{self, Kind};
 use super::{Shared, catalog, errors};
@@ -115,7 +116,9 @@ impl Connection {
         self.check_write(sql, status)?;
         let text = self.engine_text(sql, &kind)?;
         let ran = self.opened()?.session.execute(&text, &[]).await;
-        self.outcome(ran.map_err(|e| self.failed(e, query, start, &kind)))
+        self.outcome(ran.map_err(|e| self.failed(e, query, start, &kind)), || {
+            Names::of(sql)
+        })
     }
 
     /// Runs a prepared statement.
@@ -124,6 +127,7 @@ impl Connection {
         sql: &str,
         kind: &Kind,
         prepared: &Prepared,
+        names: &Names,
         params: &[ScalarValue],
         status: TransactionStatus,
     ) -> PgWireResult<Outcome> {
@@ -131,7 +135,9 @@ impl Connection {
         self.check_write(sql, status)?;
         let session = &self.opened()?.session;
         let ran = session.execute_prepared(prepared, params).await;
-        self.outcome(ran.map_err(|e| self.failed(e, sql, 0, kind)))
+        self.outcome(ran.map_err(|e| self.failed(e, sql, 0, kind)), || {
+            names.clone()
+        })
     }
 
     /// A failure of the query layer; a rewritten statement's positions mean nothing to the client.
@@ -148,10 +154,15 @@ impl Connection {
         errors::from_query(error, query, start)
     }
 
-    fn outcome(&self, ran: PgWireResult<Output>) -> PgWireResult<Outcome> {
+    fn outcome(
+        &self,
+        ran: PgWireResult<Output>,
+        names: impl FnOnce() -> Names,
+    ) -> PgWireResult<Outcome> {
         Ok(match ran? {
             Output::Rows { schema, stream, .. } => Outcome::Rows(Cursor::new(
                 schema,
+                names(),
                 Box::pin(stream.map(|batch| batch.map_err(QueryError::from))),
             )),
             Output::Affected { tag, .. } => Outcome::Done(tag),
@@ -262,7 +273,8 @@ impl Connection {
                 let inner = statement::kind(&query);
                 let text = self.engine_text(&query, &inner)?;
                 let ran = self.opened()?.session.execute(&text, &[]).await;
-                match self.outcome(ran.map_err(|e| self.failed(e, sql, *start, &inner)))? {
+                let ran = ran.map_err(|e| self.failed(e, sql, *start, &inner));
+                match self.outcome(ran, || Names::of(&query))? {
                     Outcome::Rows(cursor) => self.open_cursor(name, cursor)?,
                     _ => {
                         return Err(errors::error(
@@ -298,7 +310,8 @@ impl Connection {
                 }
                 let query = copy.query();
                 let ran = self.opened()?.session.execute(&query, &[]).await;
-                match self.outcome(ran.map_err(|e| errors::from_query(e, "", 0)))? {
+                let ran = ran.map_err(|e| errors::from_query(e, "", 0));
+                match self.outcome(ran, || Names::of(&query))? {
                     Outcome::Rows(cursor) => Outcome::CopyOut(copy.clone(), cursor),
                     _ => return Err(errors::error("42601", "COPY needs a query that gives rows")),
                 }

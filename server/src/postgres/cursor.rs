@@ -11,6 +11,7 @@ use pgwire::error::PgWireResult;
 use pgwire::messages::data::DataRow;
 use shoal_query::QueryError;
 
+use super::names::Names;
 use super::{errors, rows};
 
 /// Batches of a statement; dropping it stops the statement.
@@ -22,6 +23,7 @@ pub const ROWS_AT_ONCE: usize = 512;
 /// A statement's rows, read as far as the client asked.
 pub struct Cursor {
     schema: SchemaRef,
+    names: Names,
     batches: Batches,
     current: Option<(RecordBatch, usize)>,
     done: bool,
@@ -29,9 +31,10 @@ pub struct Cursor {
 
 impl Cursor {
     /// At the first row.
-    pub fn new(schema: SchemaRef, batches: Batches) -> Self {
+    pub fn new(schema: SchemaRef, names: Names, batches: Batches) -> Self {
         Self {
             schema,
+            names,
             batches,
             current: None,
             done: false,
@@ -41,6 +44,11 @@ impl Cursor {
     /// Columns.
     pub fn schema(&self) -> &SchemaRef {
         &self.schema
+    }
+
+    /// What the columns are called.
+    pub fn names(&self) -> &Names {
+        &self.names
     }
 
     /// Whether the last row was handed out.

@@ -26,6 +26,7 @@ use pgwire::messages::response::{EmptyQueryResponse, ReadyForQuery, TransactionS
 use shoal_query::Prepared;
 
 use super::connection::{Connection, Outcome};
+use super::names::Names;
 use super::statement::{self, Kind};
 use super::{answer, errors, lexer, parameters, rows, simple};
 
@@ -38,6 +39,7 @@ pub struct Statement {
     prepared: Option<Prepared>,
     /// Columns of the result; `None`: no rows.
     schema: Option<SchemaRef>,
+    names: Arc<Names>,
 }
 
 /// Prepares statements in a connection's session.
@@ -69,7 +71,7 @@ impl QueryParser for Parser {
         };
         let text = &sql[range.clone()];
         let kind = statement::kind(text);
-        let (prepared, schema) = match &kind {
+        let (prepared, schema, names) = match &kind {
             Kind::Engine | Kind::Catalog => {
                 let hints: Vec<_> = types
                     .iter()
@@ -82,22 +84,26 @@ impl QueryParser for Parser {
                     .await
                     .map_err(|e| connection.failed(e, sql, range.start, &kind))?;
                 let schema = prepared.schema.clone();
-                (Some(prepared), schema)
+                (Some(prepared), schema, Names::of(text))
             }
             Kind::Fetch(name, _) => match connection.cursor(name) {
-                Some(cursor) => (None, Some(cursor.lock().await.schema().clone())),
+                Some(cursor) => {
+                    let cursor = cursor.lock().await;
+                    (None, Some(cursor.schema().clone()), cursor.names().clone())
+                }
                 None => {
                     let missing = format!("cursor \"{name}\" does not exist");
                     return Err(errors::error("34000", missing));
                 }
             },
-            _ => (None, None),
+            _ => (None, None, Names::default()),
         };
         Ok(Some(Statement {
             sql: text.into(),
             kind,
             prepared,
             schema,
+            names: Arc::new(names),
         }))
     }
 
@@ -116,7 +122,7 @@ impl QueryParser for Parser {
         match &statement.schema {
             Some(schema) => {
                 let format = format.unwrap_or(&Format::UnifiedText);
-                Ok(rows::fields(schema, format, &answer::options())?.to_vec())
+                Ok(rows::fields(schema, format, &statement.names)?.to_vec())
             }
             None => Ok(Vec::new()),
         }
@@ -332,6 +338,7 @@ impl Extended {
                         &statement.sql,
                         &statement.kind,
                         prepared,
+                        &statement.names,
                         &values,
                         status,
                     ))
@@ -404,7 +411,7 @@ impl Extended {
     {
         let mut cursor = open.lock().await;
         let format = &portal.result_column_format;
-        let fields = rows::fields(cursor.schema(), format, &answer::options())?;
+        let fields = rows::fields(cursor.schema(), format, cursor.names())?;
         let sent = answer::rows(client, &mut cursor, &fields, limit, interrupt).await?;
         match fetch {
             Some(word) => answer::complete(client, format!("{word} {sent}")).await,

@@ -17,6 +17,7 @@ mod extended;
 mod functions;
 mod interrupt;
 pub mod lexer;
+mod names;
 mod parameters;
 mod rows;
 mod simple;

@@ -215,6 +215,10 @@ fn from_text(pg_type: &Type, value: &[u8]) -> PgWireResult<ScalarValue> {
         Type::TEXT | Type::VARCHAR | Type::BPCHAR | Type::NAME | Type::JSON | Type::JSONB => text,
         _ => text.trim().to_owned(),
     };
+    let text = match *pg_type {
+        Type::TIMESTAMP => without_offset(&text).to_owned(),
+        _ => text,
+    };
     let text = ScalarValue::Utf8(Some(text));
     match arrow_type(pg_type) {
         Some(DataType::Utf8) | None => Ok(text),
@@ -227,6 +231,20 @@ fn from_text(pg_type: &Type, value: &[u8]) -> PgWireResult<ScalarValue> {
                 ),
             )
         }),
+    }
+}
+
+/// A timestamp without what follows its time: PostgreSQL reads a time zone given for a TIMESTAMP
+/// and ignores it, and JDBC sends the machine's with every timestamp, leaving the choice to the
+/// server.
+fn without_offset(text: &str) -> &str {
+    let Some(colon) = text.find(':') else {
+        return text;
+    };
+    let is_time = |c: char| c.is_ascii_digit() || matches!(c, ':' | '.');
+    match text[colon..].find(|c| !is_time(c)) {
+        Some(end) => text[..colon + end].trim_end(),
+        None => text,
     }
 }
 
@@ -381,7 +399,12 @@ mod tests {
         assert_eq!(read(b" 42 ", false, None, Int64), "Int64(42)");
         assert_eq!(read(b" x ", false, None, Utf8), "Utf8(\" x \")");
         assert_eq!(
-            read(b"2016-01-01 00:00:00+00", false, None, ts.clone()),
+            read(
+                b"2016-01-01 01:00:00+01",
+                false,
+                Some(Type::TIMESTAMPTZ),
+                ts.clone()
+            ),
             "TimestampNanosecond(1451606400000000000, None)"
         );
         assert_eq!(
@@ -395,6 +418,23 @@ mod tests {
         );
         assert!(read(b"abc", false, None, Int64).starts_with("22P02 parameter $1: "));
         assert!(read(b"12", true, Some(Type::INT4), Int64).starts_with("22P03 parameter $1: "));
+    }
+
+    #[test]
+    fn a_time_zone_given_for_a_plain_timestamp_is_ignored() {
+        let ts = DataType::Timestamp(TimeUnit::Millisecond, None);
+        for text in [
+            "2016-01-01 00:00:00+01",
+            "2016-01-01T00:00:00.000Z",
+            "2016-01-01 00:00:00 -08:30",
+        ] {
+            assert_eq!(
+                read(text.as_bytes(), false, None, ts.clone()),
+                "TimestampMillisecond(1451606400000, None)",
+                "{text}"
+            );
+        }
+        assert_eq!(without_offset("2016-01-01"), "2016-01-01");
     }
 
     #[test]

@@ -25,9 +25,9 @@ use pgwire::api::portal::Format;
 use pgwire::api::results::{DataRowEncoder, FieldFormat, FieldInfo};
 use pgwire::error::PgWireResult;
 use pgwire::messages::data::DataRow;
-use pgwire::types::format::FormatOptions;
 
 use super::errors;
+use super::names::Names;
 
 /// Days from 1970-01-01 to 2000-01-01, PostgreSQL's epoch.
 const EPOCH_DAYS: i32 = 10_957;
@@ -41,8 +41,9 @@ const EPOCH_MICROS: i64 = EPOCH_DAYS as i64 * 86_400 * 1_000_000;
 pub fn fields(
     schema: &Schema,
     format: &Format,
-    options: &Arc<FormatOptions>,
+    names: &Names,
 ) -> PgWireResult<Arc<Vec<FieldInfo>>> {
+    let width = schema.fields().len();
     let fields = schema
         .fields()
         .iter()
@@ -56,16 +57,16 @@ pub fn fields(
                 }
                 _ => -1,
             };
+            let name = names.get(index, width).unwrap_or(field.name());
             Ok(FieldInfo::new(
-                field.name().clone(),
+                name.to_owned(),
                 None,
                 None,
                 pg_type,
                 format_of(format, index),
             )
             .with_type_size(size)
-            .with_type_modifier(modifier)
-            .with_format_options(options.clone()))
+            .with_type_modifier(modifier))
         })
         .collect::<PgWireResult<Vec<_>>>()?;
     Ok(Arc::new(fields))
@@ -498,7 +499,7 @@ mod tests {
     fn text(array: ArrayRef) -> Vec<String> {
         let schema = Schema::new(vec![Field::new("c", array.data_type().clone(), true)]);
         let batch = RecordBatch::try_new(Arc::new(schema), vec![array]).unwrap();
-        let fields = fields(batch.schema_ref(), &Format::UnifiedText, &Arc::default()).unwrap();
+        let fields = fields(batch.schema_ref(), &Format::UnifiedText, &Names::default()).unwrap();
         let mut rows = Vec::new();
         encode(&batch, &fields, 0, batch.num_rows(), &mut rows).unwrap();
         rows.iter()

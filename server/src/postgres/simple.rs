@@ -100,8 +100,7 @@ impl Connection {
             .await?;
         match outcome {
             Outcome::Rows(mut cursor) => {
-                let fields =
-                    rows::fields(cursor.schema(), &Format::UnifiedText, &answer::options())?;
+                let fields = rows::fields(cursor.schema(), &Format::UnifiedText, cursor.names())?;
                 answer::describe(client, &fields).await?;
                 let sent =
                     answer::rows(client, &mut cursor, &fields, usize::MAX, interrupt).await?;
@@ -109,8 +108,7 @@ impl Connection {
             }
             Outcome::Fetch(cursor, limit) => {
                 let mut cursor = cursor.lock().await;
-                let fields =
-                    rows::fields(cursor.schema(), &Format::UnifiedText, &answer::options())?;
+                let fields = rows::fields(cursor.schema(), &Format::UnifiedText, cursor.names())?;
                 answer::describe(client, &fields).await?;
                 let sent = answer::rows(client, &mut cursor, &fields, limit, interrupt).await?;
                 answer::complete(client, format!("FETCH {sent}")).await?;

@@ -204,7 +204,7 @@ async fn a_write_id_is_applied_once() {
     let dir = tempfile::tempdir().expect("tempdir");
     let server = Server::plain(dir.path());
     server
-        .rows("CREATE TABLE log (ts TIMESTAMP(3), n BIGINT) WITH (mode = 'append', time_column = 'ts')")
+        .rows("CREATE TABLE log (n BIGINT) WITH (mode = 'append')")
         .await;
     let body = arrow_rows(3);
     let id = ulid::Ulid::new().to_string();

@@ -14,6 +14,7 @@ use csv::ByteRecord;
 use super::chunk::{BAD_SHOWN_MAX, BadLine, Chunk, Chunks};
 use super::rows::{Encoded, Mapping, encode};
 use super::source::Source;
+use super::table::InputColumn;
 use crate::cli::CliError;
 
 /// Rows of a chunk, at most.
@@ -38,7 +39,7 @@ pub struct CsvInput {
     /// Names of the header line.
     pub names: Vec<String>,
     /// Inferred columns.
-    pub columns: Vec<(String, DataType)>,
+    pub columns: Vec<InputColumn>,
     /// Rows read for inference, not yet handed out.
     ahead: std::collections::VecDeque<ByteRecord>,
     name: String,
@@ -77,7 +78,14 @@ impl CsvInput {
         let columns = names
             .iter()
             .enumerate()
-            .map(|(i, n)| (n.clone(), infer(ahead.iter().filter_map(|r| r.get(i)))))
+            .map(|(i, name)| {
+                let values = || ahead.iter().filter_map(move |r| r.get(i));
+                InputColumn {
+                    name: name.clone(),
+                    data_type: infer(values()),
+                    has_nulls: values().any(<[u8]>::is_empty),
+                }
+            })
             .collect();
         Ok(Self {
             reader,

@@ -25,9 +25,9 @@ use xxhash_rust::xxh3::Xxh3;
 use self::chunk::{BAD_SHOWN_MAX, BadLine, CUTTING_VERSION, Chunk, Chunks, LineChunks};
 use self::progress::{Progress, grouped};
 use self::rows::Mapping;
-use self::sender::{Sender, Sent};
+use self::sender::{Sender, Sent, patiently};
 use self::source::{InputFormat, Source};
-use self::table::{NewTable, Target, path_part};
+use self::table::{InputColumn, NewTable, Target, path_part};
 use super::client::{Client, ClientArgs};
 use super::{CliError, CliResult};
 
@@ -96,6 +96,8 @@ pub async fn run(args: ImportArgs) -> CliResult {
         ));
     }
     let client = Client::new(&args.client)?;
+    // A server that is not there at all is told at once; one that goes away later is waited for.
+    client.get_json("/health/live").await?;
     let mut totals = Totals::default();
     for file in &args.files {
         import(&args, &client, &Source::new(file), &mut totals).await?;
@@ -128,14 +130,15 @@ async fn import(
     let stored_bytes = source.stored_bytes()?;
     let (chunks, path, content_type, target) = open(args, client, source, format).await?;
     let import = import_id(args, source, format, target.as_ref())?;
-    let mark = progress_mark(client, &import).await?;
+    let patience = Duration::from_secs(args.patience_s);
+    let mark = patiently(patience, || progress_mark(client, &import)).await?;
     let from = mark.unwrap_or(0);
     let sender = Sender {
         client: client.clone(),
         path,
         content_type,
         import,
-        patience: Duration::from_secs(args.patience_s),
+        patience,
     };
     let mut progress = Progress::new(&name, stored_bytes, args.quiet);
     let (mut rows, mut fresh) = (0, false);
@@ -220,18 +223,24 @@ async fn open(
         key: args.key.clone(),
         time_column: args.time_column.clone(),
     };
+    let patience = Duration::from_secs(args.patience_s);
+    let made = |columns: Vec<InputColumn>| {
+        let (table, new) = (&table, &new);
+        async move {
+            let make = || Target::find_or_create(client, &args.schema, table, &columns, new);
+            patiently(patience, make).await
+        }
+    };
     let (target, chunks): (Target, Box<dyn Chunks>) = match format {
         InputFormat::Csv => {
             let input = csv_rows::CsvInput::open(source)?;
-            let target =
-                Target::find_or_create(client, &args.schema, &table, &input.columns, &new).await?;
+            let target = made(input.columns.clone()).await?;
             let mapping = Mapping::by_name(&input.names, &target.columns)?;
             (target, Box::new(input.chunks(mapping)))
         }
         _ => {
             let input = parquet_rows::ParquetInput::open(source)?;
-            let target =
-                Target::find_or_create(client, &args.schema, &table, &input.columns, &new).await?;
+            let target = made(input.columns.clone()).await?;
             let mapping = Mapping::by_name(&input.names, &target.columns)?;
             (target, Box::new(input.chunks(mapping)?))
         }

@@ -3,12 +3,14 @@
 use std::fs::File;
 
 use arrow_cast::display::array_value_to_string;
-use arrow_schema::DataType;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+
+use parquet::file::metadata::ParquetMetaData;
 
 use super::chunk::{Chunk, Chunks};
 use super::rows::{Mapping, encode};
 use super::source::Source;
+use super::table::InputColumn;
 use crate::cli::CliError;
 
 const BYTES: u64 = 8 << 20;
@@ -20,7 +22,7 @@ pub struct ParquetInput {
     /// Names of its columns.
     pub names: Vec<String>,
     /// Its columns.
-    pub columns: Vec<(String, DataType)>,
+    pub columns: Vec<InputColumn>,
     name: String,
     stored_bytes: u64,
     rows: u64,
@@ -35,11 +37,16 @@ impl ParquetInput {
         let stored_bytes = source.stored_bytes()?.unwrap_or(0);
         let builder = ParquetRecordBatchReaderBuilder::try_new(file)
             .map_err(|e| CliError::failed(format!("{name} is no readable Parquet file: {e}")))?;
-        let columns: Vec<(String, DataType)> = builder
+        let columns: Vec<InputColumn> = builder
             .schema()
             .fields()
             .iter()
-            .map(|f| (f.name().clone(), f.data_type().clone()))
+            .enumerate()
+            .map(|(i, field)| InputColumn {
+                name: field.name().clone(),
+                data_type: field.data_type().clone(),
+                has_nulls: field.is_nullable() && may_have_nulls(builder.metadata(), i),
+            })
             .collect();
         let groups = builder.metadata().row_groups();
         let figure = |of: fn(&parquet::file::metadata::RowGroupMetaData) -> i64| {
@@ -52,7 +59,7 @@ impl ParquetInput {
         let bytes = figure(|g| g.total_byte_size());
         let rows_per_chunk = (BYTES / (bytes / rows.max(1)).max(1)).clamp(256, ROWS_MAX);
         Ok(Self {
-            names: columns.iter().map(|(n, _)| n.clone()).collect(),
+            names: columns.iter().map(|c| c.name.clone()).collect(),
             columns,
             builder,
             name,
@@ -79,6 +86,15 @@ impl ParquetInput {
             number: 0,
         })
     }
+}
+
+/// Whether the statistics leave room for a NULL. Files with nested columns number their leaves
+/// otherwise; those are refused later for the nested column.
+fn may_have_nulls(metadata: &ParquetMetaData, column: usize) -> bool {
+    !metadata.row_groups().iter().all(|group| {
+        let statistics = group.columns().get(column).and_then(|c| c.statistics());
+        statistics.and_then(|s| s.null_count_opt()) == Some(0)
+    })
 }
 
 /// Chunks of Parquet rows.

@@ -8,10 +8,30 @@ use serde_json::Value;
 
 use super::chunk::{BAD_SHOWN_MAX, BadLine, Chunk};
 use crate::cli::client::Client;
-use crate::cli::{CliError, chain};
+use crate::cli::{CliError, UNREACHABLE, chain};
 
 /// Longest pause between two tries.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// Does what may be done again until the server answers.
+///
+/// # Errors
+/// A refusal at once; no answer within `patience`.
+pub async fn patiently<T, F>(patience: Duration, mut act: impl FnMut() -> F) -> Result<T, CliError>
+where
+    F: Future<Output = Result<T, CliError>>,
+{
+    let began = Instant::now();
+    let mut pause = Duration::from_millis(50);
+    loop {
+        match act().await {
+            Err(error) if error.code == UNREACHABLE && began.elapsed() < patience => {}
+            result => return result,
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
 
 /// Where chunks go.
 #[derive(Clone, Debug)]

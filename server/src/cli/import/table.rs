@@ -21,6 +21,17 @@ pub struct TargetColumn {
     pub nullable: bool,
 }
 
+/// A column of the input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InputColumn {
+    /// Its name.
+    pub name: String,
+    /// Its type, inferred or as the file says.
+    pub data_type: DataType,
+    /// Whether some value seen is NULL.
+    pub has_nulls: bool,
+}
+
 /// Where rows go.
 #[derive(Clone, Debug)]
 pub struct Target {
@@ -90,7 +101,7 @@ impl Target {
         client: &Client,
         schema: &str,
         table: &str,
-        columns: &[(String, DataType)],
+        columns: &[InputColumn],
         new: &NewTable,
     ) -> Result<Self, CliError> {
         if let Some(found) = Self::find(client, schema, table).await? {
@@ -126,19 +137,22 @@ pub fn path_part(text: &str) -> String {
 fn create_statement(
     schema: &str,
     table: &str,
-    columns: &[(String, DataType)],
+    columns: &[InputColumn],
     new: &NewTable,
 ) -> Result<String, CliError> {
-    let named = |wanted: &str| columns.iter().any(|(name, _)| name == wanted);
+    let named = |wanted: &str| columns.iter().any(|c| c.name == wanted);
     if let Some(missing) = new.key.iter().chain(&new.time_column).find(|n| !named(n)) {
-        let have: Vec<&str> = columns.iter().map(|(n, _)| n.as_str()).collect();
+        let have: Vec<&str> = columns.iter().map(|c| c.name.as_str()).collect();
         return Err(CliError::usage(format!(
             "the input has no column {missing:?}; it has {}",
             have.join(", ")
         )));
     }
     let mut parts = Vec::new();
-    for (name, data_type) in columns {
+    for InputColumn {
+        name, data_type, ..
+    } in columns
+    {
         let sql = ColumnType::from_arrow(data_type)
             .map_err(|e| CliError::failed(format!("column {name:?}: {e}")))?;
         let not_null = if new.key.contains(name) {
@@ -156,11 +170,12 @@ fn create_statement(
     if new.key.is_empty() {
         options.push("mode = 'append'".to_owned());
     }
-    // A lone timestamp column is the time column: TTL and time windows go by it.
+    // A lone timestamp column is the time column: TTL and time windows go by it. A time column
+    // takes no NULL, so one with NULLs must be asked for.
     let mut times = columns
         .iter()
-        .filter(|(_, t)| matches!(t, DataType::Timestamp(_, _)))
-        .map(|(n, _)| n);
+        .filter(|c| matches!(c.data_type, DataType::Timestamp(_, _)) && !c.has_nulls)
+        .map(|c| &c.name);
     let time = new
         .time_column
         .as_ref()
@@ -190,13 +205,13 @@ mod tests {
 
     #[test]
     fn a_table_without_a_key_appends_and_goes_by_its_only_timestamp() {
-        let columns = vec![
-            (
-                "ts".to_owned(),
-                DataType::Timestamp(arrow_schema::TimeUnit::Millisecond, None),
-            ),
-            ("a\"b".to_owned(), DataType::Int64),
-        ];
+        let column = |name: &str, data_type| InputColumn {
+            name: name.into(),
+            data_type,
+            has_nulls: false,
+        };
+        let time = DataType::Timestamp(arrow_schema::TimeUnit::Millisecond, None);
+        let columns = vec![column("ts", time), column("a\"b", DataType::Int64)];
         let sql = create_statement("public", "t", &columns, &NewTable::default()).expect("sql");
         assert_eq!(
             sql,
