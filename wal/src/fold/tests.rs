@@ -251,9 +251,14 @@ fn an_update_conflicts_with_any_later_change_but_not_with_its_own_parts() {
     );
     assert_eq!(leader.write(part(0)), Verdict::Apply);
     assert_eq!(leader.write(part(1)), Verdict::Apply);
+    assert_eq!(
+        leader.write(part(2)),
+        Verdict::Apply,
+        "nor with two of them"
+    );
     assert_eq!(leader.write(to_tables(&[1])), Verdict::Apply);
     let conflict = Verdict::Conflict { table: table(1) };
-    assert_eq!(leader.write(part(2)), conflict, "somebody wrote in between");
+    assert_eq!(leader.write(part(3)), conflict, "somebody wrote in between");
     let read_at = Some(Offset(leader.state.next_offset().0 - 1));
     assert_eq!(leader.put(schema(table(2), 2, 4)), Verdict::Apply);
     let update = WriteHeader {

@@ -55,7 +55,7 @@ fn claims() -> Vec<(Epoch, WriterId)> {
 fn step() -> impl Strategy<Value = Step> {
     let write = (
         prop::collection::vec(1_u128..6, 1..3),
-        prop::option::of((0_u64..30, 0_u32..2)),
+        prop::option::of((0_u64..12, 0_u32..2)),
         prop::option::of((1_u128..4, 0_u64..80, 0_u32..3, any::<bool>())),
         prop::option::of(0_u64..4),
     )
@@ -131,7 +131,7 @@ fn payload(
             ago,
         } => rows(WriteHeader {
             write_id: id.map(|(n, part)| WriteIdPart {
-                id: write_id(stamp_ms / 8000 * 8000 + n / 3 * 9000, u128::from(n)),
+                id: write_id(stamp_ms / 40_000 * 40_000 + n / 3 * 9000, u128::from(n)),
                 part,
             }),
             import: chunk.map(|(import, chunk, part, last_part)| ImportChunk {
