@@ -261,3 +261,67 @@ async fn a_compaction_splits_by_window_and_leaves_out_what_ttl_and_predicate_del
         [102, 102, 103, 103, 200, 200, 201, 201, 202, 202, 203, 203]
     );
 }
+
+#[tokio::test]
+async fn tables_without_a_key_or_without_a_time_in_it_flush_compact_and_read() {
+    for keyed in [false, true] {
+        let mut schema = table(if keyed {
+            TableMode::Upsert
+        } else {
+            TableMode::Append
+        });
+        schema.key = if keyed { vec![ColumnId(0)] } else { vec![] };
+        let schema = Arc::new(schema);
+        let store = store();
+        let producer = producer(&store);
+        let partition = PartitionId::generate();
+        let mut inputs = Vec::new();
+        let mut views = Vec::new();
+        for flush in 0..3 {
+            let mut memtable = TableMemtable::new(Arc::clone(&schema));
+            let mut rows = (*block(&schema, "x", 0, flush * 10, 2)).clone();
+            let times: Vec<i64> = rows.time.take().expect("times").to_vec();
+            rows.columns.insert(
+                0,
+                shoal_rows::BlockColumn {
+                    id: ColumnId(1),
+                    values: Arc::new(arrow_array::TimestampMillisecondArray::from(times)),
+                    set: None,
+                },
+            );
+            if !keyed {
+                rows.series.columns.clear();
+                rows.series.values.clear();
+            }
+            rows.check().expect("a block");
+            memtable.apply(Arc::new(rows), 0, Offset(flush as u64), 0);
+            assert_eq!(memtable.view().time_range(), Some((0, 1)));
+            if flush < 2 {
+                let bottom = inputs.is_empty();
+                let view = memtable.view();
+                let files = producer
+                    .flush_memtable(&view, &schema, partition, bottom)
+                    .await;
+                inputs.extend(files.expect("flushes"));
+            } else {
+                views.push(memtable.view());
+            }
+        }
+        let job = CompactionJob {
+            inputs,
+            bottom: true,
+            level: 1,
+        };
+        let files = producer
+            .compact(&job, &schema, &[], 0)
+            .await
+            .expect("compacts");
+        let rows = values_of_a(&read(&store, &schema, &files, &views, 64).await);
+        let expected: &[i64] = if keyed {
+            &[21]
+        } else {
+            &[0, 1, 10, 11, 20, 21]
+        };
+        assert_eq!(rows, expected);
+    }
+}
