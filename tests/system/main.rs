@@ -4,6 +4,7 @@ mod bad_input;
 mod clients;
 mod damage;
 mod disk_full;
+mod docs;
 mod health;
 mod import;
 mod kill_loop;

@@ -1,0 +1,56 @@
+//! What the guide says is what happens.
+
+use shoal_tests::{Server, root, shoal_command};
+
+fn page(name: &str) -> String {
+    std::fs::read_to_string(root().join(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+/// The fenced blocks of a language.
+fn blocks<'a>(text: &'a str, language: &str) -> Vec<&'a str> {
+    let fence = format!("```{language}\n");
+    text.split(fence.as_str())
+        .skip(1)
+        .map(|rest| {
+            rest.split("\n```")
+                .next()
+                .expect("split gives one part at least")
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_sql_example_of_the_guide_does_what_the_page_says() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = Server::start(&folder.path().join("data"), &[]).await;
+    let client = server.client();
+    let text = page("docs/sql.md");
+    let mut statements = 0;
+    for block in blocks(&text, "sql") {
+        let refused = block.starts_with("-- refused");
+        for statement in block.split(';').map(str::trim).filter(|s| !s.is_empty()) {
+            let result = client.sql(statement).await;
+            assert_eq!(result.is_err(), refused, "{statement}: {result:?}");
+            statements += 1;
+        }
+    }
+    assert!(
+        statements > 25,
+        "only {statements} statements were found on the page"
+    );
+}
+
+#[test]
+fn the_guide_lists_every_configuration_key_as_the_program_prints_it() {
+    let output = shoal_command(&["config", "--defaults"])
+        .output()
+        .expect("run shoal");
+    assert!(output.status.success(), "{output:?}");
+    let printed = String::from_utf8(output.stdout).expect("text");
+    let text = page("docs/configuration.md");
+    let listed = blocks(&text, "toml");
+    assert!(
+        listed.iter().any(|block| block.trim() == printed.trim()),
+        "docs/configuration.md is not what `shoal config --defaults` prints; paste it again"
+    );
+}
