@@ -5,11 +5,16 @@
 //! made durable are committed together by the next fsync (group commit), each judged on the state
 //! that the ones before it left. A crash leaves all of a group or nothing of it; none of it was
 //! acknowledged before.
+//!
+//! After a failed write (no space) redb refuses all further work on the open file. The file itself
+//! is at the last commit, so it is closed and opened again before the next transaction: when space
+//! returns, so do commits.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use parking_lot::RwLock;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::{mpsc, oneshot};
 
@@ -32,8 +37,38 @@ const GROUP_MAX: usize = 256;
 #[derive(Debug)]
 pub struct EmbeddedMetaStore {
     path: PathBuf,
-    database: Arc<Database>,
+    database: Arc<Handle>,
     queue: mpsc::Sender<Pending>,
+}
+
+/// The open file; `None` while it must be opened again.
+#[derive(Debug)]
+struct Handle {
+    path: PathBuf,
+    open: RwLock<Option<Database>>,
+}
+
+impl Handle {
+    fn with<T>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<T, redb::Error>,
+    ) -> Result<T, redb::Error> {
+        if let Some(database) = &*self.open.read() {
+            return work(database);
+        }
+        let mut open = self.open.write();
+        if open.is_none() {
+            *open = Some(create(&self.path)?);
+        }
+        match &*open {
+            Some(database) => work(database),
+            None => Err(redb::Error::Corrupted("the meta file is not open".into())),
+        }
+    }
+
+    fn close(&self) {
+        *self.open.write() = None;
+    }
 }
 
 #[derive(Debug)]
@@ -66,7 +101,10 @@ impl EmbeddedMetaStore {
                 "written in meta format {format}, this version reads {META_FILE_FORMAT}"
             )));
         }
-        let database = Arc::new(database);
+        let database = Arc::new(Handle {
+            path: path.clone(),
+            open: RwLock::new(Some(database)),
+        });
         let (queue, pending) = mpsc::channel(GROUP_MAX);
         let writer = Arc::clone(&database);
         std::thread::Builder::new()
@@ -117,7 +155,7 @@ fn prepare(database: &Database) -> Result<u64, redb::Error> {
     Ok(format)
 }
 
-fn commit_loop(database: &Database, mut pending: mpsc::Receiver<Pending>) {
+fn commit_loop(database: &Handle, mut pending: mpsc::Receiver<Pending>) {
     while let Some(first) = pending.blocking_recv() {
         let mut group = vec![first];
         while group.len() < GROUP_MAX {
@@ -126,7 +164,7 @@ fn commit_loop(database: &Database, mut pending: mpsc::Receiver<Pending>) {
                 Err(_) => break,
             }
         }
-        let outcome = commit_group(database, &group);
+        let outcome = database.with(|d| commit_group(d, &group));
         match outcome {
             Ok(results) => {
                 for (waiting, result) in group.into_iter().zip(results) {
@@ -134,6 +172,7 @@ fn commit_loop(database: &Database, mut pending: mpsc::Receiver<Pending>) {
                 }
             }
             Err(e) => {
+                database.close();
                 let error = MetaError::Store(format!("cannot be written: {e}"));
                 for waiting in group {
                     let _ = waiting.answer.send(Err(error.clone()));
@@ -231,7 +270,11 @@ fn short_value(key: &str) -> MetaError {
 #[async_trait]
 impl MetaStore for EmbeddedMetaStore {
     async fn get(&self, key: &str) -> Result<Option<(Vec<u8>, u64)>, MetaError> {
-        match read_one(&self.database, key).map_err(|e| self.failed(&e))? {
+        match self
+            .database
+            .with(|d| read_one(d, key))
+            .map_err(|e| self.failed(&e))?
+        {
             None => Ok(None),
             Some(None) => Err(short_value(key)),
             Some(found) => Ok(found),
@@ -241,7 +284,7 @@ impl MetaStore for EmbeddedMetaStore {
     async fn list(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>, u64)>, MetaError> {
         let database = Arc::clone(&self.database);
         let wanted = prefix.to_owned();
-        let listed = tokio::task::spawn_blocking(move || read_all(&database, &wanted))
+        let listed = tokio::task::spawn_blocking(move || database.with(|d| read_all(d, &wanted)))
             .await
             .map_err(|e| self.failed(&e))?
             .map_err(|e| self.failed(&e))?;

@@ -11,6 +11,8 @@ pub mod format;
 pub mod invariants;
 pub mod publish;
 pub mod state;
+#[cfg(test)]
+mod tests;
 
 pub use chain::Chain;
 pub use format::{

@@ -196,7 +196,7 @@ fn apply_part(shard: &Arc<Shard>, part: &[(Offset, Option<Step>)]) -> Result<(),
         tracing::warn!(shard = %shard.id, foreign, "bytes in the log that are no record of ours");
     }
     shard.pipeline.resolve(shard.id, judged);
-    if after > shard.env.config.memtable_bytes_max / 2 {
+    if shard.env.memory.used() > shard.env.config.memtable_bytes_max {
         shard.env.wake.notify_one();
     }
     shard.applied.send_replace(next);

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use shoal_sst::SstFile;
 use shoal_types::{TableId, TableSchema};
 
-use super::flush::on_blocking_thread;
+use super::flush::{on_blocking_thread, to_the_end};
 use super::state::{needed_deletes, version_before};
 use super::{Counters, Shard};
 use crate::compaction::{CompactionJob, PickConfig, expired, pick, pick_full};
@@ -73,7 +73,7 @@ impl Shard {
     ///
     /// # Errors
     /// [`EngineError`]; the table is looked at again later.
-    pub(crate) async fn compact_next(&self) -> Result<Option<Compacted>, EngineError> {
+    pub(crate) async fn compact_next(self: &Arc<Self>) -> Result<Option<Compacted>, EngineError> {
         loop {
             let Some(table) = self.compactable.lock().iter().next().copied() else {
                 return Ok(None);
@@ -94,7 +94,10 @@ impl Shard {
     ///
     /// # Errors
     /// [`EngineError`]; merges published before stay.
-    pub(crate) async fn compact_fully(&self, table: TableId) -> Result<Compacted, EngineError> {
+    pub(crate) async fn compact_fully(
+        self: &Arc<Self>,
+        table: TableId,
+    ) -> Result<Compacted, EngineError> {
         let mut all = Compacted::default();
         all.add(self.expire(&[table]).await?);
         for _ in 0..FULL_ROUNDS_MAX {
@@ -140,7 +143,7 @@ impl Shard {
     }
 
     async fn merge(
-        &self,
+        self: &Arc<Self>,
         newest: &ManifestState,
         table: TableId,
         job: CompactionJob,
@@ -174,9 +177,13 @@ impl Shard {
             Ok((plan, outputs))
         })
         .await?;
-        let done = self.replace(table, plan, outputs).await;
-        drop(producing);
-        done
+        let shard = Arc::clone(self);
+        to_the_end(async move {
+            let done = shard.replace(table, plan, outputs).await;
+            drop(producing);
+            done
+        })
+        .await
     }
 
     async fn replace(
@@ -225,7 +232,15 @@ impl Shard {
     ///
     /// # Errors
     /// [`EngineError`].
-    pub(crate) async fn expire(&self, tables: &[TableId]) -> Result<Compacted, EngineError> {
+    pub(crate) async fn expire(
+        self: &Arc<Self>,
+        tables: &[TableId],
+    ) -> Result<Compacted, EngineError> {
+        let (shard, tables) = (Arc::clone(self), tables.to_vec());
+        to_the_end(async move { shard.expire_now(&tables).await }).await
+    }
+
+    async fn expire_now(&self, tables: &[TableId]) -> Result<Compacted, EngineError> {
         let now_ms = self.env.clock.now_ms();
         let mut publishing = self.publishing.lock().await;
         self.settle(&mut publishing).await?;

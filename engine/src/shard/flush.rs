@@ -12,6 +12,8 @@
 //! A failure (no space, a store that does not answer) keeps the frozen rows readable and everything
 //! written so far; the next call goes on where this one stopped.
 
+use std::sync::Arc;
+
 use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectStoreExt, PutPayload, path::Path};
 use shoal_sst::SstError;
@@ -55,11 +57,18 @@ pub struct Flushed {
 }
 
 impl Shard {
-    /// Writes all rows in memory to files and waits until the files have taken their place.
+    /// Writes all rows in memory to files and waits until the files have taken their place. Runs
+    /// to its end even if the caller goes away: a flush dropped halfway would leave rows frozen
+    /// that nobody goes on writing.
     ///
     /// # Errors
     /// [`EngineError`]; nothing is lost, and the next call goes on from where this one stopped.
-    pub(crate) async fn flush(&self) -> Result<Flushed, EngineError> {
+    pub(crate) async fn flush(self: &Arc<Self>) -> Result<Flushed, EngineError> {
+        let shard = Arc::clone(self);
+        to_the_end(async move { shard.flush_now().await }).await
+    }
+
+    async fn flush_now(&self) -> Result<Flushed, EngineError> {
         let mut publishing = self.publishing.lock().await;
         self.settle(&mut publishing).await?;
         let published = publishing.newest.replay_offset();
@@ -104,7 +113,9 @@ impl Shard {
             // The last flush is published; its record was not applied yet.
             self.announce().await;
         }
-        let residue_max = self.env.config.memtable_bytes_max / 8;
+        // All shards' residue together stays within a quarter of the memory budget.
+        let shards = self.env.catalog.shards().len().max(1);
+        let residue_max = self.env.config.memtable_bytes_max / 4 / shards;
         let frozen = self.state.write().freeze(residue_max);
         match frozen {
             Some(frozen) => Ok(Some(Begun {
@@ -231,6 +242,18 @@ impl Shard {
         );
         done
     }
+}
+
+/// Runs work as a task of its own, which a caller that goes away does not stop.
+///
+/// # Errors
+/// The work's own; [`EngineError::Invalid`] if it panicked.
+pub(crate) async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, EngineError>> + Send + 'static,
+) -> Result<T, EngineError> {
+    tokio::spawn(work)
+        .await
+        .unwrap_or_else(|e| Err(EngineError::Invalid(format!("background work failed: {e}"))))
 }
 
 /// Runs work that computes between its waits where it may block a thread.

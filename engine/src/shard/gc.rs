@@ -14,12 +14,14 @@
 //! nothing of the kind is deleted: when in doubt, keep.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use futures::TryStreamExt;
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 use shoal_sst::{ObjectLayout, SstError, SstName};
 use shoal_types::{ManifestVersion, TimestampMs};
 
+use super::flush::to_the_end;
 use super::{Counters, Shard};
 use crate::EngineError;
 use crate::manifest::ManifestState;
@@ -72,13 +74,24 @@ impl Shard {
     /// # Errors
     /// The store's; what was deleted is forgotten by the next call.
     pub(crate) async fn collect(
-        &self,
+        self: &Arc<Self>,
         dry_run: bool,
         report: &mut GcReport,
     ) -> Result<(), EngineError> {
+        let (shard, mut own) = (Arc::clone(self), std::mem::take(report));
+        // A publish must not be dropped halfway.
+        *report = to_the_end(async move {
+            shard.collect_now(dry_run, &mut own).await?;
+            Ok(own)
+        })
+        .await?;
+        Ok(())
+    }
+
+    async fn collect_now(&self, dry_run: bool, report: &mut GcReport) -> Result<(), EngineError> {
         let mut publishing = self.publishing.lock().await;
         self.settle(&mut publishing).await?;
-        let newest = std::sync::Arc::clone(&publishing.newest);
+        let newest = Arc::clone(&publishing.newest);
         let in_force = self.state.read().manifest.version();
         let chosen = choose(
             &newest.obsolete,

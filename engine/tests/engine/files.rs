@@ -1,0 +1,188 @@
+//! Flush, compaction, garbage, deletes by predicate, small tables.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use object_store::memory::InMemory;
+use shoal_engine::{EngineConfig, WriteOptions};
+use shoal_types::TableMode;
+use shoal_wal::simulated::SimulatedLogStore;
+
+use super::support::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flushed_compacted_and_fresh_rows_read_as_one_table() {
+    let dir = tempfile::tempdir().expect("dir");
+    let db = embedded(dir.path(), config()).await;
+    let table = make(&db, "cpu", TableMode::Upsert).await;
+    for round in 0..5 {
+        let written = [("a", 1, round), ("b", round, round), ("c", 7, 100 - round)];
+        put(&db, &table, &written, WriteOptions::default())
+            .await
+            .expect("write");
+        db.flush(None).await.expect("flush");
+    }
+    let expected = rows(&[
+        ("a", 1, 4),
+        ("b", 0, 0),
+        ("b", 1, 1),
+        ("b", 2, 2),
+        ("b", 3, 3),
+        ("b", 4, 4),
+        ("c", 7, 96),
+    ]);
+    assert_eq!(read(&db, &table).await, expected);
+    db.compact(Some(&table)).await.expect("compact");
+    assert_eq!(db.table_status(&table).expect("status").files, 1);
+    assert_eq!(read(&db, &table).await, expected);
+    let status = &db.status()[0];
+    assert_eq!(status.memory_bytes, 0);
+    drop(db);
+    let db = embedded(dir.path(), config()).await;
+    assert_eq!(read(&db, &table).await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_predicate_delete_hides_older_rows_in_memory_and_files_and_no_newer_ones() {
+    let dir = tempfile::tempdir().expect("dir");
+    let db = embedded(dir.path(), config()).await;
+    let table = make(&db, "log", TableMode::Append).await;
+    let write = |v| {
+        let db = Arc::clone(&db);
+        let table = table.clone();
+        async move {
+            put(&db, &table, &[("a", v, v)], WriteOptions::default())
+                .await
+                .expect("write")
+        }
+    };
+    write(1).await;
+    write(9).await;
+    db.flush(None).await.expect("flush");
+    write(2).await;
+    db.delete_where(&table, "v < 5", WriteOptions::default())
+        .await
+        .expect("delete");
+    write(3).await;
+    let values = |all: Vec<((String, i64), i64)>| all.into_iter().map(|r| r.1).collect::<Vec<_>>();
+    assert_eq!(values(list(&db, &table).await), [3, 9]);
+    db.flush(None).await.expect("flush");
+    assert_eq!(values(list(&db, &table).await), [3, 9]);
+    drop(db);
+    let db = embedded(dir.path(), config()).await;
+    assert_eq!(values(list(&db, &table).await), [3, 9]);
+    db.compact(Some(&table)).await.expect("compact");
+    assert_eq!(values(list(&db, &table).await), [3, 9]);
+    let view = db.read_view(&table).await.expect("view");
+    assert!(view.deletes.is_empty(), "every file has it applied");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replaced_files_go_after_retention_and_not_while_a_view_reads_them() {
+    let clock = Arc::new(ManualClock(AtomicU64::new(1_700_000_000_000)));
+    let mut world = World::new(
+        Arc::new(SimulatedLogStore::new(1)),
+        Arc::new(InMemory::new()),
+    );
+    let dynamic: Arc<dyn shoal_types::Clock> = clock.clone();
+    world.clock = dynamic;
+    let config = EngineConfig {
+        retention_s: 60,
+        ..config()
+    };
+    let db = world.open(config).await;
+    let table = make(&db, "cpu", TableMode::Upsert).await;
+    for v in 0..2 {
+        put(&db, &table, &[("a", 1, v)], WriteOptions::default())
+            .await
+            .expect("write");
+        db.flush(None).await.expect("flush");
+    }
+    let view = db.read_view(&table).await.expect("view");
+    db.compact(Some(&table)).await.expect("compact");
+    let named = |paths: &[String]| paths.iter().filter(|p| p.ends_with(".parquet")).count();
+    assert_eq!(
+        named(&db.gc(false).await.expect("gc").deleted),
+        0,
+        "retention"
+    );
+    clock.0.fetch_add(61_000, Ordering::SeqCst);
+    assert_eq!(named(&db.gc(false).await.expect("gc").deleted), 0, "a view");
+    drop(view);
+    assert_eq!(named(&db.gc(true).await.expect("dry run").deleted), 2);
+    assert_eq!(named(&db.gc(false).await.expect("gc").deleted), 2);
+    assert_eq!(named(&db.gc(false).await.expect("gc").deleted), 0);
+    assert_eq!(read(&db, &table).await, rows(&[("a", 1, 1)]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_small_tables_are_flushed_without_a_file_each() {
+    let dir = tempfile::tempdir().expect("dir");
+    let db = embedded(dir.path(), config()).await;
+    let many = (0..200).map(|i| new_table(&format!("t{i:03}"), TableMode::Upsert));
+    let tables = db
+        .create_tables(many.collect(), false)
+        .await
+        .expect("create");
+    let write_all = |value: i64| {
+        let (db, tables) = (Arc::clone(&db), tables.clone());
+        async move {
+            for (i, table) in tables.iter().enumerate() {
+                put(
+                    &db,
+                    table,
+                    &[("a", i as i64, value)],
+                    WriteOptions::default(),
+                )
+                .await
+                .expect("write");
+            }
+        }
+    };
+    write_all(1).await;
+    db.flush(None).await.expect("flush");
+    assert_eq!(db.status()[0].files, 0);
+    assert!(db.status()[0].log_bytes < 4096, "the log was trimmed");
+    put(&db, &tables[5], &[("b", 1, 2)], WriteOptions::default())
+        .await
+        .expect("write");
+    drop(db);
+    let db = embedded(dir.path(), config()).await;
+    for (i, table) in tables.iter().enumerate() {
+        let mut expected = rows(&[("a", i as i64, 1)]);
+        if i == 5 {
+            expected.extend(rows(&[("b", 1, 2)]));
+        }
+        assert_eq!(read(&db, table).await, expected);
+    }
+    db.flush(None).await.expect("flush again");
+    assert_eq!(read(&db, &tables[7]).await, rows(&[("a", 7, 1)]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_over_budget_is_flushed_in_the_background_and_writers_go_on() {
+    let dir = tempfile::tempdir().expect("dir");
+    let config = EngineConfig {
+        memtable_bytes_max: 256 << 10,
+        ..config()
+    };
+    let db = embedded(dir.path(), config).await;
+    let table = make(&db, "cpu", TableMode::Upsert).await;
+    for round in 0..60_i64 {
+        let hosts: Vec<String> = (0..200).map(|h| format!("host-{h}")).collect();
+        let batch: Vec<(&str, i64, i64)> =
+            hosts.iter().map(|h| (h.as_str(), round, round)).collect();
+        put(&db, &table, &batch, WriteOptions::default())
+            .await
+            .expect("write");
+    }
+    for _ in 0..200 {
+        if db.metrics().flushes > 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(db.metrics().flushes > 0);
+    assert_eq!(read(&db, &table).await.len(), 12_000);
+}

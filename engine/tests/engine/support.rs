@@ -1,0 +1,353 @@
+//! A small table, writers and a reader that merges like the query layer does.
+
+use std::collections::BTreeMap;
+use std::fmt::{Debug, Display};
+use std::path::Path as FilePath;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::{Int64Type, TimestampNanosecondType};
+use arrow_array::{
+    ArrayRef, BooleanArray, Int64Array, RecordBatch, StringViewArray, TimestampNanosecondArray,
+};
+use async_trait::async_trait;
+use futures::TryStreamExt;
+use futures::stream::BoxStream;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+};
+use shoal_engine::merge::{MergeOptions, file_run, memory_run, merge_runs};
+use shoal_engine::{
+    Backends, Commit, Database, EngineConfig, NewTable, RowPredicate, TableHandle, WriteError,
+    WriteOptions,
+};
+use shoal_meta::{MemoryMetaStore, MetaStore};
+use shoal_rows::{RowBlock, block_from_batch};
+use shoal_sst::{ReadCounters, ScanOptions};
+use shoal_types::{
+    Clock, Column, ColumnId, ColumnType, Incarnation, SystemClock, TableId, TableMode, TableOrigin,
+    TableSchema, TimePrecision,
+};
+use shoal_wal::log::LogStore;
+
+pub type Rows = BTreeMap<(String, i64), i64>;
+
+pub fn config() -> EngineConfig {
+    EngineConfig {
+        cluster_name: "simulated".into(),
+        shards: 1,
+        gc_interval_s: 0,
+        write_timeout_ms: 10_000,
+        ..EngineConfig::default()
+    }
+}
+
+pub fn schema(mode: TableMode) -> TableSchema {
+    let column = |id, name: &str, column_type, nullable| Column {
+        id: ColumnId(id),
+        name: name.into(),
+        column_type,
+        nullable,
+        default: None,
+    };
+    let time = ColumnType::Timestamp {
+        precision: TimePrecision::Nanosecond,
+        utc: false,
+    };
+    TableSchema {
+        table: TableId::generate(),
+        version: 1,
+        incarnation: Incarnation(0),
+        columns: vec![
+            column(0, "host", ColumnType::Text, true),
+            column(1, "ts", time, false),
+            column(2, "v", ColumnType::Int64, true),
+        ],
+        key: vec![ColumnId(0), ColumnId(1)],
+        time_column: Some(ColumnId(1)),
+        mode,
+        ttl_ms: None,
+        origin: TableOrigin::Sql,
+        next_column_id: ColumnId(3),
+    }
+}
+
+pub fn new_table(name: &str, mode: TableMode) -> NewTable {
+    NewTable {
+        schema_name: "public".into(),
+        name: name.into(),
+        schema: schema(mode),
+    }
+}
+
+pub async fn make(db: &Database, name: &str, mode: TableMode) -> TableHandle {
+    let made = db.create_tables(vec![new_table(name, mode)], false).await;
+    made.expect("create").remove(0)
+}
+
+pub fn block(schema: &TableSchema, rows: &[(&str, i64, i64)], deletes: bool) -> RowBlock {
+    let hosts = StringViewArray::from_iter_values(rows.iter().map(|r| r.0));
+    let times = TimestampNanosecondArray::from_iter_values(rows.iter().map(|r| r.1));
+    let values = Int64Array::from_iter_values(rows.iter().map(|r| r.2));
+    let columns: Vec<ArrayRef> = vec![Arc::new(hosts), Arc::new(times), Arc::new(values)];
+    let plain = schema.arrow();
+    let keep: Vec<usize> = (0..3).collect();
+    let arrow = Arc::new(plain.project(&keep).expect("columns"));
+    let batch = RecordBatch::try_new(arrow, columns).expect("batch");
+    let ids = [ColumnId(0), ColumnId(1), ColumnId(2)];
+    block_from_batch(schema, &batch, &ids, deletes).expect("block")
+}
+
+pub async fn put(
+    db: &Database,
+    table: &TableHandle,
+    rows: &[(&str, i64, i64)],
+    options: WriteOptions,
+) -> std::result::Result<Commit, WriteError> {
+    let schema = db.table_schema(table).expect("schema");
+    db.write(vec![block(&schema, rows, false)], options).await
+}
+
+/// All rows of a table, one entry a row, ordered by key.
+pub async fn list(db: &Database, table: &TableHandle) -> Vec<((String, i64), i64)> {
+    let view = db.read_view(table).await.expect("view");
+    let mut runs = Vec::new();
+    for file in &view.files {
+        let stream = db
+            .sst_store()
+            .scan(
+                file,
+                &view.schema,
+                &ScanOptions::default(),
+                Arc::new(ReadCounters::default()),
+            )
+            .await
+            .expect("scan");
+        let deletes: Vec<_> = view
+            .deletes
+            .iter()
+            .filter(|d| file.version_max < d.version)
+            .cloned()
+            .collect();
+        let batches: Vec<RecordBatch> = stream.try_collect().await.expect("batches");
+        let batches = batches
+            .into_iter()
+            .map(|b| {
+                deletes.iter().fold(b, |b, d| {
+                    let predicate = view.predicate.as_ref().expect("predicate");
+                    let hit = predicate
+                        .matches(&view.schema, &d.predicate, &b)
+                        .expect("matches");
+                    let keep = BooleanArray::from(!hit.values());
+                    arrow_select::filter::filter_record_batch(&b, &keep).expect("filter")
+                })
+            })
+            .collect();
+        runs.push(memory_run(batches));
+    }
+    for memory in &view.memory {
+        let sorted = memory.sorted(&view.schema, view.predicate.as_deref());
+        runs.push(memory_run(sorted.expect("sorted")));
+    }
+    let _ = file_run;
+    let merged: Vec<RecordBatch> = merge_runs(Arc::clone(&view.schema), runs, MergeOptions::read())
+        .try_collect()
+        .await
+        .expect("merge");
+    let mut rows = Vec::new();
+    for batch in merged {
+        let hosts = batch.column(0).as_string_view();
+        let times = batch.column(1).as_primitive::<TimestampNanosecondType>();
+        let values = batch.column(2).as_primitive::<Int64Type>();
+        for i in 0..batch.num_rows() {
+            rows.push(((hosts.value(i).to_owned(), times.value(i)), values.value(i)));
+        }
+    }
+    rows
+}
+
+pub async fn read(db: &Database, table: &TableHandle) -> Rows {
+    let listed = list(db, table).await;
+    let count = listed.len();
+    let rows: Rows = listed.into_iter().collect();
+    assert_eq!(rows.len(), count, "an upsert table shows a key once");
+    rows
+}
+
+pub fn rows(all: &[(&str, i64, i64)]) -> Rows {
+    let row = |r: &(&str, i64, i64)| ((r.0.to_owned(), r.1), r.2);
+    all.iter().map(row).collect()
+}
+
+/// `v < N`
+#[derive(Debug)]
+pub struct BelowPredicate;
+
+impl RowPredicate for BelowPredicate {
+    fn matches(
+        &self,
+        _schema: &TableSchema,
+        predicate: &str,
+        batch: &RecordBatch,
+    ) -> std::result::Result<BooleanArray, String> {
+        let limit: i64 = predicate
+            .trim_start_matches("v < ")
+            .parse()
+            .map_err(|_| "not v < N".to_owned())?;
+        let values = batch.column_by_name("v").ok_or("no v")?;
+        let values = values.as_primitive::<Int64Type>();
+        Ok(values
+            .iter()
+            .map(|v| Some(v.is_some_and(|v| v < limit)))
+            .collect())
+    }
+}
+
+/// Milliseconds that only the test moves.
+#[derive(Debug)]
+pub struct ManualClock(pub AtomicU64);
+
+impl Clock for ManualClock {
+    fn now_ms(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+pub async fn embedded(dir: &FilePath, config: EngineConfig) -> Arc<Database> {
+    // The folder's lock goes with the last task of the process that held it.
+    for _ in 0..200 {
+        let predicate: Arc<dyn RowPredicate> = Arc::new(BelowPredicate);
+        let opened =
+            Database::open_embedded(dir, config.clone(), Arc::new(SystemClock), Some(predicate))
+                .await;
+        match opened {
+            Ok(db) => return db,
+            Err(e) if e.to_string().contains("in use") => {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+            Err(e) => panic!("{e}"),
+        }
+    }
+    panic!("the folder stays locked");
+}
+
+/// Parts of a database that outlive its process.
+#[derive(Clone)]
+pub struct World {
+    pub logs: Arc<dyn LogStore>,
+    pub store: Arc<dyn ObjectStore>,
+    pub meta: Arc<dyn MetaStore>,
+    pub clock: Arc<dyn Clock>,
+}
+
+impl World {
+    pub fn new(logs: Arc<dyn LogStore>, store: Arc<dyn ObjectStore>) -> Self {
+        Self {
+            logs,
+            store,
+            meta: Arc::new(MemoryMetaStore::new()),
+            clock: Arc::new(SystemClock),
+        }
+    }
+
+    pub async fn open(&self, config: EngineConfig) -> Arc<Database> {
+        let backends = Backends {
+            logs: Arc::clone(&self.logs),
+            store: Arc::clone(&self.store),
+            meta: Arc::clone(&self.meta),
+            clock: Arc::clone(&self.clock),
+            predicate: Some(Arc::new(BelowPredicate)),
+        };
+        Database::open(config, backends).await.expect("open")
+    }
+}
+
+/// A store whose puts fail on demand: before or after they took effect.
+#[derive(Debug)]
+pub struct FaultyStore {
+    pub inner: Arc<dyn ObjectStore>,
+    pub full: AtomicBool,
+    /// Puts that take effect and report failure.
+    pub lost_acks: AtomicU64,
+}
+
+impl FaultyStore {
+    pub fn new(inner: Arc<dyn ObjectStore>) -> Arc<Self> {
+        Arc::new(Self {
+            inner,
+            full: AtomicBool::new(false),
+            lost_acks: AtomicU64::new(0),
+        })
+    }
+
+    fn failed(kind: std::io::ErrorKind) -> Error {
+        Error::Generic {
+            store: "FaultyStore",
+            source: Box::new(std::io::Error::from(kind)),
+        }
+    }
+}
+
+impl Display for FaultyStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FaultyStore")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for FaultyStore {
+    async fn put_opts(
+        &self,
+        location: &Path,
+        payload: PutPayload,
+        opts: PutOptions,
+    ) -> Result<PutResult> {
+        if self.full.load(Ordering::SeqCst) {
+            return Err(Self::failed(std::io::ErrorKind::StorageFull));
+        }
+        let done = self.inner.put_opts(location, payload, opts).await?;
+        let lose = |n: u64| n.checked_sub(1);
+        if self
+            .lost_acks
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, lose)
+            .is_ok()
+        {
+            return Err(Self::failed(std::io::ErrorKind::TimedOut));
+        }
+        Ok(done)
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        opts: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(location, opts).await
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.inner.get_opts(location, options).await
+    }
+
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, Result<Path>>,
+    ) -> BoxStream<'static, Result<Path>> {
+        self.inner.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}
