@@ -112,7 +112,7 @@ keys! {
         "HTTP connections at a time; more wait in the listen queue.";
     "http.body_bytes_max" http_body_bytes_max: ByteSize = ByteSize(64 * MIB), Some(KIB..=GIB), "bytes",
         "Largest request body as sent; a larger one is refused (413).";
-    "http.decompressed_bytes_max" http_decompressed_bytes_max: ByteSize = ByteSize(256 * MIB), Some(KIB..=4 * GIB), "bytes",
+    "http.decompressed_bytes_max" http_decompressed_bytes_max: ByteSize = ByteSize(128 * MIB), Some(KIB..=4 * GIB), "bytes",
         "Largest request body after gzip decoding; a larger one is refused (413).";
     "http.ingest_bytes_max" http_ingest_bytes_max: ByteSize = ByteSize(256 * MIB), Some(MIB..=64 * GIB), "bytes",
         "Bodies of writes held in memory at a time, all requests together; beyond it writes are pushed back (429).";
@@ -208,8 +208,14 @@ impl Config {
         if self.wal_record_bytes_max > self.wal_inflight_bytes_max {
             return together("wal.record_bytes_max must not exceed wal.inflight_bytes_max");
         }
-        if self.http_body_bytes_max > self.http_ingest_bytes_max {
-            return together("http.body_bytes_max must not exceed http.ingest_bytes_max");
+        // Both forms of a body are held while it is decoded: a body that can never be held would be
+        // pushed back for ever.
+        if self.http_body_bytes_max.0 + self.http_decompressed_bytes_max.0
+            > self.http_ingest_bytes_max.0
+        {
+            return together(
+                "http.body_bytes_max and http.decompressed_bytes_max together must not exceed http.ingest_bytes_max",
+            );
         }
         if !self.auth_token.0.is_empty() && !self.auth_token_file.as_os_str().is_empty() {
             return together("auth.token and auth.token_file are both set; set one");

@@ -170,6 +170,9 @@ pub async fn ingest(
                 return Ok(response);
             }
             Err(WriteError::StaleSchema { .. }) if round < REBUILDS_MAX => {}
+            Err(WriteError::Invalid(_)) if state.db.table(&schema_name, &table).is_none() => {
+                return Err(super::admin::no_such_table(&state, &schema_name, &table));
+            }
             Err(error) => {
                 state.metrics.write_failed();
                 return Err(error.into());

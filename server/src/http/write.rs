@@ -211,6 +211,12 @@ async fn store_parsed(
                 });
             }
             Err(WriteError::StaleSchema { .. }) if round < REBUILDS_MAX => {}
+            // Dropped while the rows were on their way: made anew, as if the drop had come first.
+            Err(WriteError::Invalid(_))
+                if round < REBUILDS_MAX
+                    && tables
+                        .iter()
+                        .any(|t| state.db.table(&target.schema_name, &t.name).is_none()) => {}
             Err(error) => return Err(error.into()),
         }
     }

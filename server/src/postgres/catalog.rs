@@ -25,7 +25,7 @@ use datafusion_postgres::datafusion_pg_catalog::pg_catalog::{
 use datafusion_postgres::datafusion_pg_catalog::sql::PostgresCompatibilityParser;
 use shoal_query::{QueryEngine, Session};
 
-use super::{functions, lexer};
+use super::{functions, keys, lexer};
 
 /// The one database that every connection is in, whatever name it asked for.
 pub const DATABASE: &str = "shoal";
@@ -248,6 +248,9 @@ static PARSER: LazyLock<PostgresCompatibilityParser> =
 /// cannot be parsed comes back as it was, so that the error shows the client's own text.
 #[must_use]
 pub fn rewrite(sql: &str, session: &Session, pid: i32) -> String {
+    if let Some(answer) = keys::answer(sql, session.engine()) {
+        return answer;
+    }
     let replaced = substitute(sql, session, pid);
     match PARSER.parse(&replaced).as_deref() {
         Ok([statement]) => statement.to_string(),
@@ -282,9 +285,9 @@ fn substitute(sql: &str, session: &Session, pid: i32) -> String {
         let plain = at == 0 || !matches!(words[at - 1].as_str(), "." | "as");
         let found = if words[at..].starts_with(&GRAFANA_WORDS) {
             Some((GRAFANA_WORDS.len(), literal(&session.schema())))
-        } else if rest.starts_with(&["array", "(", "select"]) {
+        } else if rest.starts_with(&["array", "(", "select"]) && (at == 0 || words[at - 1] != "(") {
             // DataFusion makes no arrays of queries; what clients gather so (the roles that a
-            // role is in) is nothing here.
+            // role is in) is nothing here. As an argument the crate's own rewriting knows it.
             Some((closing(&words[at + 1..]) + 2, "'{}'".to_owned()))
         } else if plain || qualified {
             value_for(&rest, session, pid, &literal)

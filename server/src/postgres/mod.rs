@@ -16,6 +16,7 @@ mod errors;
 mod extended;
 mod functions;
 mod interrupt;
+mod keys;
 pub mod lexer;
 mod names;
 mod parameters;

@@ -69,6 +69,9 @@ pub fn kind(sql: &str) -> Kind {
         ["set", "transaction", rest @ ..] | ["set", "local", "transaction", rest @ ..] => {
             Kind::Transaction(read_only(rest))
         }
+        // There are no roles to change to; poolers and dumps reset them all the same.
+        ["set", "session", "authorization", ..] | ["set", "role", ..] => Kind::Nothing("SET"),
+        ["reset", "role"] | ["reset", "session", "authorization"] => Kind::Nothing("RESET"),
         ["discard", "all"] => Kind::Discard("DISCARD ALL"),
         ["discard", "plans"] => Kind::Nothing("DISCARD PLANS"),
         ["discard", "sequences"] => Kind::Nothing("DISCARD SEQUENCES"),

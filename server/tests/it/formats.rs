@@ -1,5 +1,7 @@
 //! Statements out: the three formats, parameters, errors.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use crate::server::Server;
@@ -125,6 +127,23 @@ async fn a_failure_after_the_first_rows_is_visible_to_the_client() {
         let status = response.status().as_u16();
         let body = response.bytes().await;
         assert!(status >= 400 || body.is_err(), "{format}: {status}");
+    }
+}
+
+#[tokio::test]
+async fn a_statement_ends_when_its_client_goes_away() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let server = Server::plain(dir.path());
+    let endless = "SELECT count(*) FROM generate_series(1, 1000000) a, generate_series(1, 1000000) b WHERE a.value % 7 = b.value % 11";
+    let request = server.post("/v1/sql").json(&json!({ "sql": endless }));
+    let gone = request.timeout(Duration::from_millis(300)).send().await;
+    assert!(gone.is_err_and(|e| e.is_timeout()));
+    // This statement lists itself.
+    let running = "SELECT count(*) FROM system.queries";
+    let began = Instant::now();
+    while server.number(running).await > 1 {
+        assert!(began.elapsed() < Duration::from_secs(10), "still running");
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 

@@ -63,6 +63,14 @@ public class JdbcCheck {
             }
             check(columns.equals(Map.of("ts", Types.TIMESTAMP, "hostname", Types.VARCHAR,
                     "usage_user", Types.DOUBLE, "n", Types.BIGINT)), "getColumns " + columns);
+            List<String> key = new ArrayList<>();
+            try (ResultSet r = m.getPrimaryKeys(null, "public", "cpu")) {
+                while (r.next()) key.add(r.getString("COLUMN_NAME") + r.getInt("KEY_SEQ"));
+            }
+            check(key.equals(List.of("hostname1", "ts2")), "getPrimaryKeys " + key);
+            try (ResultSet r = m.getIndexInfo(null, "public", "cpu", true, false)) {
+                check(r.next() && r.getString("INDEX_NAME").equals("cpu_pkey"), "getIndexInfo");
+            }
             Set<String> schemas = new HashSet<>();
             try (ResultSet r = m.getSchemas()) {
                 while (r.next()) schemas.add(r.getString(1));
