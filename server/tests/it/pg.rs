@@ -193,7 +193,7 @@ async fn errors_carry_their_sqlstate_and_the_character_they_are_at() {
     assert!(hint.expect("a hint").contains("usage_user"));
     let (code, position, _) = failed(
         client
-            .prepare("SELECT\n FROM FROM cpu")
+            .prepare("SELECT (1\n FROM cpu")
             .await
             .expect_err("syntax"),
     );

@@ -52,7 +52,7 @@ async fn scripts_run_from_everywhere_and_results_come_in_every_form() {
     );
     assert_eq!(
         text(&sql(&server, &["--format", "csv", "-c", query], None)),
-        "host,usage,ts\nhost;0,1.5,2016-01-01T00:00:00.000Z\n\"a \"\"b\"\"\",,2016-01-01T00:00:10.000Z\n"
+        "host,usage,ts\nhost;0,1.5,2016-01-01T00:00:00Z\n\"a \"\"b\"\"\",,2016-01-01T00:00:10Z\n"
     );
     let json: serde_json::Value = serde_json::from_str(&text(&sql(
         &server,
