@@ -172,11 +172,18 @@ impl Database {
         }
     }
 
+    /// A command for all shards must not answer success when some could not do it.
+    fn all_served(&self) -> Result<(), EngineError> {
+        let slots = self.shared.slots.values();
+        slots.map(|s| s.shard().map(|_| ())).collect()
+    }
+
     /// Writes all rows in memory of one shard, or of all that are served, to files; waits until the
     /// files have taken their place.
     ///
     /// # Errors
-    /// The first failure; other shards are flushed all the same.
+    /// The first failure, also [`EngineError::ShardUnavailable`] for a shard that is not served;
+    /// other shards are flushed all the same.
     pub async fn flush(&self, shard: Option<ShardId>) -> Result<Flushed, EngineError> {
         let shards = self.chosen(shard)?;
         let outcomes = futures::future::join_all(shards.iter().map(|s| s.flush())).await;
@@ -186,6 +193,9 @@ impl Database {
             all.files += one.files;
             all.bytes += one.bytes;
             all.rows += one.rows;
+        }
+        if shard.is_none() {
+            self.all_served()?;
         }
         Ok(all)
     }
@@ -208,6 +218,7 @@ impl Database {
                         all.add(shard.compact_fully(table).await?);
                     }
                 }
+                self.all_served()?;
             }
         }
         Ok(all)

@@ -5,6 +5,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use object_store::memory::InMemory;
+use shoal_engine::manifest::Chain;
+use shoal_engine::manifest::format::Edit;
+use shoal_engine::manifest::publish::{prepare, publish};
 use shoal_engine::{WriteError, WriteOptions};
 use shoal_types::{Retry, TableMode};
 use shoal_wal::simulated::{Faults, SimulatedLogStore};
@@ -234,7 +237,7 @@ async fn a_zombie_leader_can_neither_write_nor_publish_nor_answer() {
 
 /// A leader that was overtaken in the store but has not read the claim must not publish.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn publishing_races_are_won_by_the_higher_term() {
+async fn a_leader_that_finds_a_higher_term_in_the_store_steps_down() {
     let store: Arc<dyn object_store::ObjectStore> = Arc::new(InMemory::new());
     let world = World::new(Arc::new(SimulatedLogStore::new(7)), Arc::clone(&store));
     let db = world.open(config()).await;
@@ -242,23 +245,27 @@ async fn publishing_races_are_won_by_the_higher_term() {
     put(&db, &table, &[("a", 1, 1)], WriteOptions::default())
         .await
         .expect("write");
-    // The same store and meta, but a log of its own: it never reads the other's claim.
-    let elsewhere = World {
-        logs: Arc::new(SimulatedLogStore::new(8)),
-        ..world.clone()
-    };
-    let backends = shoal_engine::Backends {
-        logs: Arc::clone(&elsewhere.logs),
+    // What an opening leader does first; its claim never comes.
+    let chain = Chain {
         store,
-        meta: Arc::clone(&elsewhere.meta),
-        clock: Arc::clone(&elsewhere.clock),
-        predicate: None,
+        layout: shoal_sst::ObjectLayout::new("", "simulated"),
+        cluster: "simulated".into(),
+        shard: table.shard,
     };
-    // It cannot serve (its log is not there), but its manifest with the higher term stands.
-    let _ = shoal_engine::Database::open(config(), backends).await;
-    drop(world.open(config()).await);
-    let flushed = db.flush(None).await;
-    assert!(flushed.is_err(), "{flushed:?}");
+    let base = chain.load_newest().await.expect("load").expect("manifest");
+    let term = base.publisher.term + 1;
+    let writer = shoal_types::WriterId::generate();
+    let higher = prepare(&chain, &base, Edit::default(), term, writer, 1).expect("prepare");
+    publish(&chain, &higher).await.expect("publish");
+    let error = db.flush(None).await.expect_err("overtaken").to_string();
+    assert!(error.contains("higher term"), "{error}");
+    assert_eq!(db.status()[0].role, "none");
+    assert!(db.read_view(&table).await.is_err());
+    // And it does not overwrite: the newest is still the other's.
+    let newest = chain.load_newest().await.expect("load").expect("manifest");
+    assert_eq!(newest.reference, higher.state.reference);
+    drop(db);
     let db = world.open(config()).await;
     assert_eq!(list(&db, &table).await.len(), 1);
+    assert!(db.status()[0].epoch.term > term);
 }

@@ -186,3 +186,57 @@ async fn memory_over_budget_is_flushed_in_the_background_and_writers_go_on() {
     assert!(db.metrics().flushes > 0);
     assert_eq!(read(&db, &table).await.len(), 12_000);
 }
+
+/// Figures for many tables; run by hand: `--ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement of about a minute"]
+async fn a_hundred_thousand_tables_are_made_written_and_opened_again() {
+    let dir = tempfile::tempdir().expect("dir");
+    let config = || EngineConfig {
+        shards: 2,
+        ..config()
+    };
+    let db = embedded(dir.path(), config()).await;
+    let began = tokio::time::Instant::now();
+    let mut tables = Vec::new();
+    for part in 0..100 {
+        let many = (0..1000).map(|i| new_table(&format!("t{part:03}_{i:03}"), TableMode::Upsert));
+        tables.extend(
+            db.create_tables(many.collect(), false)
+                .await
+                .expect("create"),
+        );
+    }
+    println!("100,000 tables in {:?}", began.elapsed());
+    let schema = db.table_schema(&tables[0]).expect("schema");
+    let began = tokio::time::Instant::now();
+    for part in tables.chunks(500) {
+        let blocks = part.iter().map(|t| {
+            let mut one = block(&schema, &[("a", 1, 1)], false);
+            one.table = t.id;
+            one
+        });
+        db.write(blocks.collect(), WriteOptions::default())
+            .await
+            .expect("write");
+    }
+    println!("a row in each in {:?}; {:?}", began.elapsed(), db.metrics());
+    let began = tokio::time::Instant::now();
+    drop(db);
+    let db = embedded(dir.path(), config()).await;
+    println!("open by replay in {:?}", began.elapsed());
+    let began = tokio::time::Instant::now();
+    db.flush(None).await.expect("flush");
+    println!(
+        "flush in {:?}; {} files",
+        began.elapsed(),
+        db.metrics().files
+    );
+    let began = tokio::time::Instant::now();
+    drop(db);
+    let db = embedded(dir.path(), config()).await;
+    println!("open after flush in {:?}", began.elapsed());
+    assert_eq!(read(&db, &tables[77_777]).await, rows(&[("a", 1, 1)]));
+    let status = std::fs::read_to_string("/proc/self/status").expect("status");
+    println!("{:?}", status.lines().find(|l| l.starts_with("VmHWM")));
+}
