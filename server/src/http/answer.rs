@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arrow_array::RecordBatch;
 use arrow_ipc::writer::StreamWriter;
@@ -42,6 +42,8 @@ pub enum Format {
 
 /// Rows encoded at a time: bounds what one batch takes as text.
 const ROWS_PER_PIECE: usize = 8192;
+/// How long the last bytes of a failed result get to leave before the connection is broken off.
+const FLUSH_PAUSE: Duration = Duration::from_millis(200);
 /// Shards named in `Shoal-Read-Position`.
 const POSITIONS_MAX: usize = 64;
 
@@ -191,7 +193,9 @@ struct Rows {
 impl Rows {
     async fn next(mut self) -> Option<(Result<Bytes, std::io::Error>, Self)> {
         if let Some(message) = self.broken.take() {
-            // Breaks the connection off: see the module's head.
+            // Breaks the connection off: see the module's head. What hyper has not sent by then it
+            // drops, and that would be the very member that tells the reason.
+            tokio::time::sleep(FLUSH_PAUSE).await;
             return Some((Err(std::io::Error::other(message)), self));
         }
         let mut out = Vec::new();

@@ -1,5 +1,6 @@
 //! Functions that PostgreSQL clients call and that neither DataFusion nor `datafusion-pg-catalog`
-//! has. They tell what is true of this server: no comments, no indexes, everything visible.
+//! has. They tell what is true of this server: no comments, no indexes, everything visible;
+//! NULL where it does not know (sizes).
 
 use arrow_schema::DataType;
 use datafusion::error::Result;
@@ -50,7 +51,8 @@ pub fn all() -> impl Iterator<Item = ScalarUDF> {
         ("pg_get_serial_sequence", no_text.clone()),
         ("pg_get_triggerdef", no_text.clone()),
         ("pg_get_ruledef", no_text.clone()),
-        ("pg_tablespace_location", no_text),
+        ("pg_tablespace_location", no_text.clone()),
+        ("pg_size_pretty", no_text),
         ("pg_type_is_visible", yes.clone()),
         ("pg_function_is_visible", yes.clone()),
         ("pg_operator_is_visible", yes.clone()),
@@ -67,9 +69,9 @@ pub fn all() -> impl Iterator<Item = ScalarUDF> {
             "pg_advisory_unlock_all",
             ScalarValue::Utf8(Some(String::new())),
         ),
-        ("pg_database_size", ScalarValue::Int64(Some(0))),
-        ("pg_table_size", ScalarValue::Int64(Some(0))),
-        ("pg_indexes_size", ScalarValue::Int64(Some(0))),
+        ("pg_database_size", ScalarValue::Int64(None)),
+        ("pg_table_size", ScalarValue::Int64(None)),
+        ("pg_indexes_size", ScalarValue::Int64(None)),
         ("txid_current", ScalarValue::Int64(Some(0))),
     ]
     .into_iter()

@@ -64,7 +64,10 @@ async fn scripts_run_from_everywhere_and_results_come_in_every_form() {
     let file = dir.path().join("q.sql");
     std::fs::write(&file, "\\x on\n\\d cpu\nSELECT 1 AS one").expect("file");
     let shown = text(&sql(&server, &["-f", file.to_str().expect("path")], None));
-    assert!(shown.contains("column   | ts"), "{shown}");
+    assert!(
+        shown.contains("| ts\n") && shown.contains("TIMESTAMP(3)"),
+        "{shown}"
+    );
     assert!(shown.ends_with("-[ row 1 ]\none | 1\n1 row\n"), "{shown}");
 }
 

@@ -114,24 +114,16 @@ pub fn tables_query(schema: &str, all: bool) -> String {
 pub const SCHEMAS_QUERY: &str =
     "SELECT schema_name AS \"schema\" FROM information_schema.schemata ORDER BY 1";
 
-/// The query behind `\d NAME`, where the name may be qualified.
+/// The statement behind `\d NAME`, where the name may be qualified; `None`: it is no name.
 #[must_use]
-pub fn describe_query(schema: &str, name: &str) -> String {
-    use crate::postgres::lexer::{self, Kind, Token};
-    let parts: Vec<String> = lexer::tokens(name)
-        .filter(|t: &Token| matches!(t.kind, Kind::Word | Kind::Quoted))
-        .map(|t| lexer::value_of(&name[t.range]))
-        .collect();
-    let (schema, table) = match parts.as_slice() {
-        [schema, table] => (schema.as_str(), table.as_str()),
-        [table] => (schema, table.as_str()),
-        _ => (schema, name),
-    };
-    format!(
-        "SELECT column_name AS \"column\", data_type AS \"type\", is_nullable AS \"nullable\" FROM information_schema.columns WHERE table_schema = {} AND table_name = {} ORDER BY ordinal_position",
-        literal(schema),
-        literal(table)
-    )
+pub fn describe_statement(name: &str) -> Option<String> {
+    use crate::postgres::lexer::{self, Kind};
+    let is_name = lexer::tokens(name).all(|t| match t.kind {
+        Kind::Word | Kind::Quoted => t.closed,
+        Kind::Symbol => &name[t.range] == ".",
+        _ => false,
+    });
+    is_name.then(|| format!("DESCRIBE {name}"))
 }
 
 #[cfg(test)]
@@ -160,13 +152,10 @@ mod tests {
     }
 
     #[test]
-    fn names_fold_as_sql_folds_them_and_cannot_break_out_of_the_query() {
-        assert!(
-            describe_query("public", "CPU")
-                .contains("table_schema = 'public' AND table_name = 'cpu'")
-        );
-        assert!(
-            describe_query("public", "\"S\".\"it's\"").contains("= 'S' AND table_name = 'it''s'")
-        );
+    fn only_names_are_described() {
+        let statement = describe_statement("s.\"My T\"");
+        assert_eq!(statement.as_deref(), Some("DESCRIBE s.\"My T\""));
+        assert_eq!(describe_statement("t; DROP TABLE t"), None);
+        assert!(tables_query("it's", false).contains("'it''s'"));
     }
 }

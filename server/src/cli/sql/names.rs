@@ -239,6 +239,10 @@ impl Names {
             .iter()
             .map(|w| lexer::value_of(w))
             .collect();
+        let any_mentioned = self
+            .schemas
+            .values()
+            .any(|tables| tables.keys().any(|t| mentioned.contains(t)));
         for (name, tables) in &self.schemas {
             found.insert(quoted(name));
             if name == schema {
@@ -246,7 +250,9 @@ impl Names {
             }
             if !wants_table {
                 for (table, columns) in tables {
-                    if mentioned.contains(table) {
+                    // Before its FROM is written a query may be about any table at hand.
+                    let at_hand = !any_mentioned && name == schema && !typed.is_empty();
+                    if at_hand || mentioned.contains(table) {
                         found.extend(columns.iter().map(|c| quoted(c)));
                     }
                 }
@@ -349,7 +355,11 @@ mod tests {
     fn tables_come_after_from_and_columns_of_mentioned_tables_elsewhere() {
         assert_eq!(offered("select * from c|"), ["cpu"]);
         assert_eq!(offered("select usa| from cpu"), ["usage_user"]);
-        assert_eq!(offered("select usa|"), Vec::<String>::new());
+        assert_eq!(offered("select usa|"), ["usage_user"]);
+        assert_eq!(
+            offered("select usa| from telegraf.disk"),
+            Vec::<String>::new()
+        );
         assert_eq!(offered("select * from telegraf.|"), ["disk"]);
         assert_eq!(offered("select c.u| from cpu as c"), ["usage_user"]);
         assert_eq!(offered("select * from o|"), ["\"Odd Name\""]);

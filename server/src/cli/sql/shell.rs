@@ -308,10 +308,10 @@ impl Shell {
                 let sql = meta::tables_query(&self.schema, all);
                 self.script(&sql).await?;
             }
-            Meta::Describe(name) => {
-                let sql = meta::describe_query(&self.schema, &name);
-                self.script(&sql).await?;
-            }
+            Meta::Describe(name) => match meta::describe_statement(&name) {
+                Some(sql) => self.script(&sql).await?,
+                None => return Err(CliError::failed(format!("{name} is not a name")).into()),
+            },
             Meta::Schemas => self.script(meta::SCHEMAS_QUERY).await?,
             Meta::Schema(name) => {
                 say(format_args!("schema is now {name}"))?;
