@@ -122,14 +122,22 @@ impl Client {
         Ok(())
     }
 
+    /// Runs SQL; the whole JSON answer.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn answer(&self, statement: &str) -> Failed<Value> {
+        let text = self.post("/v1/sql", &json!({ "sql": statement })).await?;
+        let parsed = serde_json::from_str(&text);
+        Ok(parsed.unwrap_or_else(|e| panic!("{statement}: {e} in the answer {text:?}")))
+    }
+
     /// Runs SQL; the rows.
     ///
     /// # Errors
     /// [`Failure`].
     pub async fn sql(&self, statement: &str) -> Failed<Vec<Vec<Value>>> {
-        let text = self.post("/v1/sql", &json!({ "sql": statement })).await?;
-        let answer: Value = serde_json::from_str(&text)
-            .unwrap_or_else(|e| panic!("{statement}: {e} in the answer {text:?}"));
+        let answer = self.answer(statement).await?;
         let rows = answer["rows"].as_array().cloned().unwrap_or_default();
         Ok(rows
             .into_iter()

@@ -9,5 +9,6 @@ mod health;
 mod import;
 mod kill_loop;
 mod outside_readers;
+mod reads;
 mod single_process;
 mod small_bench;
