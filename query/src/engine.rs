@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use crate::catalog::{CATALOG, ShoalCatalog, ShoalCatalogs};
 use crate::error::{Kind, Result};
 use crate::running::{Running, StatementGuard};
+use crate::table::LastRows;
 use crate::{QueryConfig, QueryError, QueryId, RunningStatement, Session, SessionOptions};
 
 /// Plans and runs the statements of all sessions; one a process.
@@ -55,6 +56,7 @@ impl QueryEngine {
             .with_config(session_config(&config))
             .with_runtime_env(runtime)
             .with_catalog_list(catalogs)
+            .with_optimizer_rule(Arc::new(LastRows))
             .build();
         let base = SessionContext::new_with_state(state);
         crate::functions::register(&base);
@@ -219,9 +221,10 @@ fn session_config(config: &QueryConfig) -> SessionConfig {
     options.execution.parquet.pushdown_filters = true;
     options.execution.parquet.reorder_filters = true;
     options.execution.collect_statistics = true;
-    // A sort that spills keeps this much for its merge; the default is more than a small limit.
+    // What a sort keeps for its merge before it takes memory for rows: too little, and the merge
+    // of what it holds fails instead of spilling.
     options.execution.sort_spill_reservation_bytes =
-        (config.memory_bytes_max / 16).clamp(1 << 20, 10 << 20);
+        (config.memory_bytes_max / 4).clamp(1 << 20, 128 << 20);
     options.execution.time_zone = None;
     options.optimizer.prefer_existing_sort = false;
     session

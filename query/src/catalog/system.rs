@@ -1,6 +1,5 @@
 //! `system`: what the database knows of itself.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -68,7 +67,21 @@ fn columns_of(view: View) -> &'static [(&'static str, char)] {
             ("id", 't'),
             ("shard", 't'),
         ],
-        View::Shards => &[("id", 't'), ("tables", 'n')],
+        View::Shards => &[
+            ("id", 't'),
+            ("role", 't'),
+            ("state", 't'),
+            ("why", 't'),
+            ("epoch", 't'),
+            ("position", 'n'),
+            ("manifest", 'n'),
+            ("replay_offset", 'n'),
+            ("tables", 'n'),
+            ("memory_bytes", 'n'),
+            ("log_bytes", 'n'),
+            ("files", 'n'),
+            ("bytes", 'n'),
+        ],
         View::Ssts => &[
             ("table_schema", 't'),
             ("table_name", 't'),
@@ -198,13 +211,26 @@ impl SystemTable {
     }
 
     fn shard_rows(&self) -> Vec<Vec<Cell>> {
-        let mut shards = BTreeMap::<_, i64>::new();
-        for table in self.tables(&Wanted::default()) {
-            *shards.entry(table.shard).or_default() += 1;
-        }
-        shards
+        self.db
+            .status()
             .into_iter()
-            .map(|(shard, tables)| vec![text(shard), number(tables)])
+            .map(|shard| {
+                vec![
+                    text(shard.id),
+                    text(shard.role),
+                    text(shard.state),
+                    Cell::Text(shard.why),
+                    text(shard.epoch),
+                    number(shard.position.0),
+                    number(shard.manifest),
+                    number(shard.replay_offset.0),
+                    number(shard.tables),
+                    number(shard.memory_bytes),
+                    number(shard.log_bytes),
+                    number(shard.files),
+                    number(shard.bytes),
+                ]
+            })
             .collect()
     }
 

@@ -16,7 +16,7 @@ use super::Statement;
 use super::definition::schema_name;
 use crate::error::{Kind, Result, missing_table};
 use crate::running::StatementGuard;
-use crate::table::StatementViews;
+use crate::table::{StatementViews, is_small};
 use crate::{QueryError, Session};
 
 /// What a statement came to.
@@ -220,8 +220,14 @@ impl Run<'_> {
 
     /// Runs a logical plan.
     pub(crate) async fn stream(&self, plan: LogicalPlan) -> Result<SendableRecordBatchStream> {
-        let physical = self.state.create_physical_plan(&plan).await?;
-        Ok(execute_stream(physical, self.state.task_ctx())?)
+        let optimized = self.state.optimize(&plan)?;
+        let mut state = self.state.clone();
+        if is_small(&optimized, &self.views()?).await? {
+            state.config_mut().options_mut().execution.target_partitions = 1;
+        }
+        let planner = Arc::clone(state.query_planner());
+        let physical = planner.create_physical_plan(&optimized, &state).await?;
+        Ok(execute_stream(physical, state.task_ctx())?)
     }
 }
 

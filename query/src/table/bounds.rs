@@ -21,6 +21,8 @@ pub(crate) struct Bounds {
     pub prefixes: Option<Vec<Vec<u8>>>,
     /// The prefixes name whole series.
     pub whole_series: bool,
+    /// Only the last row of each series is wanted.
+    pub last_rows: bool,
 }
 
 impl Bounds {
@@ -39,6 +41,7 @@ impl Bounds {
             time,
             prefixes,
             whole_series,
+            last_rows: false,
         }
     }
 
@@ -63,6 +66,20 @@ impl Bounds {
                 prefix.as_slice() <= file.key_max.as_slice() && after_min
             }),
         }
+    }
+
+    /// The last rows of a file's wanted series.
+    pub(crate) fn last_of(&self, index: &SeriesIndex) -> Vec<Range<u64>> {
+        let is_wanted = |key: &[u8]| {
+            self.prefixes
+                .as_ref()
+                .is_none_or(|prefixes| prefixes.iter().any(|prefix| key.starts_with(prefix)))
+        };
+        index
+            .ranges()
+            .filter(|(key, range)| range.end > range.start && is_wanted(key))
+            .map(|(_, range)| range.end - 1..range.end)
+            .collect()
     }
 
     /// The rows of a file that belong to wanted series, ascending and disjoint; `None`: the

@@ -24,7 +24,7 @@ use futures::StreamExt;
 use shoal_engine::ReadView;
 use shoal_engine::memtable::MemtableScan;
 use shoal_engine::merge::{MergeOptions, RunStream, file_run, merge_runs};
-use shoal_sst::{ReadCounters, ScanOptions, SstStore};
+use shoal_sst::{HIDDEN_OP, ReadCounters, ScanOptions, SstStore};
 use shoal_types::ColumnId;
 
 use super::bounds::Bounds;
@@ -288,15 +288,30 @@ impl Shared {
         counters: &Arc<ReadCounters>,
     ) -> Result<RunStream> {
         if let [Source::Memory(i)] = set {
-            return self.memory(*i, batch_rows, true);
+            return Ok(self.memory(*i, batch_rows, true)?.0);
         }
+        // Memory first: a tombstone in it decides how files are read.
+        let mut has_deletes = false;
+        let mut memory = Vec::new();
+        for source in set {
+            match source {
+                Source::Memory(i) => {
+                    let (run, deletes) = self.memory(*i, batch_rows, false)?;
+                    has_deletes |= deletes;
+                    memory.push(run);
+                }
+                Source::File(i) => has_deletes |= self.view.files[*i].has_deletes,
+            }
+        }
+        let last_rows = self.bounds.last_rows && !has_deletes;
         let mut runs = Vec::with_capacity(set.len());
         for source in set {
-            runs.push(match source {
-                Source::Memory(i) => self.memory(*i, batch_rows, false)?,
-                Source::File(i) => self.file(*i, batch_rows, counters).await?,
-            });
+            if let Source::File(i) = source {
+                runs.push(self.file(*i, batch_rows, counters, last_rows).await?);
+            }
         }
+        // A set lists its files before its memory.
+        runs.extend(memory);
         let options = MergeOptions {
             batch_rows,
             ..MergeOptions::read()
@@ -309,16 +324,20 @@ impl Shared {
         i: usize,
         batch_rows: usize,
         counters: &Arc<ReadCounters>,
+        last_rows: bool,
     ) -> Result<RunStream> {
         let file = &self.view.files[i];
-        let rows = match &self.bounds.prefixes {
-            None => None,
-            Some(_) => self
-                .store
-                .series_index(file)
-                .await
-                .map_err(external)?
-                .and_then(|index| self.bounds.rows(&index)),
+        let rows = if self.bounds.prefixes.is_none() && !last_rows {
+            None
+        } else {
+            let index = self.store.series_index(file).await.map_err(external)?;
+            index.and_then(|index| {
+                if last_rows {
+                    Some(self.bounds.last_of(&index))
+                } else {
+                    self.bounds.rows(&index)
+                }
+            })
         };
         let options = ScanOptions {
             columns: Some(self.columns.clone()),
@@ -334,7 +353,8 @@ impl Shared {
         Ok(file_run(stream))
     }
 
-    fn memory(&self, i: usize, batch_rows: usize, bottom: bool) -> Result<RunStream> {
+    /// A memory run, and whether it has tombstones.
+    fn memory(&self, i: usize, batch_rows: usize, bottom: bool) -> Result<(RunStream, bool)> {
         let schema = &self.view.schema;
         let scan = MemtableScan {
             columns: Some(self.columns.clone()),
@@ -350,7 +370,8 @@ impl Shared {
         let run = self.view.memory[i]
             .scan(schema, self.view.predicate.as_deref(), &scan)
             .map_err(external)?;
-        Ok(futures::stream::iter(run).boxed())
+        let has_deletes = run.schema().column_with_name(HIDDEN_OP).is_some();
+        Ok((futures::stream::iter(run).boxed(), has_deletes))
     }
 
     fn project(&self, batch: &RecordBatch) -> Result<RecordBatch> {

@@ -3,9 +3,11 @@
 mod bounds;
 mod columns;
 mod deletes;
+mod last_rows;
 mod merge_scan;
 mod parquet_scan;
 mod reader;
+mod size;
 mod sources;
 mod views;
 
@@ -30,6 +32,8 @@ use merge_scan::MergeScanExec;
 use parquet_scan::PlainScan;
 use sources::Source;
 
+pub(crate) use last_rows::LastRows;
+pub(crate) use size::is_small;
 pub(crate) use views::StatementViews;
 
 /// A table as the planner sees it: a name and a schema. What a statement reads of it is decided
@@ -43,6 +47,8 @@ pub(crate) struct ShoalTable {
     arrow: SchemaRef,
     /// Defaults of columns, by place.
     defaults: Vec<Option<Expr>>,
+    /// Only the last row of each series decides the answer.
+    last_rows: bool,
 }
 
 impl ShoalTable {
@@ -61,9 +67,23 @@ impl ShoalTable {
         Ok(Self {
             arrow: schema.arrow(),
             defaults,
+            last_rows: false,
             handle,
             schema,
         })
+    }
+}
+
+impl ShoalTable {
+    /// The same table, for a query that needs only the last row of each series.
+    fn last(&self) -> Self {
+        Self {
+            handle: self.handle.clone(),
+            schema: Arc::clone(&self.schema),
+            arrow: Arc::clone(&self.arrow),
+            defaults: self.defaults.clone(),
+            last_rows: true,
+        }
     }
 }
 
@@ -110,7 +130,8 @@ impl TableProvider for ShoalTable {
                 ),
             ))));
         }
-        let bounds = Bounds::of(&view.schema, filters);
+        let mut bounds = Bounds::of(&view.schema, filters);
+        bounds.last_rows = self.last_rows && view.deletes.is_empty();
         let sets = sources::sets(&view, &bounds);
         let stats = views.stats();
         QueryStats::add(&stats.files_total, view.files.len() as u64);

@@ -153,12 +153,15 @@ async fn selected_rows(
     file: &SstFile,
     bounds: &Bounds,
 ) -> Result<Option<Vec<Range<u64>>>> {
-    if bounds.prefixes.is_none() {
+    if bounds.prefixes.is_none() && !bounds.last_rows {
         return Ok(None);
     }
     let Some(index) = store.series_index(file).await.map_err(external)? else {
         return Ok(None);
     };
+    if bounds.last_rows {
+        return Ok(Some(bounds.last_of(&index)));
+    }
     Ok(bounds.rows(&index).filter(|rows| {
         let selected: u64 = rows.iter().map(|r| r.end - r.start).sum();
         selected * SELECTION_SHARE_MAX <= file.rows

@@ -63,9 +63,9 @@ async fn a_sort_larger_than_memory_spills_and_what_cannot_is_refused() {
     })
     .await;
     let rows = db
-        .ok("SELECT count(*), min(x) FROM (SELECT x, row_number() OVER (ORDER BY x % 1000, x) AS r FROM generate_series(1, 2000000) AS g(x)) s WHERE r > 0")
+        .ok("SELECT count(*), min(x) FROM (SELECT x, row_number() OVER (ORDER BY x % 1000003) AS r FROM generate_series(1, 4000000) AS g(x)) s WHERE r > 0")
         .await;
-    assert_eq!(rows, ["2000000|1"]);
+    assert_eq!(rows, ["4000000|1"]);
     assert_eq!(db.engine.spill_bytes(), 0, "spilled files are gone");
     let error = db
         .err("SELECT array_agg(x) FROM generate_series(1, 20000000) AS g(x)")

@@ -48,6 +48,8 @@ async fn tables_are_made_described_altered_and_dropped() {
         ts
         > SELECT table_name, mode, primary_key, time_column, ttl_ms FROM system.tables
         cpu2|upsert|hostname, ts|ts|604800000
+        > SELECT count(*), sum(tables) FROM system.shards WHERE state = 'serving'
+        2|1
         > CREATE SCHEMA other
         CREATE SCHEMA
         > CREATE SCHEMA other
