@@ -61,15 +61,26 @@ fn lines(request: u64) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_refuses_writes_clearly_answers_reads_and_recovers_without_a_restart() {
+    // No flush: the log alone fills the disk.
+    fill_and_recover(&[("SHOAL_WAL_SHARD_BYTES_MAX", "512MiB")]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_fills_while_flushes_run_is_no_different() {
+    fill_and_recover(&[
+        ("SHOAL_ENGINE_MEMTABLE_BYTES_MAX", "8MiB"),
+        ("SHOAL_WAL_SHARD_BYTES_MAX", "8MiB"),
+        ("SHOAL_COMPACTION_RUNS_MIN", "2"),
+    ])
+    .await;
+}
+
+async fn fill_and_recover(settings: &[(&str, &str)]) {
     let folder = tempfile::tempdir().expect("a folder");
     let Some(disk) = SmallDisk::mount(&folder.path().join("disk")) else {
         return;
     };
-    let settings = [
-        ("SHOAL_ENGINE_SHARDS", "1"),
-        ("SHOAL_WAL_SHARD_BYTES_MAX", "512MiB"),
-    ];
-    let mut server = Server::start(&disk.0.join("data"), &settings).await;
+    let mut server = Server::start(&disk.0.join("data"), settings).await;
     let client = server.client();
     client
         .write("steady,host=a v=1i 1\n".into())
