@@ -43,31 +43,67 @@ pub(crate) struct Judged {
     pub verdict: Verdict,
 }
 
+/// Records on their way from the log to the fold.
+struct Batch {
+    steps: Vec<(Offset, Option<Step>)>,
+    /// Decoding of those that this leader has not in flight, where it is worth a thread.
+    decoding: Option<tokio::task::JoinHandle<Result<Decoded, String>>>,
+}
+
 /// Reads until the shard stops.
+///
+/// After a restart all records come from the log and have to be decoded; then the next batch is
+/// decoded while this one is applied. At most two batches are held.
 pub(crate) async fn run(shard: Arc<Shard>, mut reader: Box<dyn LogReader>) {
+    let mut pending: Option<Batch> = None;
     loop {
-        let batch = tokio::select! {
-            biased;
-            () = shard.stop.cancelled() => return,
-            batch = reader.next() => batch,
+        let next = if pending.is_some() {
+            // What is read already is applied even if nothing follows.
+            tokio::time::timeout(Duration::ZERO, reader.next())
+                .await
+                .ok()
+        } else {
+            tokio::select! {
+                biased;
+                () = shard.stop.cancelled() => return,
+                batch = reader.next() => Some(batch),
+            }
         };
-        let batch = match batch {
-            Ok(batch) => batch,
-            Err(LogError::Io(what)) => {
+        let begun = match next {
+            None => Ok(None),
+            Some(Ok(batch)) => begin(&shard, batch).map(Some).map_err(Stopped::Failed),
+            Some(Err(LogError::Io(what))) => {
                 tracing::warn!(shard = %shard.id, what, "reading the log failed, trying again");
                 tokio::time::sleep(IO_PAUSE).await;
-                continue;
+                Ok(None)
             }
-            Err(LogError::Closed) => return shard.stop(Stopped::Closed),
-            Err(e) => return shard.stop(Stopped::Failed(e.to_string())),
+            Some(Err(LogError::Closed)) => Err(Stopped::Closed),
+            Some(Err(e)) => Err(Stopped::Failed(e.to_string())),
         };
-        if let Err(why) = apply_batch(&shard, batch).await {
+        // What came before a damaged place is applied before the shard stops there.
+        if let Some(earlier) = pending.take()
+            && let Err(why) = finish(&shard, earlier).await
+        {
             return shard.stop(Stopped::Failed(why));
+        }
+        match begun {
+            Ok(Some(batch)) if batch.decoding.is_some() => pending = Some(batch),
+            Ok(Some(batch)) => {
+                if let Err(why) = finish(&shard, batch).await {
+                    return shard.stop(Stopped::Failed(why));
+                }
+            }
+            Ok(None) => {}
+            Err(stopped) => return shard.stop(stopped),
+        }
+        if shard.stop.is_cancelled() {
+            return;
         }
     }
 }
 
-async fn apply_batch(shard: &Arc<Shard>, batch: Vec<(Offset, Bytes)>) -> Result<(), String> {
+/// Matches records with what is in flight and decodes the others.
+fn begin(shard: &Arc<Shard>, batch: Vec<(Offset, Bytes)>) -> Result<Batch, String> {
     let mut steps = Vec::with_capacity(batch.len());
     let mut unknown = Vec::new();
     for (offset, bytes) in batch {
@@ -84,17 +120,31 @@ async fn apply_batch(shard: &Arc<Shard>, batch: Vec<(Offset, Bytes)>) -> Result<
         }
     }
     let size: usize = unknown.iter().map(|(_, _, bytes)| bytes.len()).sum();
-    let decoded = if size > INLINE_BYTES_MAX {
-        tokio::task::spawn_blocking(move || decode_all(unknown))
-            .await
-            .map_err(|e| format!("decoding the log: {e}"))?
-    } else {
-        decode_all(unknown)
-    }?;
+    if size > INLINE_BYTES_MAX {
+        let decoding = Some(tokio::task::spawn_blocking(move || decode_all(unknown)));
+        return Ok(Batch { steps, decoding });
+    }
+    place(&mut steps, decode_all(unknown)?);
+    Ok(Batch {
+        steps,
+        decoding: None,
+    })
+}
+
+fn place(steps: &mut [(Offset, Option<Step>)], decoded: Decoded) {
     for (at, entry) in decoded {
         steps[at].1 = Some(Step::Entry(entry));
     }
-    for part in steps.chunks(RECORDS_A_HOLD) {
+}
+
+async fn finish(shard: &Arc<Shard>, mut batch: Batch) -> Result<(), String> {
+    if let Some(decoding) = batch.decoding {
+        let decoded = decoding
+            .await
+            .map_err(|e| format!("decoding the log: {e}"))?;
+        place(&mut batch.steps, decoded?);
+    }
+    for part in batch.steps.chunks(RECORDS_A_HOLD) {
         apply_part(shard, part)?;
         tokio::task::yield_now().await;
     }
