@@ -17,7 +17,10 @@ pub trait Clock: Send + Sync + 'static {
 pub struct SystemClock;
 
 impl Clock for SystemClock {
-    #[expect(clippy::disallowed_methods, reason = "this is the module that provides time")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the module that provides time"
+    )]
     fn now_ms(&self) -> TimestampMs {
         SystemTime::now()
             .duration_since(UNIX_EPOCH)
