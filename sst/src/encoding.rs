@@ -68,25 +68,23 @@ pub(crate) fn properties(
         let is_time = column.is_some_and(|c| schema.time_column == Some(c.id));
         let sample = look_at(values);
         match values.data_type() {
-            DataType::Float32 | DataType::Float64 => {
-                // A dictionary pays for status-like values; anything else compresses far better
-                // with equal bytes side by side.
-                if sample.distinct * 16 > sample.rows {
-                    builder = builder
-                        .set_column_dictionary_enabled(path.clone(), false)
-                        .set_column_encoding(path, Encoding::BYTE_STREAM_SPLIT);
-                }
+            // A dictionary pays for status-like values; anything else compresses far better
+            // with equal bytes side by side.
+            DataType::Float32 | DataType::Float64 if sample.distinct * 16 > sample.rows => {
+                builder = builder
+                    .set_column_dictionary_enabled(path.clone(), false)
+                    .set_column_encoding(path, Encoding::BYTE_STREAM_SPLIT);
             }
             DataType::Int16
             | DataType::Int32
             | DataType::Int64
             | DataType::Date32
-            | DataType::Timestamp(..) => {
-                if (is_time && is_key) || sample.delta_bits < sample.dictionary_bits {
-                    builder = builder
-                        .set_column_dictionary_enabled(path.clone(), false)
-                        .set_column_encoding(path, Encoding::DELTA_BINARY_PACKED);
-                }
+            | DataType::Timestamp(..)
+                if (is_time && is_key) || sample.delta_bits < sample.dictionary_bits =>
+            {
+                builder = builder
+                    .set_column_dictionary_enabled(path.clone(), false)
+                    .set_column_encoding(path, Encoding::DELTA_BINARY_PACKED);
             }
             DataType::Utf8View | DataType::BinaryView
                 if !is_key

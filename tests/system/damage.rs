@@ -123,8 +123,7 @@ async fn a_damaged_manifest_is_named_and_only_its_shard_is_down() {
     // The newest manifest of the shard that holds t3.
     let manifest: PathBuf = files_below(server.data_dir(), "/manifest/")
         .into_iter()
-        .filter(|path| path.to_string_lossy().contains(&format!("shard/{shard}/")))
-        .next_back()
+        .rfind(|path| path.to_string_lossy().contains(&format!("shard/{shard}/")))
         .expect("a manifest of the shard");
     let damaged = damage(&manifest);
     server.restart().await;

@@ -4,6 +4,7 @@
 //! One [`SimulatedLogStore`] stands for the medium: keep it across "restarts" of what uses it.
 //! Without [`Faults`] it is a plain log that acknowledges at once.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -162,7 +163,7 @@ impl SimulatedLogStore {
 impl LogStore for SimulatedLogStore {
     async fn open(&self, shard: ShardId, create: bool) -> Result<Arc<dyn Log>, LogError> {
         let mut world = self.world.lock();
-        if !world.logs.contains_key(&shard) {
+        if let Entry::Vacant(vacant) = world.logs.entry(shard) {
             if !create {
                 return Err(LogError::NotFound { shard });
             }
@@ -178,7 +179,7 @@ impl LogStore for SimulatedLogStore {
                 records: Mutex::new(records),
                 changed: Notify::new(),
             };
-            world.logs.insert(shard, Arc::new(medium));
+            vacant.insert(Arc::new(medium));
         }
         Ok(Arc::new(SimulatedLog {
             world: Arc::clone(&self.world),

@@ -174,8 +174,8 @@ impl Database {
 
     /// A command for all shards must not answer success when some could not do it.
     fn all_served(&self) -> Result<(), EngineError> {
-        let slots = self.shared.slots.values();
-        slots.map(|s| s.shard().map(|_| ())).collect()
+        let mut slots = self.shared.slots.values();
+        slots.try_for_each(|s| s.shard().map(|_| ()))
     }
 
     /// Writes all rows in memory of one shard, or of all that are served, to files; waits until the

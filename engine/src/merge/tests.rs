@@ -180,7 +180,7 @@ fn random_block(rng: &mut StdRng, schema: &TableSchema, stamp: &mut u64) -> RowB
         let set: BooleanBuffer = (0..rows)
             .map(|row| {
                 let deleted = deletes.as_ref().is_some_and(|d| d.value(row));
-                !deleted && !(partial && rng.random_bool(0.5))
+                !(deleted || partial && rng.random_bool(0.5))
             })
             .collect();
         let mut cells = Vec::new();

@@ -194,14 +194,14 @@ fn from_schema(error: &SchemaError) -> QueryError {
 }
 
 fn from_plan(what: &str) -> QueryError {
-    if let Some(rest) = what.strip_prefix("table '") {
-        if let Some((name, _)) = rest.split_once("' not found") {
-            let name = name.rsplit('.').next().unwrap_or(name);
-            return QueryError::new(
-                Kind::UNDEFINED_TABLE,
-                format!("table {name:?} does not exist"),
-            );
-        }
+    if let Some(rest) = what.strip_prefix("table '")
+        && let Some((name, _)) = rest.split_once("' not found")
+    {
+        let name = name.rsplit('.').next().unwrap_or(name);
+        return QueryError::new(
+            Kind::UNDEFINED_TABLE,
+            format!("table {name:?} does not exist"),
+        );
     }
     let lower = what.to_lowercase();
     if lower.starts_with("invalid function") {

@@ -201,8 +201,10 @@ impl Run<'_> {
         let context = SessionContext::new_with_state(self.state.clone());
         let frame = match options.format {
             Format::Parquet => {
-                let mut read = ParquetReadOptions::default();
-                read.file_extension = extension(filename);
+                let read = ParquetReadOptions {
+                    file_extension: extension(filename),
+                    ..Default::default()
+                };
                 context.read_parquet(filename, read).await?
             }
             Format::Csv => {
@@ -222,8 +224,7 @@ impl Run<'_> {
                 if !options.header {
                     read.schema = Some(&csv_schema);
                 }
-                let frame = context.read_csv(filename, read.clone()).await?;
-                frame
+                context.read_csv(filename, read.clone()).await?
             }
         };
         let arrow = schema.arrow();

@@ -142,7 +142,7 @@ pub(super) fn write_bitmap(bits: &BooleanBuffer, out: &mut Vec<u8>) {
     let bytes = &aligned.as_slice()[..bits.len().div_ceil(8)];
     out.extend_from_slice(bytes);
     // The buffer's unused bits are arbitrary; equal blocks shall have equal bytes.
-    if bits.len() % 8 != 0
+    if !bits.len().is_multiple_of(8)
         && let Some(last) = out.last_mut()
     {
         *last &= (1 << (bits.len() % 8)) - 1;

@@ -91,7 +91,6 @@ impl Client {
     }
 
     /// A request to a path of the server, with the token.
-    #[must_use]
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.base));
         match &self.token {

@@ -189,7 +189,7 @@ impl std::fmt::Display for ByteSize {
         }
         let (unit, factor) = UNITS
             .iter()
-            .find(|(_, factor)| self.0 % factor == 0)
+            .find(|(_, factor)| self.0.is_multiple_of(*factor))
             .expect("every number is a multiple of one byte");
         write!(f, "{}{unit}", self.0 / factor)
     }

@@ -73,9 +73,9 @@ pub fn push_time(out: &mut Vec<u8>, seconds: i64, fraction: i64, per_second: i64
     }
     let nanos = (fraction * (1_000_000_000 / per_second)).unsigned_abs();
     out.push(b'.');
-    if nanos % 1_000_000 == 0 {
+    if nanos.is_multiple_of(1_000_000) {
         digits(out, nanos / 1_000_000, 3);
-    } else if nanos % 1000 == 0 {
+    } else if nanos.is_multiple_of(1000) {
         digits(out, nanos / 1000, 6);
     } else {
         digits(out, nanos, 9);

@@ -105,12 +105,6 @@ impl Server {
         Self::start(dir, &[], &[])
     }
 
-    /// Sends this token from now on.
-    pub fn with_token(mut self, token: &str) -> Self {
-        self.token = Some(token.to_owned());
-        self
-    }
-
     /// As `kill -9`.
     pub fn kill(&mut self) {
         self.child.kill().expect("kill");

@@ -95,8 +95,8 @@ pub fn encode(
         let to = cast_with_options(from, &column.data_type, &options)
             .map_err(|e| CliError::failed(format!("column {:?}: {e}", column.name)))?;
         if to.null_count() > 0 {
-            for row in 0..rows {
-                if !good[row] || to.is_valid(row) {
+            for (row, good) in good.iter_mut().enumerate() {
+                if !*good || to.is_valid(row) {
                     continue;
                 }
                 let reason = if from.is_valid(row) {
@@ -111,7 +111,7 @@ pub fn encode(
                 } else {
                     format!("column {:?} must not be NULL", column.name)
                 };
-                good[row] = false;
+                *good = false;
                 out.bad_count += 1;
                 if out.bad.len() < BAD_SHOWN_MAX {
                     out.bad.push(BadLine {

@@ -104,7 +104,7 @@ fn caret(sql: &str, line: usize, column: usize) -> Option<String> {
     if at > text.len() {
         return None;
     }
-    let from = if at > AROUND { at - AROUND } else { 0 };
+    let from = at.saturating_sub(AROUND);
     let to = text.len().min(at + AROUND);
     let before: String = text[from..at].iter().collect();
     let after: String = text[at..to].iter().collect();
