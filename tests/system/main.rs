@@ -12,3 +12,4 @@ mod outside_readers;
 mod reads;
 mod single_process;
 mod small_bench;
+mod small_tables;
