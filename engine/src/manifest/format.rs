@@ -105,6 +105,27 @@ pub struct Snapshot {
     pub obsolete: Vec<Obsolete>,
 }
 
+/// What became of the residue. Not an `Option<Option<_>>`: MessagePack writes "none any more" and
+/// "unchanged" alike, and rows that are in files by now would come back after a restart.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ResidueEdit {
+    /// There is none any more.
+    Removed,
+    /// This one, and no other.
+    Replaced(Residue),
+}
+
+impl ResidueEdit {
+    /// The residue after the edit.
+    #[must_use]
+    pub fn residue(&self) -> Option<&Residue> {
+        match self {
+            Self::Removed => None,
+            Self::Replaced(residue) => Some(residue),
+        }
+    }
+}
+
 /// What changed since the predecessor.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Edit {
@@ -114,8 +135,8 @@ pub struct Edit {
     pub fold: Option<FoldEdit>,
     /// Tables whose files changed, ascending.
     pub tables: Vec<(TableId, TableEdit)>,
-    /// The residue, where it changed (`Some(None)`: there is none any more).
-    pub residue: Option<Option<Residue>>,
+    /// The residue, where it changed.
+    pub residue: Option<ResidueEdit>,
     /// Objects that were deleted.
     pub forgotten: Vec<String>,
 }

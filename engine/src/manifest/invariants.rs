@@ -2,7 +2,7 @@
 //! release builds: a manifest that breaks one of these would lose or double rows for every replica
 //! that opens from it, and is better not written.
 
-use shoal_types::TableId;
+use shoal_types::{TableId, TableMode};
 
 use super::format::{Edit, TableEdit, TableFiles};
 use super::state::ManifestState;
@@ -98,6 +98,8 @@ fn check_table(
     }
     // Where versions of two files overlap, keys or times must not meet, or nobody could tell which
     // row of a key is the newer. What was there before was checked when it came.
+    // Rows of append tables do not replace one another (a file of rows without a time meets all
+    // others of its flush).
     for added in &edit.add {
         let a = &added.file;
         let same_path = files.files.iter().filter(|f| f.file.path == a.path);
@@ -106,7 +108,8 @@ fn check_table(
         }
         for b in files.files.iter().map(|f| &f.file) {
             let apart = b.version_min > a.version_max || a.version_min > b.version_max;
-            if apart || a.path == b.path || a.incarnation != b.incarnation {
+            let append = schema.mode == TableMode::Append;
+            if append || apart || a.path == b.path || a.incarnation != b.incarnation {
                 continue;
             }
             if a.may_share_keys(b) {

@@ -17,7 +17,7 @@ mod tests;
 pub use chain::Chain;
 pub use format::{
     Body, Edit, FileEntry, LogIdentity, Manifest, Obsolete, Predecessor, Publisher, Residue,
-    Snapshot, TableEdit, TableFiles,
+    ResidueEdit, Snapshot, TableEdit, TableFiles,
 };
 pub use publish::{Prepared, PublishError};
 pub use state::ManifestState;

@@ -215,13 +215,14 @@ impl ManifestState {
         for (id, table) in &edit.tables {
             next.apply_table(*id, table, &mut unname)?;
         }
-        if let Some(residue) = &edit.residue {
+        if let Some(edit) = &edit.residue {
+            let residue = edit.residue();
             if let Some(old) = &self.residue
-                && residue.as_ref().is_none_or(|new| new.path != old.path)
+                && residue.is_none_or(|new| new.path != old.path)
             {
                 unname(old.path.clone());
             }
-            next.residue = residue.clone();
+            next.residue = residue.cloned();
         }
         if !obsolete.is_empty() || !edit.forgotten.is_empty() {
             let forgotten: HashSet<&str> = edit.forgotten.iter().map(String::as_str).collect();

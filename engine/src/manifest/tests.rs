@@ -71,6 +71,22 @@ fn the_golden_manifest_still_reads_as_it_was_written() {
 }
 
 #[test]
+fn an_edit_that_removes_the_residue_is_read_back_as_such() {
+    let edit = |residue| Manifest {
+        body: Body::Edit(Box::new(Edit {
+            residue,
+            ..Edit::default()
+        })),
+        ..manifest()
+    };
+    for residue in [None, Some(ResidueEdit::Removed)] {
+        let written = edit(residue);
+        let bytes = written.encode().expect("encode");
+        assert_eq!(Manifest::decode(&bytes).expect("decode"), written);
+    }
+}
+
+#[test]
 fn no_flipped_or_missing_byte_of_a_manifest_goes_unnoticed() {
     let bytes = manifest().encode().expect("encode");
     for at in 0..bytes.len() {

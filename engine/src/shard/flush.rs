@@ -24,7 +24,7 @@ use super::state::{Frozen, FrozenTable, needed_deletes, version_before};
 use super::{Counters, Shard, residue};
 use crate::EngineError;
 use crate::manifest::ManifestState;
-use crate::manifest::format::{Edit, FileEntry, LogIdentity, Residue, TableEdit};
+use crate::manifest::format::{Edit, FileEntry, LogIdentity, Residue, ResidueEdit, TableEdit};
 
 /// Files encoded at the same time in one flush.
 const FILES_AT_ONCE: usize = 2;
@@ -332,7 +332,8 @@ fn flush_edit(base: &ManifestState, begun: &Begun) -> Edit {
         log,
         fold: Some(frozen.fold.edit_since(&base.fold)),
         tables: tables.into_iter().collect(),
-        residue: (residue != base.residue).then_some(residue),
+        residue: (residue != base.residue)
+            .then(|| residue.map_or(ResidueEdit::Removed, ResidueEdit::Replaced)),
         forgotten: Vec::new(),
     }
 }
