@@ -18,7 +18,7 @@ use shoal_sst::SstFile;
 use shoal_types::{TableId, TableSchema};
 
 use super::flush::{on_blocking_thread, to_the_end};
-use super::state::{needed_deletes, version_before};
+use super::state::{ShardState, needed_deletes, version_before};
 use super::{Counters, Shard};
 use crate::compaction::{CompactionJob, PickConfig, expired, pick, pick_full};
 use crate::manifest::format::{Edit, FileEntry, TableEdit};
@@ -154,17 +154,10 @@ impl Shard {
         let producing = self.produce();
         let plan = {
             let state = self.state.read();
-            let mut deletes = newest
-                .table(table)
-                .map(|t| t.deletes.clone())
-                .unwrap_or_default();
-            deletes.extend(state.deletes.get(&table).into_iter().flatten().cloned());
-            deletes.sort_by_key(|d| d.version);
-            deletes.dedup();
             Plan {
                 job,
                 schema,
-                deletes,
+                deletes: known_deletes(newest, &state, table),
                 deletes_through: version_before(&state.fold, state.fold.next_offset()),
             }
         };
@@ -285,6 +278,29 @@ impl Shard {
     }
 }
 
+/// All predicate deletes that files named by `newest` may need, as of the state's position.
+///
+/// The manifest in force counts too: since `newest` was read, a flush may have taken deletes from
+/// the state's list over into its manifest. An output says that everything up to the position was
+/// applied to it; one forgotten here would bring its rows back for ever.
+fn known_deletes(
+    newest: &ManifestState,
+    state: &ShardState,
+    table: TableId,
+) -> Vec<PredicateDelete> {
+    let named = [newest, &*state.manifest];
+    let named = named.into_iter().filter_map(|m| m.table(table));
+    let fresh = state.deletes.get(&table).into_iter().flatten();
+    let mut deletes: Vec<PredicateDelete> = named
+        .flat_map(|t| &t.deletes)
+        .chain(fresh)
+        .cloned()
+        .collect();
+    deletes.sort_by_key(|d| d.version);
+    deletes.dedup();
+    deletes
+}
+
 fn table_edit(
     table: TableId,
     named: &TableFiles,
@@ -305,5 +321,41 @@ fn table_edit(
     Edit {
         tables: vec![(table, edit)],
         ..Edit::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::format::Publisher;
+    use shoal_types::{RowVersion, ShardId, WriterId};
+    use shoal_wal::record::AttemptId;
+
+    #[test]
+    fn a_delete_that_a_flush_took_over_while_a_merge_was_planned_is_applied_by_it() {
+        let nobody = Publisher {
+            term: 1,
+            writer: WriterId::generate(),
+            attempt: AttemptId(uuid::Uuid::nil()),
+        };
+        let table = TableId::generate();
+        let delete = |version| PredicateDelete {
+            version: RowVersion(version),
+            predicate: format!("v < {version}"),
+        };
+        let manifest = |deletes| {
+            let mut manifest = ManifestState::before_first(ShardId::generate(), "c", nobody);
+            let files = TableFiles {
+                deletes,
+                ..TableFiles::default()
+            };
+            manifest.tables.insert_mut(table, Arc::new(files));
+            Arc::new(manifest)
+        };
+        let chosen_from = manifest(vec![delete(1)]);
+        let mut state = ShardState::new(manifest(vec![delete(1), delete(2)]), 0);
+        state.deletes.insert(table, vec![delete(3)]);
+        let known = known_deletes(&chosen_from, &state, table);
+        assert_eq!(known, [delete(1), delete(2), delete(3)]);
     }
 }
