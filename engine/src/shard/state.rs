@@ -43,6 +43,10 @@ pub(crate) struct Applied {
 pub(crate) struct TableRows {
     pub active: Option<TableMemtable>,
     pub frozen: Option<TableMemtable>,
+    /// What `active` and `frozen` count for in `memory_bytes`. Readers make memtables grow (sorted
+    /// rows are kept), so that their size at the end is not what was added for them.
+    pub active_bytes: usize,
+    pub frozen_bytes: usize,
     /// What `active` holds, while that is little enough for a residue object; `None`: it is not,
     /// or a predicate delete hides some of it.
     pub small: Option<Vec<Applied>>,
@@ -224,7 +228,6 @@ impl ShardState {
         let Some(active) = &mut rows.active else {
             return;
         };
-        let before = active.memory_bytes();
         active.apply(
             Arc::clone(block),
             self.fold.version_base(),
@@ -232,6 +235,7 @@ impl ShardState {
             first_row,
         );
         let after = active.memory_bytes();
+        let before = std::mem::replace(&mut rows.active_bytes, after);
         self.memory_bytes = (self.memory_bytes + after).saturating_sub(before);
         if let Some(small) = &mut rows.small {
             if after > self.small_bytes_max {
@@ -252,11 +256,14 @@ impl ShardState {
         if let Some(rows) = self.tables.get_mut(&table) {
             // Frozen rows are older than the delete too; the file they become gets it as every
             // other file does.
-            for memtable in [&mut rows.frozen, &mut rows.active].into_iter().flatten() {
-                let before = memtable.memory_bytes();
+            let frozen = (&mut rows.frozen, &mut rows.frozen_bytes);
+            let active = (&mut rows.active, &mut rows.active_bytes);
+            for (memtable, counted) in [frozen, active] {
+                let Some(memtable) = memtable else { continue };
                 memtable.delete_where(version, Arc::clone(&text));
-                self.memory_bytes =
-                    (self.memory_bytes + memtable.memory_bytes()).saturating_sub(before);
+                let after = memtable.memory_bytes();
+                let before = std::mem::replace(counted, after);
+                self.memory_bytes = (self.memory_bytes + after).saturating_sub(before);
             }
             rows.small = None;
         }
@@ -288,16 +295,18 @@ impl ShardState {
 
     fn forget_rows(&mut self, table: TableId, released: &mut Released) {
         if let Some(rows) = self.tables.remove(&table) {
-            for memtable in [rows.frozen, rows.active].into_iter().flatten() {
-                self.release(memtable, released);
+            let frozen = rows.frozen.map(|m| (m, rows.frozen_bytes));
+            let active = rows.active.map(|m| (m, rows.active_bytes));
+            for (memtable, counted) in [frozen, active].into_iter().flatten() {
+                self.release(memtable, counted, released);
             }
         }
         self.deletes.remove(&table);
         self.gone.insert(table);
     }
 
-    fn release(&mut self, memtable: TableMemtable, released: &mut Released) {
-        let bytes = memtable.memory_bytes();
+    /// `bytes`: what the memtable counted for.
+    fn release(&mut self, memtable: TableMemtable, bytes: usize, released: &mut Released) {
         self.memory_bytes = self.memory_bytes.saturating_sub(bytes);
         released.bytes += bytes;
         released.tables.push(memtable);
@@ -336,11 +345,12 @@ impl ShardState {
                 continue;
             };
             let frozen = rows.frozen.take();
+            let counted = std::mem::take(&mut rows.frozen_bytes);
             if rows.active.is_none() {
                 self.tables.remove(table);
             }
             match frozen {
-                Some(memtable) => self.release(memtable, released),
+                Some(memtable) => self.release(memtable, counted, released),
                 None => {
                     self.gone.insert(*table);
                 }
@@ -388,6 +398,7 @@ impl ShardState {
                 });
             }
             rows.frozen = Some(active);
+            rows.frozen_bytes = std::mem::take(&mut rows.active_bytes);
         }
         tables.sort_unstable_by_key(|t| t.id);
         let ids = tables.iter().map(|t| t.id).collect();

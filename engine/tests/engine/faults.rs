@@ -269,3 +269,29 @@ async fn a_leader_that_finds_a_higher_term_in_the_store_steps_down() {
     assert_eq!(list(&db, &table).await.len(), 1);
     assert!(db.status()[0].epoch.term > term);
 }
+
+/// Sorted rows that a reader left in a memtable were not counted when it grew, so they must not be
+/// when it goes: the budget would let in more and more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_counted_after_a_flush_is_that_of_the_rows_that_stayed() {
+    let store = FaultyStore::new(Arc::new(InMemory::new()));
+    let world = World::new(Arc::new(SimulatedLogStore::new(8)), store.clone());
+    let db = world.open(config()).await;
+    let one = make(&db, "one", TableMode::Upsert).await;
+    let other = make(&db, "other", TableMode::Upsert).await;
+    let many: Vec<(&str, i64, i64)> = (0..500).map(|i| ("a", i, i)).collect();
+    put(&db, &one, &many, WriteOptions::default())
+        .await
+        .expect("write");
+    let flushed_bytes = db.status()[0].memory_bytes;
+    store.full.store(true, Ordering::SeqCst);
+    db.flush(None).await.expect_err("full");
+    assert_eq!(read(&db, &one).await.len(), 500);
+    put(&db, &other, &many, WriteOptions::default())
+        .await
+        .expect("write");
+    let staying = db.status()[0].memory_bytes - flushed_bytes;
+    store.full.store(false, Ordering::SeqCst);
+    db.flush(None).await.expect("goes on");
+    assert_eq!(db.status()[0].memory_bytes, staying);
+}
