@@ -221,11 +221,14 @@ impl Shard {
     pub(crate) async fn view(&self, table: TableId) -> Result<ReadView, EngineError> {
         let (_, end) = self.log.bounds().await?;
         self.wait_applied(end).await?;
-        if self.stopped().is_some() {
-            return Err(self.unavailable());
-        }
         let epoch = self.epoch();
         let state = self.state.read();
+        // Under the lock: a stop is noted before it takes the rows out, so that a view without
+        // them is never handed out.
+        if self.stopped().is_some() {
+            drop(state);
+            return Err(self.unavailable());
+        }
         let Some(schema) = state.fold.schema(table).cloned() else {
             return Err(EngineError::NotFound {
                 what: "table",
