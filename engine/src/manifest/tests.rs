@@ -136,7 +136,7 @@ fn state(replay: u64) -> ManifestState {
         columns: Vec::new(),
         key: Vec::new(),
         time_column: None,
-        mode: shoal_types::TableMode::Append,
+        mode: shoal_types::TableMode::Upsert,
         ttl_ms: None,
         origin: shoal_types::TableOrigin::Sql,
         next_column_id: shoal_types::ColumnId(0),

@@ -240,3 +240,41 @@ async fn a_hundred_thousand_tables_are_made_written_and_opened_again() {
     let status = std::fs::read_to_string("/proc/self/status").expect("status");
     println!("{:?}", status.lines().find(|l| l.starts_with("VmHWM")));
 }
+
+/// A file of rows without a time meets, by key, every other file of the same flush.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_without_a_time_are_flushed_beside_rows_with_one() {
+    use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringViewArray};
+    use shoal_types::ColumnId;
+
+    let dir = tempfile::tempdir().expect("dir");
+    let db = embedded(dir.path(), config()).await;
+    let mut new = new_table("log", TableMode::Append);
+    new.schema.columns[1].nullable = true;
+    new.schema.key = vec![ColumnId(0)];
+    let made = db.create_tables(vec![new], false).await;
+    let table = made.expect("create").remove(0);
+    let schema = db.table_schema(&table).expect("schema");
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(StringViewArray::from_iter_values(["a", "a", "b"])),
+        Arc::new(arrow_array::TimestampNanosecondArray::from(vec![
+            None,
+            Some(5),
+            None,
+        ])),
+        Arc::new(Int64Array::from_iter_values([1, 2, 3])),
+    ];
+    let batch = RecordBatch::try_new(schema.arrow(), columns).expect("batch");
+    let ids = [ColumnId(0), ColumnId(1), ColumnId(2)];
+    let block = shoal_rows::block_from_batch(&schema, &batch, &ids, false).expect("block");
+    for _ in 0..2 {
+        db.write(vec![block.clone()], WriteOptions::default())
+            .await
+            .expect("write");
+        db.flush(None).await.expect("flush");
+    }
+    db.compact(Some(&table)).await.expect("compact");
+    let view = db.read_view(&table).await.expect("view");
+    assert_eq!(view.files.iter().map(|f| f.rows).sum::<u64>(), 6);
+    assert!(view.memory.iter().all(|m| m.rows() == 0));
+}
