@@ -107,7 +107,13 @@ pub(crate) async fn open(
         trouble: Mutex::default(),
     });
     shard.look_for_compactions();
-    let reading = tokio::spawn(apply::run(Arc::clone(&shard), reader));
+    let reading = {
+        let shard = Arc::clone(&shard);
+        tokio::spawn(async move {
+            let _ends = StopsIfPanicked(Arc::clone(&shard));
+            apply::run(shard, reader).await;
+        })
+    };
     shard.tasks.lock().push(reading);
     let Some(epoch) = shard.claim().await else {
         return Err(shard.unavailable());
@@ -118,13 +124,31 @@ pub(crate) async fn open(
         return Err(error);
     }
     shard.serve(epoch);
-    let delivering = tokio::spawn(claim::run(Arc::clone(&shard), to_deliver));
+    let delivering = {
+        let shard = Arc::clone(&shard);
+        tokio::spawn(async move {
+            let _ends = StopsIfPanicked(Arc::clone(&shard));
+            claim::run(shard, to_deliver).await;
+        })
+    };
     shard.tasks.lock().push(delivering);
     tracing::info!(
         shard = %id, %epoch, manifest = %newest.version(),
         replay_offset = %newest.replay_offset(), "shard open"
     );
     Ok(shard)
+}
+
+/// A task of a shard that panics (a defect) must not leave readers and writers waiting for ever.
+struct StopsIfPanicked(Arc<Shard>);
+
+impl Drop for StopsIfPanicked {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let why = "a task of it panicked (a defect); start the process again";
+            self.0.stop(Stopped::Failed(why.to_owned()));
+        }
+    }
 }
 
 async fn open_log(env: &Env, id: ShardId) -> Result<Arc<dyn Log>, EngineError> {
