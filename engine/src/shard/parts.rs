@@ -5,7 +5,9 @@
 
 use std::sync::Arc;
 
+use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef, UInt32Array};
+use arrow_schema::DataType;
 use bytes::Bytes;
 use shoal_rows::{BlockColumn, RowBlock, Series, encode_blocks};
 use shoal_wal::record::TableWrite;
@@ -58,8 +60,12 @@ pub(crate) fn cut(blocks: Vec<RowBlock>, limits: PartLimits) -> Result<Vec<Part>
     // closed at four times the limit and cut further if its encoding turns out too large.
     let group_bytes_max = limits.bytes_max.saturating_mul(4);
     for block in blocks {
-        for piece in slices(block, limits.rows_max) {
-            let (piece_rows, piece_bytes) = (piece.rows(), piece.memory_bytes());
+        let row_bytes = (value_bytes(&block) / block.rows().max(1)).max(1);
+        // Also when rows shrink well: a record is decoded into memory as a whole.
+        let rows_max = limits.rows_max.min(group_bytes_max / row_bytes).max(1);
+        for piece in slices(block, rows_max) {
+            let piece_rows = piece.rows();
+            let piece_bytes = piece_rows.saturating_mul(row_bytes);
             let over = rows + piece_rows > limits.rows_max || bytes + piece_bytes > group_bytes_max;
             if over && !group.is_empty() {
                 encode_group(std::mem::take(&mut group), limits, &mut parts)?;
@@ -74,6 +80,25 @@ pub(crate) fn cut(blocks: Vec<RowBlock>, limits: PartLimits) -> Result<Vec<Part>
         encode_group(group, limits, &mut parts)?;
     }
     Ok(parts)
+}
+
+/// Bytes of a block's values. Of the values, not of the buffers that hold them: those depend on how
+/// the request was read, and a retry must be cut at the same places.
+fn value_bytes(block: &RowBlock) -> usize {
+    let series = block.series.values.iter().map(array_bytes).sum::<usize>();
+    let values = block.columns.iter().map(|c| array_bytes(&c.values));
+    let fixed = if block.time.is_some() { 12 } else { 4 };
+    series + values.sum::<usize>() + block.rows() * fixed
+}
+
+fn array_bytes(values: &ArrayRef) -> usize {
+    let data_type = values.data_type();
+    let text: usize = match data_type {
+        DataType::Utf8View => values.as_string_view().lengths().map(|n| n as usize).sum(),
+        DataType::BinaryView => values.as_binary_view().lengths().map(|n| n as usize).sum(),
+        _ => 0,
+    };
+    text + values.len() * data_type.primitive_width().unwrap_or(16)
 }
 
 fn slices(block: RowBlock, rows_max: usize) -> Vec<RowBlock> {
@@ -241,6 +266,35 @@ mod tests {
             }
             assert_eq!(times, (0..1000).collect::<Vec<i64>>());
         }
+    }
+
+    #[test]
+    fn rows_that_shrink_well_are_cut_by_their_size_in_memory_too() {
+        let text = "x".repeat(4096);
+        let limits = PartLimits {
+            bytes_max: 64 << 10,
+            rows_max: 5000,
+        };
+        let wide = |spare: usize| {
+            let mut values = Vec::with_capacity(1000 + spare);
+            values.extend((0..1000).map(|_| text.as_str()));
+            let mut block = block(1000);
+            block.columns[0].values = Arc::new(StringViewArray::from_iter_values(values));
+            // The same rows in larger buffers: a retry must be cut alike.
+            let long = block.time.as_ref().map(|t| t.to_vec());
+            block.time = long.map(|mut t| {
+                t.reserve(spare);
+                t.into()
+            });
+            let parts = cut(vec![block], limits).expect("cut");
+            let rows = |p: &Part| p.blocks.iter().map(|b| b.rows()).sum::<usize>();
+            parts.iter().map(rows).collect::<Vec<_>>()
+        };
+        let parts = wide(0);
+        assert_eq!(parts.iter().sum::<usize>(), 1000);
+        let most = parts.iter().copied().max().unwrap_or(0);
+        assert!(most * 4096 <= 4 * limits.bytes_max, "{parts:?}");
+        assert_eq!(parts, wide(1 << 20));
     }
 
     #[test]
