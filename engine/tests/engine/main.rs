@@ -4,4 +4,5 @@ mod basics;
 mod damage;
 mod faults;
 mod files;
+mod model;
 mod support;
