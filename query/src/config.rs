@@ -19,8 +19,6 @@ pub struct QueryConfig {
     pub statement_timeout_ms: u64,
     /// Statements that run at one time; others wait, within their own time limit.
     pub concurrent_statements_max: usize,
-    /// Parsed statements kept for reuse; 0: none.
-    pub plan_cache_entries: usize,
     /// Whether `COPY` may read and write files of the server. Off unless the operator trusts
     /// every client with them.
     pub copy_files: bool,
@@ -35,7 +33,6 @@ impl Default for QueryConfig {
             target_partitions: 0,
             statement_timeout_ms: 60_000,
             concurrent_statements_max: 64,
-            plan_cache_entries: 256,
             copy_files: false,
         }
     }

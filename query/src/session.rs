@@ -213,7 +213,9 @@ impl Session {
         let outcome = guard
             .bound(self.attempt(&guard, statement, params))
             .await
-            .map_err(|error| after_write(statement.kind, error))?;
+            .map_err(|error| {
+                crate::literals::locate(after_write(statement.kind, error), &statement.sql)
+            })?;
         Ok(match outcome {
             Outcome::Rows(stream) => {
                 let stats = Arc::clone(&guard.stats);

@@ -28,6 +28,8 @@ pub(super) fn schema(db: Arc<Database>, running: Arc<Running>) -> VirtualSchema 
         ("shards", table(View::Shards)),
         ("ssts", table(View::Ssts)),
         ("queries", table(View::Queries)),
+        ("nodes", table(View::Nodes)),
+        ("replicas", table(View::Replicas)),
     ])
 }
 
@@ -38,7 +40,12 @@ enum View {
     Shards,
     Ssts,
     Queries,
+    Nodes,
+    Replicas,
 }
+
+/// The name of the only node of a standalone process.
+const NODE: &str = "standalone";
 
 struct SystemTable {
     db: Arc<Database>,
@@ -107,6 +114,26 @@ fn columns_of(view: View) -> &'static [(&'static str, char)] {
             ("bytes_read", 'n'),
             ("sql", 't'),
         ],
+        View::Nodes => &[
+            ("id", 't'),
+            ("state", 't'),
+            ("version", 't'),
+            ("leaders", 'n'),
+            ("replicas", 'n'),
+            ("statements", 'n'),
+            ("memory_bytes", 'n'),
+            ("log_bytes", 'n'),
+            ("bytes", 'n'),
+        ],
+        View::Replicas => &[
+            ("shard", 't'),
+            ("node", 't'),
+            ("role", 't'),
+            ("state", 't'),
+            ("why", 't'),
+            ("epoch", 't'),
+            ("position", 'n'),
+        ],
     }
 }
 
@@ -163,6 +190,8 @@ impl VirtualRows for SystemTable {
             View::Shards => self.shard_rows(),
             View::Ssts => self.sst_rows(wanted).await?,
             View::Queries => self.query_rows(),
+            View::Nodes => vec![self.node_row()],
+            View::Replicas => self.replica_rows(),
         };
         to_batch(self.view, &rows)
     }
@@ -229,6 +258,42 @@ impl SystemTable {
                     number(shard.log_bytes),
                     number(shard.files),
                     number(shard.bytes),
+                ]
+            })
+            .collect()
+    }
+
+    /// The one node that there is: this process.
+    fn node_row(&self) -> Vec<Cell> {
+        let shards = self.db.status();
+        vec![
+            text(NODE),
+            // It answers, so that it is up.
+            text("up"),
+            text(env!("CARGO_PKG_VERSION")),
+            number(shards.iter().filter(|s| s.role == "leader").count()),
+            number(shards.len()),
+            number(self.running.list().len()),
+            number(shards.iter().map(|s| s.memory_bytes).sum::<u64>()),
+            number(shards.iter().map(|s| s.log_bytes).sum::<u64>()),
+            number(shards.iter().map(|s| s.bytes).sum::<u64>()),
+        ]
+    }
+
+    /// One replica of each shard, here.
+    fn replica_rows(&self) -> Vec<Vec<Cell>> {
+        self.db
+            .status()
+            .into_iter()
+            .map(|shard| {
+                vec![
+                    text(shard.id),
+                    text(NODE),
+                    text(shard.role),
+                    text(shard.state),
+                    Cell::Text(shard.why),
+                    text(shard.epoch),
+                    number(shard.position.0),
                 ]
             })
             .collect()

@@ -206,10 +206,7 @@ fn from_plan(what: &str) -> QueryError {
     let lower = what.to_lowercase();
     if lower.starts_with("invalid function") {
         let (message, hint) = match what.split_once(".\nDid you mean") {
-            Some((message, near)) => (
-                message.to_owned(),
-                Some(format!("did you mean{near}").replace('\n', " ")),
-            ),
+            Some((message, near)) => (message.to_owned(), near_function(message, near)),
             None => (what.to_owned(), None),
         };
         let mut out = QueryError::new(Kind::UNDEFINED_FUNCTION, message);
@@ -230,6 +227,14 @@ fn from_plan(what: &str) -> QueryError {
         Kind::INVALID_QUERY
     };
     QueryError::new(kind, what)
+}
+
+/// DataFusion names the nearest of its functions however far it is; only a slip is worth a hint.
+fn near_function(message: &str, near: &str) -> Option<String> {
+    let quoted = |text: &str| text.split('\'').nth(1).map(str::to_lowercase);
+    let (asked, near) = (quoted(message)?, quoted(near)?);
+    let slips = (asked.chars().count() / 3).max(1);
+    (strsim::osa_distance(&asked, &near) <= slips).then(|| format!("did you mean {near:?}?"))
 }
 
 fn from_execution(what: &str) -> QueryError {
@@ -283,6 +288,20 @@ mod tests {
         assert_eq!(error.position, Some((2, 8)));
         assert_eq!(error.message, "Expected: an expression, found: FROM");
         assert_eq!(error.sqlstate, "42601");
+    }
+
+    #[test]
+    fn only_functions_of_nearly_that_name_are_suggested() {
+        let hint = |asked: &str, near: &str| {
+            let what = format!("Invalid function '{asked}'.\nDid you mean '{near}'?");
+            QueryError::from(DataFusionError::Plan(what)).hint
+        };
+        assert_eq!(hint("foo", "cot"), None);
+        assert_eq!(hint("inet_server_addr", "list_reverse"), None);
+        assert_eq!(
+            hint("date_bim", "date_bin").as_deref(),
+            Some("did you mean \"date_bin\"?")
+        );
     }
 
     #[test]

@@ -270,8 +270,10 @@ impl Run<'_> {
             .build();
         let simplifier = ExprSimplifier::new(context);
         let coerced = simplifier.coerce(predicate.clone(), dml.input.schema())?;
+        let zone = self.state.config_options().execution.time_zone.as_deref();
+        let read = crate::literals::read_in(coerced, zone)?.data;
         let simple = simplifier
-            .simplify(coerced)?
+            .simplify(read)?
             .transform(|expr| {
                 Ok(match expr {
                     Expr::Column(column) => {

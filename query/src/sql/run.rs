@@ -17,7 +17,7 @@ use super::definition::schema_name;
 use crate::error::{Kind, Result, missing_table};
 use crate::running::StatementGuard;
 use crate::table::{StatementViews, is_small};
-use crate::{QueryError, Session};
+use crate::{QueryError, Session, literals};
 
 /// What a statement came to.
 pub(crate) enum Outcome {
@@ -187,7 +187,7 @@ impl Run<'_> {
     /// Plans a statement with DataFusion and puts the parameters in.
     pub(crate) async fn plan(&self, body: DfStatement) -> Result<LogicalPlan> {
         let plan = plan_statement(self.session, &self.state, body).await?;
-        Ok(bind(plan, self.params)?)
+        bind(plan, self.params, &self.state)
     }
 
     /// A query whose rows go to the client.
@@ -254,12 +254,22 @@ pub(super) async fn plan_statement(
 }
 
 /// Puts values in for `$1`, `$2`, ….
-pub(crate) fn bind(
-    plan: LogicalPlan,
-    params: &[ScalarValue],
-) -> datafusion::error::Result<LogicalPlan> {
+///
+/// Text for a parameter of another type is read here, as a literal would be: in VALUES there is no
+/// cast to do it later.
+fn bind(plan: LogicalPlan, params: &[ScalarValue], state: &SessionState) -> Result<LogicalPlan> {
     if params.is_empty() {
         return Ok(plan);
     }
-    plan.with_param_values(ParamValues::from(params.to_vec()))
+    let wanted = plan.get_parameter_types()?;
+    let zone = state.config_options().execution.time_zone.as_deref();
+    let values = params
+        .iter()
+        .enumerate()
+        .map(|(i, value)| match wanted.get(&format!("${}", i + 1)) {
+            Some(Some(wanted)) => literals::read_parameter(i + 1, value, wanted, zone),
+            _ => Ok(value.clone()),
+        })
+        .collect::<Result<Vec<_>>>()?;
+    Ok(plan.with_param_values(ParamValues::from(values))?)
 }

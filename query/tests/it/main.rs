@@ -3,6 +3,7 @@
 mod bench;
 mod concurrency;
 mod limits;
+mod literals;
 mod pruning;
 mod reads;
 mod statements;

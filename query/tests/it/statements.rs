@@ -50,6 +50,10 @@ async fn tables_are_made_described_altered_and_dropped() {
         cpu2|upsert|hostname, ts|ts|604800000
         > SELECT count(*), sum(tables) FROM system.shards WHERE state = 'serving'
         2|1
+        > SELECT id, state, leaders, replicas, statements FROM system.nodes
+        standalone|up|2|2|1
+        > SELECT count(*), count(DISTINCT shard), min(node), min(role), max(state) FROM system.replicas
+        2|2|standalone|leader|serving
         > CREATE SCHEMA other
         CREATE SCHEMA
         > CREATE SCHEMA other

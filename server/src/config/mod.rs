@@ -187,8 +187,6 @@ keys! {
         "Longest run of a statement; a client may ask for less. Shorter than gc.retention_s.";
     "query.concurrent_statements_max" query_concurrent_statements_max: u64 = 64, Some(1..=100_000), "statements",
         "Statements that run at a time; more wait their turn.";
-    "query.plan_cache_entries" query_plan_cache_entries: u64 = 512, Some(0..=1_000_000), "plans",
-        "Plans kept for statements that differ only in their literals. 0: none.";
     "query.copy_files" query_copy_files: bool = false, None, "true or false",
         "Whether COPY may read and write files of the server's machine. Only where every client may be trusted with them.";
 }
@@ -255,7 +253,6 @@ impl Config {
             target_partitions: count(self.query_target_partitions),
             statement_timeout_ms: self.query_statement_timeout_ms,
             concurrent_statements_max: count(self.query_concurrent_statements_max),
-            plan_cache_entries: count(self.query_plan_cache_entries),
             copy_files: self.query_copy_files,
         }
     }

@@ -1,0 +1,75 @@
+//! Text literals for columns of other types.
+
+use crate::support::{Fixture, rows_of};
+use shoal_query::datafusion::common::ScalarValue;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_and_times_are_written_as_in_postgresql() {
+    let db = Fixture::new().await;
+    db.script(
+        r"
+        > CREATE TABLE u (k BYTEA, ts TIMESTAMP(3), tz TIMESTAMPTZ(3), b BYTEA, PRIMARY KEY (k))
+        CREATE TABLE
+        > INSERT INTO u VALUES ('\x01', '2026-01-01 02:00', '2026-01-01 10:00:00+02', '\xdead'), ('\x02', '2026-01-02T02:00Z', '2026-01-01', 'a\\b')
+        INSERT 0 2
+        > SELECT * FROM u WHERE b = '\xDEAD'
+        01|2026-01-01T02:00:00|2026-01-01T08:00:00Z|dead
+        > SELECT b FROM u WHERE k IN ('\x02', '\x03')
+        615c62
+        > SELECT k FROM u WHERE ts >= '2026-01-02 01:59'
+        02
+        > SELECT k FROM u WHERE tz BETWEEN '2026-01-01T09:00+01:00' AND '2026-01-01 11:00 +0200'
+        01
+        > SELECT count(*) FROM u WHERE ts = TIMESTAMP '2026-01-01 02:00' AND '2026-01-01 10:00+02'::timestamptz = tz
+        1
+        > UPDATE u SET b = '\x00ff', ts = '2026-03-01 00:30' WHERE k = '\x01'
+        UPDATE 1
+        > SELECT ts, b FROM u WHERE k = '\x01'
+        2026-03-01T00:30:00|00ff
+        > SET TIME ZONE 'Europe/Berlin'
+        SET
+        > SELECT k FROM u WHERE tz = '2026-01-01 09:00'
+        01
+        > DELETE FROM u WHERE k = '\x02'
+        DELETE 1
+        > CREATE TABLE a (ts TIMESTAMP(3), b BYTEA) WITH (mode = 'append')
+        CREATE TABLE
+        > INSERT INTO a VALUES ('2026-01-01 02:00', '\x01'), ('2026-01-01 03:00', '\x02')
+        INSERT 0 2
+        > DELETE FROM a WHERE b = '\x01' AND ts < '2026-01-01 02:30'
+        DELETE 1
+        > SELECT b FROM a
+        02
+        ",
+    )
+    .await;
+    let text = |text: &str| ScalarValue::Utf8(Some(text.to_owned()));
+    let sql = "SELECT count(*) FROM u WHERE k = $1 AND ts = $2";
+    let params = [text("\\x01"), text("2026-03-01 00:30")];
+    let found = db.session.execute(sql, &params).await.expect("rows");
+    assert_eq!(rows_of(found).await.expect("rows"), ["1"]);
+    let sql = "INSERT INTO u (k, b) VALUES ($1, $2)";
+    let params = [text("\\x07"), text("\\x08")];
+    db.session.execute(sql, &params).await.expect("inserted");
+    assert_eq!(db.ok("SELECT b FROM u WHERE k = '\\x07'").await, ["08"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_literal_is_pointed_at() {
+    let db = Fixture::new().await;
+    db.ok("CREATE TABLE u (k INT, ts TIMESTAMP(3), b BYTEA, PRIMARY KEY (k))")
+        .await;
+    for (sql, position) in [
+        ("SELECT *\nFROM u WHERE ts > '2026-01-01 2'", (2, 19)),
+        ("SELECT 'é', b = '\\xf' FROM u", (1, 17)),
+        ("INSERT INTO u VALUES (1, 'soon', NULL)", (1, 26)),
+        ("SELECT CAST('one' AS INT)", (1, 13)),
+    ] {
+        let error = db.err(sql).await;
+        assert_eq!(
+            (error.code, error.sqlstate, error.position),
+            ("invalid_text", "22P02", Some(position)),
+            "{sql}: {error}"
+        );
+    }
+}
