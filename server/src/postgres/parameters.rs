@@ -219,10 +219,9 @@ fn from_text(pg_type: &Type, value: &[u8]) -> PgWireResult<ScalarValue> {
         Type::TIMESTAMP => without_offset(&text).to_owned(),
         _ => text,
     };
-    let text = ScalarValue::Utf8(Some(text));
     match arrow_type(pg_type) {
-        Some(DataType::Utf8) | None => Ok(text),
-        Some(read) => text.cast_to(&read).map_err(|_| {
+        Some(DataType::Utf8) | None => Ok(ScalarValue::Utf8(Some(text))),
+        Some(read) => shoal_query::read_text(&text, &read, None).ok_or_else(|| {
             errors::error(
                 "22P02",
                 format!(
@@ -250,38 +249,8 @@ fn without_offset(text: &str) -> &str {
 
 /// The bytes of a `bytea` literal, `\x…` or escaped.
 pub(super) fn bytea(text: &str) -> PgWireResult<Vec<u8>> {
-    let bad = || errors::error("22P02", "invalid input syntax for type bytea");
-    let digit = |b: u8, radix: u32| (b as char).to_digit(radix).map(|d| d as u8).ok_or_else(bad);
-    if let Some(hex) = text.strip_prefix("\\x") {
-        let bytes = hex.as_bytes();
-        if bytes.len() % 2 != 0 {
-            return Err(bad());
-        }
-        return bytes
-            .chunks(2)
-            .map(|c| Ok(digit(c[0], 16)? << 4 | digit(c[1], 16)?))
-            .collect();
-    }
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, tail)) = rest.split_first() {
-        rest = match (first, tail) {
-            (b'\\', [b'\\', more @ ..]) => {
-                out.push(b'\\');
-                more
-            }
-            (b'\\', [a @ b'0'..=b'3', b, c, more @ ..]) => {
-                out.push(digit(*a, 8)? << 6 | digit(*b, 8)? << 3 | digit(*c, 8)?);
-                more
-            }
-            (b'\\', _) => return Err(bad()),
-            (other, more) => {
-                out.push(*other);
-                more
-            }
-        };
-    }
-    Ok(out)
+    shoal_query::bytea(text)
+        .ok_or_else(|| errors::error("22P02", "invalid input syntax for type bytea"))
 }
 
 fn list(values: Vec<ScalarValue>, element: &Type) -> PgWireResult<ScalarValue> {
