@@ -55,7 +55,11 @@ impl Table {
     #[must_use]
     pub fn new(schema: &SchemaRef, expanded: Expanded, terminal: Option<usize>) -> Self {
         Self {
-            names: schema.fields().iter().map(|f| clean(f.name())).collect(),
+            names: schema
+                .fields()
+                .iter()
+                .map(|f| clean(f.name(), false))
+                .collect(),
             right: schema
                 .fields()
                 .iter()
@@ -97,7 +101,7 @@ impl Table {
                     if column.is_null(row) {
                         NULL.to_owned()
                     } else {
-                        clean(&cell.value(row).to_string())
+                        clean(&cell.value(row).to_string(), true)
                     }
                 })
                 .collect::<Vec<_>>();
@@ -130,7 +134,10 @@ impl Table {
         let mut widths: Vec<usize> = self.names.iter().map(|n| n.width()).collect();
         for row in &self.held {
             for (width, cell) in widths.iter_mut().zip(row) {
-                *width = (*width).max(cell.width());
+                *width = cell
+                    .lines()
+                    .map(UnicodeWidthStr::width)
+                    .fold(*width, usize::max);
             }
         }
         let total = widths
@@ -186,44 +193,67 @@ impl Table {
                     "-".repeat(width.saturating_sub(4))
                 )?;
                 for (name, cell) in self.names.iter().zip(row) {
-                    writeln!(out, "{name}{:1$} | {cell}", "", width - name.width())?;
+                    let mut lines = cell.split('\n');
+                    let first = lines.next().unwrap_or_default();
+                    writeln!(out, "{name}{:1$} | {first}", "", width - name.width())?;
+                    for line in lines {
+                        writeln!(out, "{:width$} | {line}", "")?;
+                    }
                 }
                 Ok(())
             }
             Some(Layout::Lines(widths)) => {
-                let last = widths.len().saturating_sub(1);
-                for (i, (cell, width)) in row.iter().zip(widths).enumerate() {
-                    let space = width.saturating_sub(cell.width());
-                    if self.right[i] {
-                        write!(out, " {:space$}{cell}", "")?;
-                    } else if i < last {
-                        write!(out, " {cell}{:space$}", "")?;
-                    } else {
-                        write!(out, " {cell}")?;
+                let mut cells: Vec<_> =
+                    row.iter().map(|cell| cell.split('\n').peekable()).collect();
+                loop {
+                    let mut more = false;
+                    let last = widths.len().saturating_sub(1);
+                    for (i, (cell, width)) in cells.iter_mut().zip(widths).enumerate() {
+                        let line = cell.next().unwrap_or_default();
+                        // A value that goes on in the next line is marked, as psql does.
+                        let goes_on = cell.peek().is_some();
+                        more |= goes_on;
+                        let mark = if goes_on { '+' } else { ' ' };
+                        let space = width.saturating_sub(line.width());
+                        let text = if self.right[i] {
+                            format!(" {:space$}{line}{mark}", "")
+                        } else {
+                            format!(" {line}{:space$}{mark}", "")
+                        };
+                        if i < last {
+                            write!(out, "{text}|")?;
+                        } else if goes_on {
+                            write!(out, "{text}")?;
+                        } else if self.right[i] {
+                            write!(out, " {:space$}{line}", "")?;
+                        } else {
+                            write!(out, " {line}")?;
+                        }
                     }
-                    if i < last {
-                        write!(out, " |")?;
+                    writeln!(out)?;
+                    if !more {
+                        return Ok(());
                     }
                 }
-                writeln!(out)
             }
             None => Ok(()),
         }
     }
 }
 
-/// Control characters made visible, so that a value stays on its line and cannot steer the
-/// terminal.
-fn clean(text: &str) -> String {
-    if !text.chars().any(char::is_control) {
+/// Control characters made visible, so that a value cannot steer the terminal; line breaks stay
+/// where `lines` allows them.
+fn clean(text: &str, lines: bool) -> String {
+    let plain = |c: char| !c.is_control() || (lines && c == '\n');
+    if text.chars().all(plain) {
         return text.to_owned();
     }
     let mut out = String::with_capacity(text.len() + 8);
     for c in text.chars() {
-        if c.is_control() {
-            out.extend(c.escape_default());
-        } else {
+        if plain(c) {
             out.push(c);
+        } else {
+            out.extend(c.escape_default());
         }
     }
     out
@@ -261,11 +291,12 @@ mod tests {
         assert_eq!(
             shown(Expanded::Off, Some(10)),
             concat!(
-                "  hostname   |    u\n",
-                "-------------+---------\n",
-                " host_0      |     1.5\n",
-                " NULL        | -100.25\n",
-                " größe\\n日本 |    NULL\n",
+                " hostname |    u\n",
+                "----------+---------\n",
+                " host_0   |     1.5\n",
+                " NULL     | -100.25\n",
+                " größe   +|    NULL\n",
+                " 日本     |        \n",
             )
         );
     }
@@ -277,7 +308,7 @@ mod tests {
             on_side.starts_with("-[ row 1 ]----\nhostname | host_0\nu        | 1.5\n"),
             "{on_side}"
         );
-        assert!(shown(Expanded::Auto, Some(80)).starts_with("  hostname"));
-        assert!(shown(Expanded::Auto, None).starts_with("  hostname"));
+        assert!(shown(Expanded::Auto, Some(80)).starts_with(" hostname"));
+        assert!(shown(Expanded::Auto, None).starts_with(" hostname"));
     }
 }
