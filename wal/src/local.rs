@@ -232,6 +232,10 @@ impl LogStore for LocalLogStore {
         receipt_outcome(log.append(genesis.encode())).await?;
         Ok(log)
     }
+
+    fn local_stats(&self) -> Option<LocalLogStats> {
+        Some(self.stats())
+    }
 }
 
 /// One shard's log.

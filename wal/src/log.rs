@@ -66,6 +66,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use shoal_types::{Offset, Retry, ShardId};
 
+use crate::local::LocalLogStats;
+
 /// Why a log operation failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum LogError {
@@ -224,4 +226,9 @@ pub trait LogStore: Send + Sync + std::fmt::Debug + 'static {
     /// # Errors
     /// [`LogError::NotFound`] without `create`; any error of an append where the log is made.
     async fn open(&self, shard: ShardId, create: bool) -> Result<Arc<dyn Log>, LogError>;
+
+    /// What a log on the local disk counts, for metrics; `None`: this is none.
+    fn local_stats(&self) -> Option<LocalLogStats> {
+        None
+    }
 }

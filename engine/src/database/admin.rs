@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use object_store::path::Path;
 use shoal_types::{Offset, ShardId};
+use shoal_wal::local::LocalLogStats;
 
 use super::{Database, Served, Shared, Slot, TableHandle};
 use crate::EngineError;
@@ -163,6 +164,12 @@ impl Database {
             metrics.file_bytes += bytes;
         }
         metrics
+    }
+
+    /// What the log on the local disk counts; `None`: the log is elsewhere.
+    #[must_use]
+    pub fn log_stats(&self) -> Option<LocalLogStats> {
+        self.shared.env.logs.local_stats()
     }
 
     fn chosen(&self, shard: Option<ShardId>) -> Result<Vec<Arc<Shard>>, EngineError> {

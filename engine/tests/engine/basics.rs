@@ -42,6 +42,8 @@ async fn acknowledged_rows_survive_a_kill_and_a_clean_restart() {
     let all = rows(&[("a", 1, 11), ("b", 1, 20), ("c", 1, 30)]);
     assert_eq!(read(&db, &found).await, all);
     assert_eq!(db.status().len(), 2, "two shards");
+    let log = db.log_stats().expect("a log on the local disk");
+    assert!(log.fsyncs > 0 && log.segments > 0, "{log:?}");
 }
 
 fn config_two() -> shoal_engine::EngineConfig {
