@@ -16,7 +16,7 @@ use datafusion::logical_expr::expr::AggregateFunction;
 use datafusion::logical_expr::{Aggregate, Expr, Filter, LogicalPlan, Operator, TableScan};
 use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
-use shoal_types::TableSchema;
+use shoal_types::{TableMode, TableSchema};
 
 use super::ShoalTable;
 
@@ -135,11 +135,16 @@ fn decided_by_last(schema: &TableSchema, groups: &[Expr], expr: &Expr) -> bool {
         "last_value" => true,
         _ => return false,
     };
-    params
+    let mut order = params
         .order_by
         .iter()
-        .find(|sort| !groups.contains(&sort.expr))
-        .is_some_and(|sort| is_time(schema, &sort.expr) && sort.asc == newest_is_ascending)
+        .filter(|sort| !groups.contains(&sort.expr));
+    let by_time = order
+        .next()
+        .is_some_and(|sort| is_time(schema, &sort.expr) && sort.asc == newest_is_ascending);
+    // An append table may have several rows of one series and time, of which only one is read: it
+    // must not matter which.
+    by_time && (schema.mode == TableMode::Upsert || order.next().is_none())
 }
 
 /// Whether a series' last row passes the filter if any of its rows does.

@@ -145,3 +145,28 @@ async fn what_was_written_is_there_after_opening_again() {
         .expect("rows");
     assert_eq!(rows, ["1|x", "2|d"]);
 }
+
+/// An append table may hold several rows of one series and time; where the query says which of
+/// them comes last, the short way to the last row of a series must not choose another.
+#[tokio::test]
+async fn the_last_of_rows_with_one_time_is_the_one_that_the_query_orders_last() {
+    let db = Fixture::new().await;
+    db.ok("CREATE TABLE e (k TEXT, ts TIMESTAMP(3), v BIGINT, PRIMARY KEY (k, ts)) WITH (mode = 'append')")
+        .await;
+    for v in [5, 9, 1, 7] {
+        db.ok(&format!(
+            "INSERT INTO e VALUES ('a', TIMESTAMP '2024-01-01 00:00:00', {v})"
+        ))
+        .await;
+        db.flush().await;
+    }
+    for (direction, wanted) in [("DESC", "a|9"), ("ASC", "a|1")] {
+        let sql = format!("SELECT DISTINCT ON (k) k, v FROM e ORDER BY k, ts DESC, v {direction}");
+        assert_eq!(db.ok(&sql).await, [wanted], "{sql}");
+    }
+    db.ok("INSERT INTO e SELECT 'b', TIMESTAMP '2024-01-01 00:00:00', x FROM generate_series(1, 9) AS g(x)")
+        .await;
+    db.flush().await;
+    let sql = "SELECT DISTINCT ON (k) k, v FROM e ORDER BY k, ts DESC, v";
+    assert_eq!(db.ok(sql).await, ["a|1", "b|1"]);
+}
