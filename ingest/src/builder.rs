@@ -6,7 +6,7 @@ use arrow_array::builder::{StringViewBuilder, make_view};
 use arrow_array::{ArrayRef, BooleanArray, Float64Array, Int64Array, StringViewArray};
 use arrow_buffer::{BooleanBuffer, BooleanBufferBuilder, Buffer, NullBuffer, ScalarBuffer};
 use hashbrown::{HashMap, HashTable};
-use shoal_types::ColumnType;
+use shoal_types::{ColumnType, TableSchema};
 
 use crate::pending::{PendingField, PendingTable};
 use crate::scan::{Value, without_backslashes};
@@ -188,6 +188,8 @@ pub(crate) type TagValue<'a> = (u32, &'a [u8]);
 /// The rows of one measurement so far.
 pub(crate) struct TableBuilder {
     name: String,
+    /// Of the table in the catalog, if it was there when the body came.
+    pub(crate) schema: Option<Arc<TableSchema>>,
     pub(crate) roles: HashMap<Box<[u8]>, Role, ahash::RandomState>,
     tags: Vec<String>,
     pub(crate) fields: Vec<FieldBuilder>,
@@ -205,9 +207,10 @@ pub(crate) struct TableBuilder {
 }
 
 impl TableBuilder {
-    pub(crate) fn new(name: String) -> Self {
+    pub(crate) fn new(name: String, schema: Option<Arc<TableSchema>>) -> Self {
         Self {
             name,
+            schema,
             roles: HashMap::default(),
             tags: Vec::new(),
             fields: Vec::new(),

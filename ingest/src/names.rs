@@ -1,18 +1,18 @@
 //! Rules for names of columns, and the words of errors about them.
 
-use shoal_types::SchemaError;
+use shoal_types::{ColumnType, SchemaError};
 
 use crate::error::Bad;
 use crate::parse::TIME_COLUMN;
 use crate::scan::Value;
 
-/// The SQL name of the type that a value is stored as.
-pub(crate) fn type_of(value: &Value<'_>) -> &'static str {
+/// The type that a value is stored as.
+pub(crate) fn column_type(value: &Value<'_>) -> ColumnType {
     match value {
-        Value::Int(_) => "BIGINT",
-        Value::Float(_) => "DOUBLE PRECISION",
-        Value::Bool(_) => "BOOLEAN",
-        Value::Text(..) => "TEXT",
+        Value::Int(_) => ColumnType::Int64,
+        Value::Float(_) => ColumnType::Float64,
+        Value::Bool(_) => ColumnType::Boolean,
+        Value::Text(..) => ColumnType::Text,
     }
 }
 

@@ -16,15 +16,19 @@
 //! - A newline ends a line also after a backslash, but not within a string.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use hashbrown::{HashMap, HashTable};
-use shoal_types::{COLUMNS_MAX, SchemaError};
+use shoal_types::{COLUMNS_MAX, SchemaError, TableSchema};
 
 use crate::builder::{Role, TableBuilder, TagValue};
 use crate::error::{Bad, LineErrors};
-use crate::names::{check_column_name, lossy, refuse_tab, skip_spaces, too_many_columns, type_of};
+use crate::names::{
+    check_column_name, column_type, lossy, refuse_tab, skip_spaces, too_many_columns,
+};
 use crate::pending::PendingTable;
 use crate::precision::Precision;
+use crate::resolve::{field_conflict, tag_conflict};
 use crate::scan::{self, Value, line_end, name_end, series_length, unescape};
 
 /// The longest line unless options say otherwise.
@@ -75,6 +79,10 @@ pub struct Parsed {
     pub rows: usize,
 }
 
+/// The schema of the table that a measurement's lines go to, if there is one. Asked once for
+/// each measurement of a body.
+pub type SchemaOf<'a> = &'a dyn Fn(&str) -> Option<Arc<TableSchema>>;
+
 /// Parses bodies of line protocol.
 #[derive(Clone, Debug)]
 pub struct LineParser {
@@ -91,6 +99,14 @@ impl LineParser {
     /// Parses a body. Bad lines are reported in the result, good ones kept.
     #[must_use]
     pub fn parse(&self, body: &[u8]) -> Parsed {
+        self.parse_for(body, &|_| None)
+    }
+
+    /// As [`Self::parse`], with the schemas of the tables that exist: a line that contradicts its
+    /// table is refused where it does. Otherwise the first line to name a field would decide its
+    /// type in this body, and a wrong first line would have all right ones refused.
+    #[must_use]
+    pub fn parse_for(&self, body: &[u8], schema_of: SchemaOf<'_>) -> Parsed {
         let mut errors = LineErrors::default();
         if u32::try_from(body.len()).is_err() {
             errors.push(1, 1, "the body is larger than 4 GiB");
@@ -100,7 +116,7 @@ impl LineParser {
             };
         }
         let utf8 = std::str::from_utf8(body).is_ok();
-        let mut state = State::new(body, &self.options);
+        let mut state = State::new(body, &self.options, schema_of);
         let (mut at, mut number) = (0, 0_u32);
         while at < body.len() {
             let end = line_end(body, at, self.options.line_bytes_max);
@@ -176,6 +192,9 @@ struct ParsedTag<'a> {
 struct State<'a> {
     body: &'a [u8],
     options: &'a ParseOptions,
+    schema_of: SchemaOf<'a>,
+    /// What `schema_of` said.
+    schemas: HashMap<Box<[u8]>, Option<Arc<TableSchema>>, ahash::RandomState>,
     hasher: ahash::RandomState,
     tables: Vec<TableBuilder>,
     by_name: HashMap<Box<[u8]>, u32, ahash::RandomState>,
@@ -185,14 +204,18 @@ struct State<'a> {
     /// Scratch of the line at hand.
     fields: Vec<ParsedField<'a>>,
     tags: Vec<ParsedTag<'a>>,
+    /// Of the table in the catalog, where none of its lines was good so far.
+    schema: Option<Arc<TableSchema>>,
     new_fields: HashMap<Cow<'a, [u8]>, usize, ahash::RandomState>,
 }
 
 impl<'a> State<'a> {
-    fn new(body: &'a [u8], options: &'a ParseOptions) -> Self {
+    fn new(body: &'a [u8], options: &'a ParseOptions, schema_of: SchemaOf<'a>) -> Self {
         Self {
             body,
             options,
+            schema_of,
+            schemas: HashMap::default(),
             hasher: ahash::RandomState::new(),
             tables: Vec::new(),
             by_name: HashMap::default(),
@@ -201,6 +224,7 @@ impl<'a> State<'a> {
             last: NO_SERIES,
             fields: Vec::new(),
             tags: Vec::new(),
+            schema: None,
             new_fields: HashMap::default(),
         }
     }
@@ -289,7 +313,8 @@ impl<'a> State<'a> {
 
         let table = table.unwrap_or_else(|| {
             let index = self.tables.len() as u32;
-            self.tables.push(TableBuilder::new(lossy(&name)));
+            self.tables
+                .push(TableBuilder::new(lossy(&name), self.schema.clone()));
             self.by_name.insert(name.into(), index);
             index
         });
@@ -329,8 +354,18 @@ impl<'a> State<'a> {
         if table.is_none() {
             SchemaError::check_name("table", &lossy(&name))
                 .map_err(|e| Bad::new(0, e.to_string()))?;
+            self.schema = match self.schemas.get(&name[..]) {
+                Some(schema) => schema.clone(),
+                None => {
+                    let schema = (self.schema_of)(&lossy(&name));
+                    self.schemas.insert(name[..].into(), schema.clone());
+                    schema
+                }
+            };
         }
-        let roles = table.map(|t| &self.tables[t as usize].roles);
+        let table_so_far = table.map(|t| &self.tables[t as usize]);
+        let roles = table_so_far.map(|t| &t.roles);
+        let schema = table_so_far.map_or(self.schema.as_deref(), |t| t.schema.as_deref());
         while at < raw.len() {
             let key_at = at + 1;
             let key_end = name_end(raw, key_at, b"=,");
@@ -359,6 +394,7 @@ impl<'a> State<'a> {
                 }
                 None => {
                     check_column_name(&name, "tag", key_at)?;
+                    refuse_conflict(schema, &name, key_at, tag_conflict)?;
                     None
                 }
             };
@@ -394,6 +430,7 @@ impl<'a> State<'a> {
         self.fields.clear();
         self.new_fields.clear();
         let table = table.map(|t| &self.tables[t as usize]);
+        let schema = table.map_or(self.schema.as_deref(), |t| t.schema.as_deref());
         let mut at = skip_spaces(line, length);
         if at == line.len() {
             return Err(Bad::new(at, "the line has no fields"));
@@ -435,6 +472,9 @@ impl<'a> State<'a> {
                     }
                     None => {
                         check_column_name(&name, "field", name_at)?;
+                        refuse_conflict(schema, &name, name_at, |schema, name| {
+                            field_conflict(schema, name, column_type(&value))
+                        })?;
                         new_field(
                             &mut self.new_fields,
                             &self.fields,
@@ -456,7 +496,7 @@ impl<'a> State<'a> {
                     format!(
                         "field {:?} is of type {} here and {} on an earlier line",
                         field.name,
-                        type_of(&value),
+                        column_type(&value),
                         field.column_type(),
                     ),
                 ));
@@ -522,6 +562,24 @@ impl<'a> State<'a> {
     }
 }
 
+/// Refuses a tag or field that the table has as something else. One that it lacks is no conflict:
+/// it may get it.
+fn refuse_conflict(
+    schema: Option<&TableSchema>,
+    name: &[u8],
+    at: usize,
+    conflict: impl Fn(&TableSchema, &str) -> Option<String>,
+) -> Result<(), Bad> {
+    let Some(schema) = schema else {
+        return Ok(());
+    };
+    let name = lossy(name);
+    match schema.column(&name).and_then(|_| conflict(schema, &name)) {
+        Some(reason) => Err(Bad::new(at, reason)),
+        None => Ok(()),
+    }
+}
+
 /// The column of a field that the table lacked when the line was parsed.
 #[cold]
 fn new_column(builder: &mut TableBuilder, field: &ParsedField<'_>) -> u32 {
@@ -545,12 +603,12 @@ fn new_field<'a>(
 ) -> Result<(), Bad> {
     let earlier = *new_fields.entry(name).or_insert(place);
     match fields.get(earlier) {
-        Some(first) if type_of(&first.value) != type_of(value) => Err(Bad::new(
+        Some(first) if column_type(&first.value) != column_type(value) => Err(Bad::new(
             at,
             format!(
                 "the field is given twice, as {} and {}",
-                type_of(&first.value),
-                type_of(value)
+                column_type(&first.value),
+                column_type(value)
             ),
         )),
         _ => Ok(()),

@@ -238,7 +238,7 @@ impl PendingTable {
 }
 
 /// Why a tag of this name cannot be stored in the table.
-fn tag_conflict(schema: &TableSchema, name: &str) -> Option<String> {
+pub(crate) fn tag_conflict(schema: &TableSchema, name: &str) -> Option<String> {
     match schema.column(name) {
         None => Some(format!("the table has no column for tag {name:?}")),
         Some(column) if schema.time_column == Some(column.id) => {
@@ -256,7 +256,11 @@ fn tag_conflict(schema: &TableSchema, name: &str) -> Option<String> {
 }
 
 /// Why a field of this name and type cannot be stored in the table.
-fn field_conflict(schema: &TableSchema, name: &str, column_type: ColumnType) -> Option<String> {
+pub(crate) fn field_conflict(
+    schema: &TableSchema,
+    name: &str,
+    column_type: ColumnType,
+) -> Option<String> {
     match schema.column(name) {
         None => Some(format!("the table has no column for field {name:?}")),
         Some(column) if schema.time_column == Some(column.id) => {

@@ -1,12 +1,14 @@
+use std::sync::Arc;
+
 use arrow_array::Array;
-use shoal_ingest::{NewColumn, extend_schema};
+use shoal_ingest::{LineParser, NewColumn, extend_schema};
 use shoal_rows::{block_to_batch, decode_blocks, encode_blocks};
 use shoal_types::{
     Column, ColumnId, ColumnType, Incarnation, SchemaError, TableId, TableMode, TableOrigin,
     TableSchema, TimePrecision,
 };
 
-use crate::support::{cpu_lines, parse};
+use crate::support::{cpu_lines, options, parse};
 
 fn table_id() -> TableId {
     TableId::from_bytes([9; 16])
@@ -28,6 +30,32 @@ fn key(schema: &TableSchema) -> Vec<&str> {
                 .as_str()
         })
         .collect()
+}
+
+#[test]
+fn a_line_that_contradicts_its_table_does_not_have_the_right_ones_refused() {
+    let made = parse("m,h=a v=1.5,n=1i 1");
+    let schema = Arc::new(made.tables[0].new_schema(table_id()).expect("a schema"));
+    let schema_of = |name: &str| (name == "m").then(|| Arc::clone(&schema));
+    let parsed = LineParser::new(options()).parse_for(
+        b"m,h=a v=\"x\" 2\nm,v=a n=1i 3\nm h=1i 4\nm,h=a n=2i,v=2 5\nm,h=b v=3 6\nother v=\"x\" 7",
+        &schema_of,
+    );
+    let refused: Vec<_> = parsed
+        .errors
+        .first
+        .iter()
+        .map(|e| (e.line, e.column))
+        .collect();
+    assert_eq!(refused, [(1, 7), (2, 3), (3, 3)], "{:?}", parsed.errors);
+    let stored: Vec<_> = parsed
+        .tables
+        .iter()
+        .map(|t| (t.name.as_str(), &t.lines[..]))
+        .collect();
+    assert_eq!(stored, [("m", &[4, 5][..]), ("other", &[6][..])]);
+    let resolved = parsed.tables[0].resolve(&schema);
+    assert!(resolved.errors.is_empty(), "{:?}", resolved.errors);
 }
 
 #[test]
