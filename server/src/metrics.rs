@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
@@ -17,6 +17,7 @@ use prometheus_client::registry::Registry;
 use serde_json::Value;
 use shoal_engine::Database;
 use shoal_query::QueryEngine;
+use shoal_wal::local::{FSYNC_BUCKETS_MS, LocalLogStats};
 
 use crate::config::Config;
 use crate::http::Intake;
@@ -390,6 +391,9 @@ impl Collector for EngineCollector {
                 )?)?;
             }
         }
+        if let Some(log) = self.db.log_stats() {
+            encode_log(&mut encoder, &log)?;
+        }
         let store = self.db.sst_store();
         let stats = store.stats();
         for (level, figures) in [
@@ -450,6 +454,49 @@ fn figures(prefix: &str, document: &Value) -> Vec<(String, f64)> {
         }
     }
     found
+}
+
+/// The log on the local disk: its syncs are what a write waits for.
+fn encode_log(
+    encoder: &mut DescriptorEncoder<'_>,
+    log: &LocalLogStats,
+) -> Result<(), std::fmt::Error> {
+    for (name, value) in [
+        ("wal_records", log.records),
+        ("wal_appended_bytes", log.appended_bytes),
+        ("wal_batches", log.batches),
+        ("wal_fsync_failures", log.fsync_failures),
+        ("wal_refused_full", log.refused_full),
+    ] {
+        counter(encoder, name, value)?;
+    }
+    for (name, help, value) in [
+        (
+            "wal_queue_bytes",
+            "Bytes of records that wait for the disk",
+            log.queue_bytes,
+        ),
+        ("wal_segments", "Segment files of the log", log.segments),
+        (
+            "wal_retained_bytes",
+            "Bytes of the log's segment files",
+            log.retained_bytes,
+        ),
+    ] {
+        gauge(encoder, name, help, value)?;
+    }
+    let bounds = FSYNC_BUCKETS_MS.into_iter().map(|ms| ms / 1e3);
+    let bounds = bounds.chain([f64::MAX]).zip(log.fsync_buckets);
+    let buckets: Vec<(f64, u64)> = bounds.collect();
+    let mut encoder = encoder.encode_descriptor(
+        "wal_fsync_seconds",
+        "Syncs of the log's segments, failed ones included",
+        None,
+        MetricType::Histogram,
+    )?;
+    let sum = log.fsync_us_sum as f64 / 1e6;
+    let count = log.fsync_buckets.iter().sum();
+    encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
 }
 
 fn counter(

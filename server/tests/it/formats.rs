@@ -176,6 +176,7 @@ async fn metrics_health_and_admin_answer() {
         "shoal_http_requests_total",
         "shoal_query_memory_bytes",
         "shoal_engine_",
+        "shoal_wal_fsync_seconds_bucket",
     ] {
         assert!(metrics.contains(name), "{name} is missing in {metrics}");
     }
