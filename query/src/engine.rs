@@ -181,11 +181,6 @@ impl QueryEngine {
 /// Consumers named when memory runs out.
 const CONSUMERS_NAMED: std::num::NonZeroUsize = std::num::NonZeroUsize::new(3).expect("not zero");
 
-/// Memory for each spilled file that a sort merges at a time. Left to itself DataFusion opens as
-/// many as there is memory for their read buffers, and then has none for their encoded keys: sorts
-/// by several keys fail.
-const MERGED_FILE_BYTES: usize = 8 << 20;
-
 fn runtime(config: &QueryConfig) -> Result<Arc<RuntimeEnv>> {
     // Not the fair pool: there, what a sort cannot spill (its merge) shares with what it can, and
     // sorts of half the limit fail (tried: 16 MB of rows in 48 MiB).
@@ -195,8 +190,7 @@ fn runtime(config: &QueryConfig) -> Result<Arc<RuntimeEnv>> {
     ));
     let disk = DiskManagerBuilder::default()
         .with_mode(DiskManagerMode::Directories(vec![config.spill_dir.clone()]))
-        .with_max_temp_directory_size(config.spill_bytes_max)
-        .with_max_spill_merge_fan_in((config.memory_bytes_max / MERGED_FILE_BYTES).clamp(2, 256));
+        .with_max_temp_directory_size(config.spill_bytes_max);
     std::fs::create_dir_all(&config.spill_dir).map_err(|error| {
         QueryError::new(
             Kind::IO,
@@ -229,10 +223,9 @@ fn session_config(config: &QueryConfig) -> SessionConfig {
     options.execution.parquet.reorder_filters = true;
     options.execution.collect_statistics = true;
     // What a sort keeps for its merge before it takes memory for rows: too little, and the merge
-    // of what it holds fails instead of spilling. Each partition sorts for itself, so that
-    // together they keep a quarter of the pool.
+    // of what it holds fails instead of spilling.
     options.execution.sort_spill_reservation_bytes =
-        (config.memory_bytes_max / 4 / partitions.max(1)).clamp(1 << 20, 128 << 20);
+        (config.memory_bytes_max / 4).clamp(1 << 20, 128 << 20);
     options.execution.time_zone = None;
     options.optimizer.prefer_existing_sort = false;
     session

@@ -154,6 +154,8 @@ fn with_diagnostic(mut error: QueryError, diagnostic: &Diagnostic) -> QueryError
             .helps
             .first()
             .map(|help| help.message.clone())
+            // DataFusion's nearest function, which may be nothing like it: see `near_function`.
+            .filter(|help| !help.starts_with("Possible function"))
             .or_else(|| diagnostic.notes.first().map(|note| note.message.clone()));
     }
     error
