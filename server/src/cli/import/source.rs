@@ -43,6 +43,10 @@ pub struct Source {
 
 /// Bytes at each end of a file that are part of its identity.
 const FINGERPRINT_BYTES: u64 = 1 << 20;
+/// How gzip and zstd begin: with bytes that no text and no Parquet file begins with.
+const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
+const ZSTD_MAGIC: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+const MAGIC_BYTES: u64 = 4;
 
 impl Source {
     /// The input that an argument names; `-` is standard input.
@@ -153,14 +157,23 @@ impl Source {
             None => Box::new(io::stdin()),
             Some(path) => Box::new(File::open(path).map_err(|e| failed(path, &e))?),
         };
-        let counted = io::BufReader::with_capacity(
-            256 << 10,
-            Counted {
-                inner: raw,
-                consumed: Arc::clone(&consumed),
-            },
-        );
-        let decoded: Box<dyn Read + Send> = match self.compression {
+        let mut raw = Counted {
+            inner: raw,
+            consumed: Arc::clone(&consumed),
+        };
+        let mut begin = Vec::new();
+        (&mut raw)
+            .take(MAGIC_BYTES)
+            .read_to_end(&mut begin)
+            .map_err(|e| CliError::failed(format!("{}: {e}", self.name())))?;
+        // Standard input has no name that tells, and names may be wrong.
+        let compression = match self.compression {
+            Compression::None if begin.starts_with(GZIP_MAGIC) => Compression::Gzip,
+            Compression::None if begin.starts_with(ZSTD_MAGIC) => Compression::Zstd,
+            named => named,
+        };
+        let counted = io::BufReader::with_capacity(256 << 10, io::Cursor::new(begin).chain(raw));
+        let decoded: Box<dyn Read + Send> = match compression {
             Compression::None => Box::new(counted),
             Compression::Gzip => Box::new(MultiGzDecoder::new(counted)),
             Compression::Zstd => Box::new(
