@@ -173,7 +173,15 @@ fn value_writer(array: &ArrayRef, style: Style) -> Result<CellWriter<'_>, ArrowE
         DataType::UInt8 => number::<UInt8Type>(array),
         DataType::UInt16 => number::<UInt16Type>(array),
         DataType::UInt32 => number::<UInt32Type>(array),
-        DataType::UInt64 => number::<UInt64Type>(array),
+        // Its type is said to be DECIMAL(20, 0): it may be beyond BIGINT.
+        DataType::UInt64 => {
+            let array = array.as_primitive::<UInt64Type>();
+            Box::new(move |out, row| {
+                push_quoted(out, style, |out| {
+                    out.extend_from_slice(array.value(row).to_string().as_bytes());
+                });
+            })
+        }
         DataType::Float32 => {
             let array = array.as_primitive::<Float32Type>();
             Box::new(move |out, row| push_float(out, style, array.value(row), |v| v.is_finite()))

@@ -25,6 +25,10 @@ pub struct ApiError {
     pub hint: Option<String>,
 }
 
+/// Why a request failed, for the log.
+#[derive(Clone, Debug)]
+pub struct Reason(pub String);
+
 /// Seconds after which a client that was pushed back may try again.
 const RETRY_AFTER_S: &str = "1";
 
@@ -129,6 +133,9 @@ impl ApiError {
 
     fn respond(&self, body: &Value) -> Response {
         let mut response = (self.status, axum::Json(body)).into_response();
+        response
+            .extensions_mut()
+            .insert(Reason(self.message.clone()));
         let headers = response.headers_mut();
         match self.status {
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {

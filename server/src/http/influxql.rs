@@ -14,6 +14,7 @@ use shoal_types::Retry;
 
 use super::AppState;
 use super::error::ApiError;
+use super::write::refuse_own_schema;
 use crate::auth::url_pairs;
 
 /// A statement that is understood.
@@ -27,6 +28,9 @@ enum Statement {
     /// Retention is a table's TTL here; clients only look for the default policy.
     ShowRetentionPolicies,
 }
+
+/// Where statements go that name no schema.
+const DEFAULT_SCHEMA: &str = "public";
 
 /// Most statements of one request.
 const STATEMENTS_MAX: usize = 100;
@@ -89,11 +93,18 @@ async fn run(
 ) -> Result<Value, EngineError> {
     Ok(match statement {
         Statement::CreateDatabase(name) => {
+            if let Err(refused) = refuse_own_schema(name) {
+                return Err(EngineError::Invalid(refused.message));
+            }
             state.db.create_schema(name, true).await?;
             json!({})
         }
         Statement::DropDatabase(name) => {
             state.db.drop_schema(name, true, true).await?;
+            if name == DEFAULT_SCHEMA {
+                // SQL without a schema goes here: emptied, not gone.
+                state.db.create_schema(name, true).await?;
+            }
             json!({})
         }
         Statement::ShowDatabases => {
@@ -105,7 +116,7 @@ async fn run(
             )
         }
         Statement::ShowMeasurements(on) => {
-            let name = on.as_deref().or(database).unwrap_or("public");
+            let name = on.as_deref().or(database).unwrap_or(DEFAULT_SCHEMA);
             if !state.db.schema_names().iter().any(|n| n == name) {
                 return Err(EngineError::Invalid(format!("database not found: {name}")));
             }

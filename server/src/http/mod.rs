@@ -171,8 +171,18 @@ async fn guard(State(state): State<Arc<AppState>>, request: Request, next: Next)
     state
         .metrics
         .request_ends(&route, &method, response.status(), began.elapsed());
-    if response.status().is_server_error() {
-        tracing::warn!(%method, path, status = response.status().as_u16(), "request failed");
+    // A statement's own time limit and what is not built yet are the client's affair.
+    let ours = response.status().is_server_error()
+        && !matches!(
+            response.status(),
+            StatusCode::GATEWAY_TIMEOUT | StatusCode::NOT_IMPLEMENTED
+        );
+    if ours {
+        let reason = response
+            .extensions()
+            .get::<error::Reason>()
+            .map_or("", |r| r.0.as_str());
+        tracing::warn!(%method, path, status = response.status().as_u16(), reason, "request failed");
     }
     response
 }

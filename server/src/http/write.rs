@@ -57,9 +57,11 @@ impl Target {
     fn read(parameter: &str, query: &str, headers: &HeaderMap) -> Result<Self, ApiError> {
         let named = serde_urlencoded_value(query, parameter).unwrap_or_default();
         let schema_name = match named.split_once('/') {
-            Some((database, _policy)) => database.to_owned(),
-            None => named,
+            // In a database's own name a slash is a character like others.
+            Some((database, _policy)) if parameter == "bucket" => database.to_owned(),
+            _ => named,
         };
+        refuse_own_schema(&schema_name)?;
         let precision = match url_pairs(query).find(|(k, _)| k == "precision") {
             Some((_, text)) if !text.is_empty() => text
                 .parse::<Precision>()
@@ -77,6 +79,26 @@ impl Target {
         })
     }
 }
+
+/// Refuses a database of a name that SQL reads as the database's own schema: what is written there
+/// could never be read.
+///
+/// # Errors
+/// 403.
+pub fn refuse_own_schema(name: &str) -> Result<(), ApiError> {
+    if OWN_SCHEMAS.contains(&name) {
+        return Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "not_allowed",
+            Retry::Never,
+            format!("schema {name:?} is the database's own; write to another db or bucket"),
+        ));
+    }
+    Ok(())
+}
+
+/// Schemas that SQL shows but nobody writes.
+const OWN_SCHEMAS: &[&str] = &["information_schema", "pg_catalog", "system"];
 
 /// What became of a request.
 struct Stored {
@@ -124,7 +146,11 @@ async fn store(
             .unwrap_or(i64::MAX)
             .saturating_mul(1_000_000);
         let parser = LineParser::new(ParseOptions::new(target.precision, now_ns));
-        heavy(size, || parser.parse(&body.bytes))
+        let schema_of = |name: &str| {
+            let handle = state.db.table(&target.schema_name, name)?;
+            state.db.table_schema(&handle).ok()
+        };
+        heavy(size, || parser.parse_for(&body.bytes, &schema_of))
     };
     // The text is done with; its share of the bound stands for the columns until they are written.
     body.bytes = bytes::Bytes::new();

@@ -289,3 +289,43 @@ async fn the_statements_that_influxdb_clients_send_first_are_answered() {
     assert_eq!(ping.status(), 204);
     assert!(ping.headers().contains_key("x-influxdb-version"));
 }
+
+#[tokio::test]
+async fn what_sql_could_not_read_is_not_written_and_one_wrong_line_costs_one_line() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let server = Server::plain(dir.path());
+    for own in ["information_schema", "pg_catalog", "system"] {
+        let response = server.write(&format!("?db={own}"), "m v=1 1").await;
+        assert_eq!(response.status(), 403, "{own}");
+        let made = server
+            .post(&format!("/query?q=CREATE%20DATABASE%20{own}"))
+            .send()
+            .await
+            .expect("answer");
+        let made: Value = made.json().await.expect("json");
+        assert!(made["results"][0]["error"].is_string(), "{made}");
+    }
+    // A slash parts bucket and policy in v2 only.
+    assert_eq!(server.write("?db=a/b", "m v=1 1").await.status(), 204);
+    assert_eq!(server.number(r#"SELECT count(*) FROM "a/b".m"#).await, 1);
+    // The table says what type `v` has, not the first line of the body.
+    assert_eq!(server.write("", "m v=1 1").await.status(), 204);
+    let response = server.write("", "m v=\"x\" 2\nm v=2 3\nm v=3 4").await;
+    assert_eq!(response.status(), 400);
+    let answer: Value = response.json().await.expect("json");
+    assert_eq!(answer["stored"], 2, "{answer}");
+    assert_eq!(answer["lines"][0]["line"], 1, "{answer}");
+    assert_eq!(answer["lines"][0]["column"], 3, "{answer}");
+    assert_eq!(server.number("SELECT count(*) FROM m").await, 3);
+    // The default schema is emptied, not gone.
+    let dropped = server
+        .post("/query?q=DROP%20DATABASE%20public")
+        .send()
+        .await
+        .expect("answer");
+    assert_eq!(dropped.status(), 200);
+    let (status, answer) = server
+        .sql_raw(&json!({"sql": "CREATE TABLE m (a BIGINT PRIMARY KEY)"}))
+        .await;
+    assert_eq!(status, 200, "{answer}");
+}
