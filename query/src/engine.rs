@@ -19,6 +19,7 @@ use crate::catalog::{CATALOG, ShoalCatalog, ShoalCatalogs};
 use crate::error::{Kind, Result};
 use crate::running::{Running, StatementGuard};
 use crate::table::LastRows;
+use crate::threads::StatementThreads;
 use crate::{QueryConfig, QueryError, QueryId, RunningStatement, Session, SessionOptions};
 
 /// Plans and runs the statements of all sessions; one a process.
@@ -29,6 +30,7 @@ pub struct QueryEngine {
     catalog: Arc<ShoalCatalog>,
     running: Arc<Running>,
     permits: Arc<Semaphore>,
+    threads: StatementThreads,
     /// Tables with an UPDATE or DELETE under way.
     changing: Mutex<AHashMap<TableId, Weak<tokio::sync::Mutex<()>>>>,
 }
@@ -48,6 +50,7 @@ impl QueryEngine {
     /// The spill folder cannot be used.
     pub fn new(db: Arc<Database>, config: QueryConfig) -> Result<Arc<Self>> {
         let runtime = runtime(&config)?;
+        let threads = StatementThreads::start(partitions(&config))?;
         let running = Arc::new(Running::default());
         let catalog = Arc::new(ShoalCatalog::new(Arc::clone(&db), Arc::clone(&running)));
         let catalogs = Arc::new(ShoalCatalogs::new(Arc::clone(&catalog)));
@@ -68,6 +71,7 @@ impl QueryEngine {
             running,
             permits: Arc::new(Semaphore::new(config.concurrent_statements_max.max(1))),
             changing: Mutex::new(AHashMap::default()),
+            threads,
             config,
         }))
     }
@@ -89,6 +93,11 @@ impl QueryEngine {
     #[must_use]
     pub fn database(&self) -> &Arc<Database> {
         &self.db
+    }
+
+    /// Where statements run.
+    pub(crate) fn threads(&self) -> &StatementThreads {
+        &self.threads
     }
 
     /// The limits.
@@ -203,17 +212,21 @@ fn runtime(config: &QueryConfig) -> Result<Arc<RuntimeEnv>> {
         .build_arc()?)
 }
 
-fn session_config(config: &QueryConfig) -> SessionConfig {
-    let partitions = match config.target_partitions {
+/// Parts that a large statement runs in at the same time.
+fn partitions(config: &QueryConfig) -> usize {
+    match config.target_partitions {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         n => n,
-    };
+    }
+}
+
+fn session_config(config: &QueryConfig) -> SessionConfig {
     let mut session = SessionConfig::new()
         .with_create_default_catalog_and_schema(false)
         .with_default_catalog_and_schema(CATALOG, "public")
         // Our own information_schema never asks for every table at once.
         .with_information_schema(false)
-        .with_target_partitions(partitions)
+        .with_target_partitions(partitions(config))
         .with_batch_size(8192);
     let options = session.options_mut();
     options.sql_parser.collect_spans = true;

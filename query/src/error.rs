@@ -70,6 +70,7 @@ kinds! {
     TIMEOUT = "timeout", "57014", Safe;
     BUSY = "too_many_statements", "53300", Safe;
     OUT_OF_MEMORY = "out_of_memory", "53200", Never;
+    TOO_COMPLEX = "statement_too_complex", "54001", Never;
     CONFLICT = "conflict", "40001", Safe;
     SCHEMA_CHANGED = "schema_changed", "40001", Safe;
     UNKNOWN_OUTCOME = "outcome_unknown", "08007", Unknown;

@@ -17,6 +17,7 @@ mod session;
 mod settings;
 mod sql;
 mod table;
+mod threads;
 
 pub use catalog::{CATALOG, ShoalCatalog};
 pub use config::{QueryConfig, SessionOptions};
@@ -27,6 +28,7 @@ pub use output::{Output, Prepared, QueryStats, StatementKind};
 pub use predicate::SqlPredicate;
 pub use running::{QueryId, RunningStatement};
 pub use session::Session;
+pub use sql::check_complexity;
 
 /// The DataFusion that this crate was built with.
 pub use datafusion;

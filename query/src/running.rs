@@ -12,7 +12,7 @@ use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use datafusion::error::DataFusionError;
 use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream};
-use futures::{Stream, StreamExt};
+use futures::Stream;
 use parking_lot::Mutex;
 use shoal_types::{Clock, SystemClock, TimestampMs};
 use tokio::sync::OwnedSemaphorePermit;
@@ -20,6 +20,7 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::error::Kind;
+use crate::threads::{Pumped, StatementThreads};
 use crate::{QueryError, QueryStats};
 
 /// Names a running statement; never used twice in a process.
@@ -166,15 +167,19 @@ impl StatementGuard {
         timed_out(self.deadline.map(|(_, limit)| limit).unwrap_or_default())
     }
 
-    /// Hands the guard to the stream: the statement runs until that ends.
-    pub(crate) fn wrap(self, stream: SendableRecordBatchStream) -> SendableRecordBatchStream {
+    /// Hands the guard to the stream: the statement runs on `threads` until that ends.
+    pub(crate) fn wrap(
+        self: Arc<Self>,
+        stream: SendableRecordBatchStream,
+        threads: &StatementThreads,
+    ) -> SendableRecordBatchStream {
         Box::pin(GuardedStream {
             schema: stream.schema(),
             cancelled: Box::pin(self.cancel.clone().cancelled_owned()),
             timeout: self
                 .deadline
                 .map(|(at, _)| Box::pin(tokio::time::sleep_until(at))),
-            inner: Some((stream, self)),
+            inner: Some((threads.pump(stream, Arc::clone(&self)), self)),
         })
     }
 }
@@ -198,7 +203,7 @@ fn timed_out(limit: Duration) -> QueryError {
 /// time; the plan below is dropped with it at once, so that its work stops.
 struct GuardedStream {
     schema: SchemaRef,
-    inner: Option<(SendableRecordBatchStream, StatementGuard)>,
+    inner: Option<(Pumped, Arc<StatementGuard>)>,
     cancelled: Pin<Box<WaitForCancellationFutureOwned>>,
     timeout: Option<Pin<Box<Sleep>>>,
 }
@@ -223,7 +228,7 @@ impl Stream for GuardedStream {
             this.inner = None;
             return Poll::Ready(Some(Err(DataFusionError::External(Box::new(error)))));
         }
-        let next = stream.poll_next_unpin(cx);
+        let next = stream.poll_next(cx);
         match &next {
             Poll::Ready(Some(Ok(batch))) => {
                 QueryStats::add(&guard.stats.rows, batch.num_rows() as u64);

@@ -21,12 +21,13 @@ use crate::{Output, Prepared, QueryEngine, QueryError, QueryStats, SessionOption
 /// How often a statement is planned anew because a table was altered while it was planned.
 const REPLANS_MAX: usize = 8;
 
-/// A session: settings, and statements that run one at a time or side by side.
+/// A session: settings, and statements that run one at a time or side by side. Clones share them.
+#[derive(Clone)]
 pub struct Session {
     engine: Arc<QueryEngine>,
     ctx: SessionContext,
     user: String,
-    settings: Mutex<Settings>,
+    settings: Arc<Mutex<Settings>>,
     original: Settings,
 }
 
@@ -51,7 +52,7 @@ impl Session {
             ctx: SessionContext::new_with_state(state),
             user: options.user,
             original: settings.clone(),
-            settings: Mutex::new(settings),
+            settings: Arc::new(Mutex::new(settings)),
             engine,
         };
         session.apply_settings();
@@ -64,7 +65,7 @@ impl Session {
     /// [`QueryError`]; with rows, later failures come from the stream.
     pub async fn execute(&self, sql: &str, params: &[ScalarValue]) -> Result<Output> {
         let statement = sql::parse_one(sql)?;
-        self.run(&statement, params).await
+        self.run(Arc::new(statement), params).await
     }
 
     /// Runs several statements, separated by `;`, one after another. The rows of each are read
@@ -76,8 +77,8 @@ impl Session {
     pub async fn execute_script(&self, sql: &str) -> Result<Vec<Output>> {
         let statements = sql::parse_script(sql)?;
         let mut outputs = Vec::with_capacity(statements.len());
-        for statement in &statements {
-            outputs.push(self.run(statement, &[]).await?);
+        for statement in statements {
+            outputs.push(self.run(Arc::new(statement), &[]).await?);
         }
         Ok(outputs)
     }
@@ -89,7 +90,13 @@ impl Session {
     pub async fn prepare(&self, sql: &str, param_types: &[Option<DataType>]) -> Result<Prepared> {
         let statement = sql::parse_one(sql)?;
         let state = self.statement_state(&Arc::new(QueryStats::default()));
-        sql::prepare(self, &state, Arc::new(statement), param_types).await
+        let (session, param_types) = (self.clone(), param_types.to_vec());
+        self.engine
+            .threads()
+            .run(async move {
+                sql::prepare(&session, &state, Arc::new(statement), &param_types).await
+            })
+            .await
     }
 
     /// Runs what [`Self::prepare`] made.
@@ -111,7 +118,7 @@ impl Session {
                 ),
             ));
         }
-        self.run(&prepared.statement, params).await
+        self.run(Arc::clone(&prepared.statement), params).await
     }
 
     /// The context that statements of this session are planned in.
@@ -192,7 +199,7 @@ impl Session {
         state
     }
 
-    async fn run(&self, statement: &Statement, params: &[ScalarValue]) -> Result<Output> {
+    async fn run(&self, statement: Arc<Statement>, params: &[ScalarValue]) -> Result<Output> {
         let settings = self.settings.lock().clone();
         if settings.read_only
             && matches!(
@@ -210,8 +217,14 @@ impl Session {
             .engine
             .admit(&self.user, &settings.schema, &statement.sql, timeout)
             .await?;
+        let guard = Arc::new(guard);
+        let work = {
+            let (session, guard) = (self.clone(), Arc::clone(&guard));
+            let (statement, params) = (Arc::clone(&statement), params.to_vec());
+            async move { session.attempt(&guard, &statement, &params).await }
+        };
         let outcome = guard
-            .bound(self.attempt(&guard, statement, params))
+            .bound(self.engine.threads().run(work))
             .await
             .map_err(|error| {
                 crate::literals::locate(after_write(statement.kind, error), &statement.sql)
@@ -221,7 +234,7 @@ impl Session {
                 let stats = Arc::clone(&guard.stats);
                 Output::Rows {
                     schema: stream.schema(),
-                    stream: guard.wrap(stream),
+                    stream: guard.wrap(stream, self.engine.threads()),
                     stats,
                 }
             }

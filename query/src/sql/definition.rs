@@ -5,7 +5,10 @@ use datafusion::sql::sqlparser::ast::{ObjectName, ObjectType, SchemaName, Trunca
 use super::names::{position_of, single};
 use super::{Outcome, Run};
 use crate::QueryError;
-use crate::error::Result;
+use crate::error::{Kind, Result};
+
+/// Schemas whose tables are made up; stored ones of these names could not be read.
+const OWN_SCHEMAS: [&str; 3] = ["information_schema", "pg_catalog", "system"];
 
 impl Run<'_> {
     /// `CREATE SCHEMA`, `CREATE DATABASE`.
@@ -17,6 +20,13 @@ impl Run<'_> {
     ) -> Result<Outcome> {
         let place = position_of(name);
         let name = single(name)?;
+        if OWN_SCHEMAS.contains(&name.as_str()) {
+            return Err(QueryError::new(
+                Kind::NOT_ALLOWED,
+                format!("schema {name:?} is ShoalDB's own; choose another name"),
+            )
+            .at(place));
+        }
         self.session
             .engine()
             .database()

@@ -15,6 +15,7 @@ mod set;
 mod show;
 mod types;
 
+pub use parse::check_complexity;
 pub(crate) use parse::{Statement, parse_one, parse_script};
 pub(crate) use prepare::prepare;
 pub(crate) use run::{Outcome, Run};

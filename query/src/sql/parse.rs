@@ -15,6 +15,53 @@ use crate::{QueryError, StatementKind};
 /// Nesting of expressions and queries, at most.
 const DEPTH_MAX: usize = 64;
 
+/// Tokens between two commas, semicolons or ends of a text, at most. A chain of operators (`a = 1
+/// OR a = 2 OR …`, `x::int::int…`, `… UNION ALL …`) is parsed without recursion but planned and
+/// dropped with it, one level a link; lists of values are flat and have commas.
+const CHAIN_TOKENS_MAX: usize = 4_000;
+
+/// Refuses texts whose plans would nest so deeply that a thread's stack could not hold them.
+///
+/// # Errors
+/// SQLSTATE 54001, with the place where the chain passes the limit.
+fn refuse_chains(tokens: &[TokenWithSpan]) -> Result<()> {
+    let mut length = 0;
+    for token in tokens {
+        match token.token {
+            Token::Comma | Token::SemiColon => length = 0,
+            Token::Whitespace(_) => {}
+            _ => length += 1,
+        }
+        if length > CHAIN_TOKENS_MAX {
+            let at = token.span.start;
+            return Err(QueryError::new(
+                Kind::TOO_COMPLEX,
+                format!(
+                    "an expression or query of more than {CHAIN_TOKENS_MAX} words without a comma; use IN (…) or VALUES, or send several statements"
+                ),
+            )
+            .at(Some((at.line, at.column))));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a text that is too long a chain of operators to be planned; for whoever looks at SQL
+/// before a [`crate::Session`] does.
+///
+/// # Errors
+/// As [`parse_script`] would.
+pub fn check_complexity(sql: &str) -> Result<()> {
+    if sql.len() <= CHAIN_TOKENS_MAX {
+        return Ok(());
+    }
+    match Tokenizer::new(&PostgreSqlDialect {}, sql).tokenize_with_location() {
+        Ok(tokens) => refuse_chains(&tokens),
+        // Said with its place when it is parsed.
+        Err(_) => Ok(()),
+    }
+}
+
 /// A parsed statement.
 #[derive(Clone, Debug)]
 pub(crate) struct Statement {
@@ -54,6 +101,7 @@ pub(crate) fn parse_script(sql: &str) -> Result<Vec<Statement>> {
             let position = Some((error.location.line, error.location.column));
             QueryError::new(Kind::SYNTAX, error.message).at(position)
         })?;
+    refuse_chains(&tokens)?;
     refuse_partitions(&tokens)?;
     let text: Arc<str> = sql.into();
     let mut parser = DFParserBuilder::new(tokens)
