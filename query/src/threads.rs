@@ -87,12 +87,17 @@ impl StatementThreads {
     ) -> Pumped {
         let (sender, receiver) = mpsc::channel(BATCHES_AHEAD);
         let task = self.spawn(async move {
-            // Listed, and counted among the running ones, until its work has really ended.
-            let _guard = guard;
             loop {
                 let next = stream.next().await;
-                let last = next.is_none();
-                if sender.send(next).await.is_err() || last {
+                let last = !matches!(next, Some(Ok(_)));
+                if last {
+                    // The guard keeps the statement listed, and counted among the running ones,
+                    // until its work has ended; whoever reads the end finds it gone.
+                    drop((stream, guard));
+                    let _ = sender.send(next).await;
+                    return;
+                }
+                if sender.send(next).await.is_err() {
                     return;
                 }
             }
