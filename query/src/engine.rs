@@ -63,7 +63,6 @@ impl QueryEngine {
             .with_analyzer_rule(Arc::new(crate::literals::TextLiterals))
             .build();
         let base = SessionContext::new_with_state(state);
-        crate::functions::register(&base);
         Ok(Arc::new(Self {
             db,
             base,

@@ -8,7 +8,6 @@ mod catalog;
 mod config;
 mod engine;
 mod error;
-mod functions;
 mod literals;
 mod output;
 mod predicate;
@@ -19,7 +18,7 @@ mod sql;
 mod table;
 mod threads;
 
-pub use catalog::{CATALOG, ShoalCatalog};
+pub use catalog::{CATALOG, OWN_SCHEMAS, ShoalCatalog};
 pub use config::{QueryConfig, SessionOptions};
 pub use engine::QueryEngine;
 pub use error::QueryError;

@@ -4,6 +4,7 @@
 //! the whole engine in one process, as [`config`] says. [`cli`] is the command line.
 
 pub mod auth;
+mod civil;
 pub mod cli;
 pub mod config;
 pub mod http;

@@ -8,6 +8,7 @@
 #[doc(hidden)]
 pub mod conformance;
 pub mod fold;
+mod little_endian;
 pub mod local;
 pub mod log;
 pub mod record;

@@ -18,7 +18,9 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use shoal_sst::SstFile;
-use shoal_types::{ManifestVersion, Offset, RowVersion, ShardId, TableId, TimestampMs, WriterId};
+use shoal_types::{
+    Incarnation, ManifestVersion, Offset, RowVersion, ShardId, TableId, TimestampMs, WriterId,
+};
 use shoal_wal::fold::{FoldEdit, FoldSnapshot};
 use shoal_wal::record::{AttemptId, ManifestRef};
 
@@ -162,6 +164,14 @@ pub struct TableFiles {
     /// Rows at or below are in files; replay skips them.
     #[serde(default)]
     pub flushed_through: Option<Offset>,
+}
+
+impl TableFiles {
+    /// The files with rows of an incarnation: those of older ones are only waiting to go.
+    pub fn of_incarnation(&self, incarnation: Incarnation) -> impl Iterator<Item = &FileEntry> {
+        let files = self.files.iter();
+        files.filter(move |entry| entry.file.incarnation == incarnation)
+    }
 }
 
 /// How one table changed.

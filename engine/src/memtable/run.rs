@@ -182,17 +182,7 @@ impl MemtableView {
                 inputs.push(Some((input, runs)));
             }
         }
-        let sources = wanted
-            .iter()
-            .map(|c| match layout.place(c.id) {
-                Some(at) => Ok(Source::Merged(at)),
-                None => self
-                    .shared
-                    .dictionary
-                    .column(c.id, &c.column_type.arrow(), self.series)
-                    .map(Source::Series),
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+        let sources = self.sources(&layout, &wanted)?;
         let options = MergeOptions {
             bottom: scan.bottom,
             has_deletes,
@@ -222,6 +212,21 @@ impl MemtableView {
         })
     }
 
+    /// Where each column comes from: the merged rows, or its row's series.
+    fn sources(&self, layout: &Layout, columns: &[&Column]) -> Result<Vec<Source>, EngineError> {
+        columns
+            .iter()
+            .map(|c| match layout.place(c.id) {
+                Some(at) => Ok(Source::Merged(at)),
+                None => self
+                    .shared
+                    .dictionary
+                    .column(c.id, &c.column_type.arrow(), self.series)
+                    .map(Source::Series),
+            })
+            .collect()
+    }
+
     /// A segment's rows that no predicate delete matches.
     fn not_deleted(
         &self,
@@ -238,17 +243,7 @@ impl MemtableView {
         let all: Vec<&Column> = schema.columns.iter().collect();
         let layout = Layout::new(schema, &all);
         let merged = layout.input(schema, segment)?;
-        let sources = all
-            .iter()
-            .map(|c| match layout.place(c.id) {
-                Some(at) => Ok(Source::Merged(at)),
-                None => self
-                    .shared
-                    .dictionary
-                    .column(c.id, &c.column_type.arrow(), self.series)
-                    .map(Source::Series),
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+        let sources = self.sources(&layout, &all)?;
         let rows = expand(&schema.arrow(), &sources, &merged)?;
         let mut keep = BooleanBuffer::new_set(rows.num_rows());
         for delete in deletes {

@@ -51,6 +51,14 @@ struct Place {
     row: u32,
 }
 
+impl Place {
+    /// The row's time; 0 for all where the key does not end with the time.
+    fn time(self, chunks: &[Chunk]) -> i64 {
+        let times = chunks[self.chunk as usize].block.time.as_ref();
+        times.map_or(0, |t| t[self.row as usize])
+    }
+}
+
 /// A row put together from several versions of its key, newest first.
 struct Mixed {
     at: usize,
@@ -78,13 +86,7 @@ impl Segment {
         let mut kept: Vec<Place> = Vec::with_capacity(places.len());
         let mut times: Vec<i64> = Vec::with_capacity(if has_time { places.len() } else { 0 });
         let mut mixed: Vec<Mixed> = Vec::new();
-        let time_of = |p: Place| {
-            chunks[p.chunk as usize]
-                .block
-                .time
-                .as_ref()
-                .map_or(0, |t| t[p.row as usize])
-        };
+        let time_of = |p: Place| p.time(chunks);
         let mut start = 0;
         for (sid, end) in runs {
             let mut row = start;
@@ -268,13 +270,7 @@ fn order(chunks: &[Chunk], dictionary: &SeriesDictionary) -> (Vec<(Sid, usize)>,
             *slot += 1;
         }
     }
-    let time_of = |p: &Place| {
-        chunks[p.chunk as usize]
-            .block
-            .time
-            .as_ref()
-            .map_or(0, |t| t[p.row as usize])
-    };
+    let time_of = |p: &Place| p.time(chunks);
     let mut start = 0;
     for (_, end) in &runs {
         let places = &mut places[start..*end];

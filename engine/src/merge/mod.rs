@@ -184,12 +184,17 @@ impl Merger {
         if batch.num_rows() == 0 {
             return Ok(());
         }
+        self.accept(&batch)?;
+        self.cursors[run].load(&self.schema, batch)
+    }
+
+    /// The first batch settles the output's columns; the others must have the same.
+    fn accept(&mut self, batch: &RecordBatch) -> Result<(), EngineError> {
         let output = match &mut self.output {
             Some(output) => output,
-            empty => empty.insert(Output::new(&self.schema, self.options, &batch)?),
+            empty => empty.insert(Output::new(&self.schema, self.options, batch)?),
         };
-        output.check(&batch)?;
-        self.cursors[run].load(&self.schema, batch)
+        output.check(batch)
     }
 
     /// As [`Merger::push`], for a run whose first column is [`SID`] in place of the series
@@ -203,11 +208,7 @@ impl Merger {
         if batch.num_rows() == 0 {
             return Ok(());
         }
-        let output = match &mut self.output {
-            Some(output) => output,
-            empty => empty.insert(Output::new(&self.schema, self.options, &batch)?),
-        };
-        output.check(&batch)?;
+        self.accept(&batch)?;
         self.cursors[run].load_numbered(&self.schema, batch, stretches)
     }
 

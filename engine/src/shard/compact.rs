@@ -126,12 +126,8 @@ impl Shard {
         if self.schema(table).map(|s| s.incarnation) != Some(schema.incarnation) {
             return Vec::new();
         }
-        let files: Vec<SstFile> = named
-            .files
-            .iter()
-            .filter(|f| f.file.incarnation == schema.incarnation)
-            .map(|f| f.file.clone())
-            .collect();
+        let current = named.of_incarnation(schema.incarnation);
+        let files: Vec<SstFile> = current.map(|f| f.file.clone()).collect();
         let config = PickConfig::new(&self.env.config);
         if full {
             return pick_full(&files, schema, &config, &|_| false);
@@ -246,12 +242,8 @@ impl Shard {
             let Some(schema) = self.schema(*table).filter(|s| s.ttl_ms.is_some()) else {
                 continue;
             };
-            let files: Vec<SstFile> = named
-                .files
-                .iter()
-                .filter(|f| f.file.incarnation == schema.incarnation)
-                .map(|f| f.file.clone())
-                .collect();
+            let current = named.of_incarnation(schema.incarnation);
+            let files: Vec<SstFile> = current.map(|f| f.file.clone()).collect();
             let gone = expired(&files, &schema, now_ms);
             if gone.is_empty() {
                 continue;

@@ -423,10 +423,8 @@ impl ShardState {
         }
         let named = self.manifest.table(table);
         let current: Vec<FileEntry> = named
-            .map(|t| t.files.as_slice())
-            .unwrap_or_default()
-            .iter()
-            .filter(|f| f.file.incarnation == schema.incarnation)
+            .into_iter()
+            .flat_map(|t| t.of_incarnation(schema.incarnation))
             .cloned()
             .collect();
         let deletes = {

@@ -26,6 +26,10 @@ pub(crate) const SYSTEM: &str = "system";
 /// The SQL standard's schema of schemas.
 pub(crate) const INFORMATION_SCHEMA: &str = "information_schema";
 
+/// Schemas whose tables are made up: none of these names may be made, or written to by a protocol,
+/// for what is stored there could not be read.
+pub const OWN_SCHEMAS: [&str; 3] = [INFORMATION_SCHEMA, "pg_catalog", SYSTEM];
+
 /// The catalog `shoal`: the database's schemas, `system`, `information_schema`, and read-only
 /// schemas that a protocol adds (`pg_catalog`).
 pub struct ShoalCatalog {

@@ -5,10 +5,8 @@ use datafusion::sql::sqlparser::ast::{ObjectName, ObjectType, SchemaName, Trunca
 use super::names::{position_of, single};
 use super::{Outcome, Run};
 use crate::QueryError;
+use crate::catalog::OWN_SCHEMAS;
 use crate::error::{Kind, Result};
-
-/// Schemas whose tables are made up; stored ones of these names could not be read.
-const OWN_SCHEMAS: [&str; 3] = ["information_schema", "pg_catalog", "system"];
 
 impl Run<'_> {
     /// `CREATE SCHEMA`, `CREATE DATABASE`.

@@ -1,27 +1,6 @@
 //! Instants as RFC 3339 text in UTC.
 
-/// Days from 0000-03-01 to 1970-01-01 in the proleptic Gregorian calendar.
-const DAYS_TO_EPOCH: i64 = 719_468;
-
-/// Year, month and day of a number of days since 1970-01-01. From Howard Hinnant's
-/// "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
-fn civil(days: i64) -> (i64, u32, u32) {
-    let z = days + DAYS_TO_EPOCH;
-    let era = z.div_euclid(146_097);
-    let day_of_era = z.rem_euclid(146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 {
-        shifted + 3
-    } else {
-        shifted - 9
-    };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    (year, month as u32, day as u32)
-}
+use crate::civil::civil;
 
 fn digits(out: &mut Vec<u8>, mut value: u64, width: usize) {
     let at = out.len();

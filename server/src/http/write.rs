@@ -16,6 +16,7 @@ use shoal_engine::{Commit, EngineError, NewTable, TableHandle, WriteError, Write
 use shoal_ingest::{
     LineErrors, LineParser, ParseOptions, Parsed, PendingTable, Precision, extend_schema,
 };
+use shoal_query::OWN_SCHEMAS;
 use shoal_rows::RowBlock;
 use shoal_types::{Clock, Retry, SchemaError, SystemClock, TableId, TableOrigin, TableSchema};
 
@@ -96,9 +97,6 @@ pub fn refuse_own_schema(name: &str) -> Result<(), ApiError> {
     }
     Ok(())
 }
-
-/// Schemas that SQL shows but nobody writes.
-const OWN_SCHEMAS: &[&str] = &["information_schema", "pg_catalog", "system"];
 
 /// What became of a request.
 struct Stored {

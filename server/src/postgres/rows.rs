@@ -28,6 +28,7 @@ use pgwire::messages::data::DataRow;
 
 use super::errors;
 use super::names::Names;
+use crate::civil::civil;
 
 /// Days from 1970-01-01 to 2000-01-01, PostgreSQL's epoch.
 const EPOCH_DAYS: i32 = 10_957;
@@ -335,26 +336,6 @@ fn micros(array: &dyn Array, unit: TimeUnit, row: usize) -> PgWireResult<i64> {
         ),
     };
     micros.ok_or_else(|| errors::error("22008", "timestamp out of range"))
-}
-
-/// Year, month and day of a day number since 1970 (proleptic Gregorian calendar), after Howard
-/// Hinnant's "chrono-Compatible Low-Level Date Algorithms".
-fn civil(days: i64) -> (i64, u32, u32) {
-    let shifted = days + 719_468;
-    let era = shifted.div_euclid(146_097);
-    let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    (year, month as u32, day as u32)
 }
 
 fn write_date(days: i64, out: &mut BytesMut) {

@@ -31,6 +31,8 @@
 
 use shoal_types::ShardId;
 
+use crate::little_endian::{u32_at, u64_at};
+
 /// The format that this version writes and reads.
 pub const FORMAT_VERSION: u8 = 1;
 /// First bytes of a segment.
@@ -240,18 +242,6 @@ fn seeded_crc(segment: u64, bytes: &[u8]) -> u32 {
     crc.update(&segment.to_le_bytes());
     crc.update(bytes);
     crc.finalize()
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let mut number = [0; 4];
-    number.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(number)
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    let mut number = [0; 8];
-    number.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(number)
 }
 
 fn shard_at(bytes: &[u8], at: usize) -> ShardId {

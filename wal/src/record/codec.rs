@@ -36,6 +36,7 @@ use shoal_types::{Epoch, Seq, WriterId};
 use uuid::Uuid;
 
 use super::{Payload, RECORD_ROWS_MAX, Record, Write, WriteHeader};
+use crate::little_endian::{u32_at, u64_at};
 
 /// The first four bytes of every record of ours.
 pub const MAGIC: [u8; 4] = [0xAB, b'S', b'H', b'L'];
@@ -306,16 +307,4 @@ fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, RecordError> {
 
 fn damaged(what: String) -> RecordError {
     RecordError::Damaged { what }
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let mut number = [0; 4];
-    number.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(number)
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    let mut number = [0; 8];
-    number.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(number)
 }
