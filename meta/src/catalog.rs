@@ -22,8 +22,8 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 use parking_lot::RwLock;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use shoal_types::{PartitionId, ShardId, TableId, TimestampMs};
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
+use shoal_types::{LogId, PartitionId, ShardId, TableId, TimestampMs};
 
 use crate::store::{Compare, MetaError, MetaStore, Op, Txn};
 
@@ -55,8 +55,23 @@ pub struct ShardEntry {
     pub term: u64,
     /// When it was made.
     pub created_ms: TimestampMs,
-    /// Whether its log was made: from then on a missing log is a loss, not a new shard.
-    pub has_log: bool,
+    /// Its log, once that was made: from then on a missing log is a loss, not a new shard.
+    #[serde(deserialize_with = "log_or_whether")]
+    pub log: Option<LogId>,
+}
+
+/// The first version wrote only whether there is a log, of which there was one kind.
+fn log_or_whether<'de, D: Deserializer<'de>>(from: D) -> Result<Option<LogId>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Whether(bool),
+        Log(Option<LogId>),
+    }
+    Ok(match Either::deserialize(from)? {
+        Either::Whether(made) => made.then_some(LogId::SOLE),
+        Either::Log(log) => log,
+    })
 }
 
 /// A table with its names.

@@ -6,7 +6,7 @@ use shoal_meta::{
     Catalog, Compare, EmbeddedMetaStore, MemoryMetaStore, MetaError, MetaStore, NamedTable, Op,
     SchemaEntry, ShardEntry, TableEntry, Txn,
 };
-use shoal_types::{PartitionId, ShardId, TableId};
+use shoal_types::{LogId, PartitionId, ShardId, TableId};
 
 fn put(key: &str, value: &str) -> Op {
     Op::Put(key.into(), value.into())
@@ -117,7 +117,7 @@ async fn the_catalog_survives_a_restart_and_escapes_names() {
         let shard_entry = ShardEntry {
             term: 3,
             created_ms: 5,
-            has_log: true,
+            log: Some(LogId::SOLE),
         };
         catalog
             .put_shard(shard, None, shard_entry)
@@ -142,6 +142,30 @@ async fn the_catalog_survives_a_restart_and_escapes_names() {
     assert_eq!(catalog.named(odd.entry.table).expect("by id"), odd);
     assert_eq!(catalog.shards()[0].1.term, 3);
     assert_eq!(catalog.tables_on(shard), 2);
+}
+
+#[tokio::test]
+async fn a_shard_entry_of_the_first_version_is_still_read() {
+    let store: Arc<dyn MetaStore> = Arc::new(MemoryMetaStore::new());
+    let named = LogId::generate();
+    // It said whether there is a log, of which there was one kind.
+    let old = |made: bool| rmp_serde::to_vec(&(3_u64, 5_i64, made)).expect("encodes");
+    let new = rmp_serde::to_vec(&(3_u64, 5_i64, Some(named))).expect("encodes");
+    let none = rmp_serde::to_vec(&(3_u64, 5_i64, None::<LogId>)).expect("encodes");
+    let cases = [
+        (old(true), Some(LogId::SOLE)),
+        (old(false), None),
+        (new, Some(named)),
+        (none, None),
+    ];
+    for (value, log) in cases {
+        let shard = ShardId::generate();
+        let put = Op::Put(format!("/shoal/c/shard/{shard}"), value);
+        store.commit(Txn::default().then(put)).await.expect("put");
+        let catalog = Catalog::open(Arc::clone(&store), "c").await.expect("opens");
+        let entry = catalog.reload_shard(shard).await.expect("read");
+        assert_eq!(entry.map(|e| (e.term, e.log)), Some((3, log)));
+    }
 }
 
 #[tokio::test]

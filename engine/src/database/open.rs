@@ -176,7 +176,7 @@ async fn prepare_catalog(env: &Arc<Env>) -> Result<(), EngineError> {
             let entry = ShardEntry {
                 term: 0,
                 created_ms: now_ms,
-                has_log: false,
+                log: None,
             };
             env.catalog
                 .put_shard(ShardId::generate(), None, entry)
