@@ -126,12 +126,12 @@ def _broker_settings(data, broker, brokers):
         "log.dirs": data,
         # What an acknowledged record rests on.
         "default.replication.factor": replicas,
-        "min.insync.replicas": 2 if replicas > 1 else 1,
+        "min.insync.replicas": in_sync_min(replicas),
         "unclean.leader.election.enable": "false",
         "auto.create.topics.enable": "false",
         "offsets.topic.replication.factor": replicas,
         "transaction.state.log.replication.factor": replicas,
-        "transaction.state.log.min.isr": 2 if replicas > 1 else 1,
+        "transaction.state.log.min.isr": in_sync_min(replicas),
         # A dead broker is noticed in 4 s rather than 9, and a new one is admitted at its next
         # heartbeat: tests of broker loss and every start wait for these.
         "broker.session.timeout.ms": 4000,
@@ -146,6 +146,11 @@ def _broker_settings(data, broker, brokers):
         "remote.log.manager.thread.pool.size": 1,
         "group.initial.rebalance.delay.ms": 0,
     }
+
+
+def in_sync_min(replicas):
+    """How many replicas must have a record before it is acknowledged."""
+    return 2 if replicas > 1 else 1
 
 
 def broker_command(java, kafka, class_archive, brokers, properties):

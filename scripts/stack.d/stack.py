@@ -214,12 +214,16 @@ class Stack:
         }
 
     def config(self):
-        """A `shoal` config file (TOML). A JSON string is a TOML string too."""
-        where, name = self.connections(), self.spec()["cluster_name"]
-        s3 = where["s3"]
+        """A `shoal` config file (TOML). JSON strings and numbers are TOML too."""
+        where, spec = self.connections(), self.spec()
+        s3, replicas = where["s3"], len(spec["brokers"])
         sections = {
-            "cluster": {"name": name},
-            "kafka": {"brokers": where["kafka"]},
+            "cluster": {"name": spec["cluster_name"]},
+            "kafka": {
+                "brokers": where["kafka"],
+                "replication_factor": replicas,
+                "min_insync_replicas": services.in_sync_min(replicas),
+            },
             "objects": {"store": "s3", **{key: s3[key] for key in ("endpoint", "bucket", "region")}},
             "meta": {"endpoints": ",".join(where["etcd"])},
         }
