@@ -86,7 +86,10 @@ async fn a_log_begins_with_its_genesis(store: &dyn LogStore) {
     );
     let id = store.create(shard).await.expect("made");
     let listed = store.list().await.expect("lists");
-    assert!(listed.contains(&(shard, id)), "a log that was made is listed");
+    assert!(
+        listed.contains(&(shard, id)),
+        "a log that was made is listed"
+    );
     let log = store.open(shard, id).await.expect("opened");
     let again = store.open(shard, id).await.expect("opened once more");
     for log in [&log, &again] {

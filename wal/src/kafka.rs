@@ -43,9 +43,7 @@ use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use rdkafka::admin::{
-    AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication,
-};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::FromClientConfig;
 use rdkafka::consumer::Consumer as _;
@@ -61,8 +59,8 @@ pub use config::{Acks, KafkaConfigError, KafkaLogConfig};
 use consumer::Consumers;
 use log::{ASK_TIMEOUT, KafkaLog, Topic};
 use producer::Producer;
-pub use stats::{KafkaLogStats, PRODUCE_BUCKETS_MS};
 use stats::{Counters, ReaderGauge};
+pub use stats::{KafkaLogStats, PRODUCE_BUCKETS_MS};
 
 /// Questions to brokers under way at once.
 const BLOCKED_MAX: usize = 8;
@@ -295,7 +293,9 @@ impl KafkaLogStore {
         let mut reader = log.read(Offset(0)).await?;
         let first = tokio::time::timeout(ASK_TIMEOUT, reader.next()).await;
         let first = first.map_err(|_| {
-            LogError::Io(format!("topic {name}: its first record did not come in time"))
+            LogError::Io(format!(
+                "topic {name}: its first record did not come in time"
+            ))
         })??;
         let (offset, bytes) = &first[0];
         let genesis = match Record::decode(bytes) {

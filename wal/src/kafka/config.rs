@@ -84,13 +84,25 @@ impl KafkaLogConfig {
         ("delivery.timeout.ms", "it is kafka.commit_timeout_ms"),
         ("request.timeout.ms", "it is kafka.commit_timeout_ms"),
         ("queue.buffering.max.kbytes", "it is kafka.queue_bytes_max"),
-        ("queue.buffering.max.messages", "it is kafka.queue_records_max"),
-        ("queued.max.messages.kbytes", "it is kafka.read_ahead_bytes_max"),
+        (
+            "queue.buffering.max.messages",
+            "it is kafka.queue_records_max",
+        ),
+        (
+            "queued.max.messages.kbytes",
+            "it is kafka.read_ahead_bytes_max",
+        ),
         ("message.max.bytes", "it follows wal.record_bytes_max"),
-        ("receive.message.max.bytes", "it follows wal.record_bytes_max"),
+        (
+            "receive.message.max.bytes",
+            "it follows wal.record_bytes_max",
+        ),
         ("fetch.max.bytes", "it follows wal.record_bytes_max"),
         ("fetch.message.max.bytes", "it follows wal.record_bytes_max"),
-        ("max.partition.fetch.bytes", "it follows wal.record_bytes_max"),
+        (
+            "max.partition.fetch.bytes",
+            "it follows wal.record_bytes_max",
+        ),
         ("enable.idempotence", RESTS_ON_IT),
         ("transactional.id", RESTS_ON_IT),
         ("max.in.flight", RESTS_ON_IT),
@@ -279,7 +291,10 @@ impl KafkaLogConfig {
         client.set("fetch.message.max.bytes", partition.to_string());
         let fetch = partition.max(32 << 20);
         client.set("fetch.max.bytes", fetch.to_string());
-        client.set("receive.message.max.bytes", (fetch + partition + 4096).to_string());
+        client.set(
+            "receive.message.max.bytes",
+            (fetch + partition + 4096).to_string(),
+        );
         client
     }
 }
@@ -304,7 +319,9 @@ mod tests {
             assert!(error.to_string().contains(key), "{error}");
         }
         let mut config = KafkaLogConfig::new("127.0.0.1:9092", "c");
-        config.options.insert("security.protocol".into(), "ssl".into());
+        config
+            .options
+            .insert("security.protocol".into(), "ssl".into());
         assert_eq!(config.check(), Ok(()));
     }
 
@@ -312,7 +329,9 @@ mod tests {
     fn options_reach_both_clients_and_never_what_is_ours() {
         let mut config = KafkaLogConfig::new("127.0.0.1:9092", "c");
         config.options.insert("linger.ms".into(), "1".into());
-        config.options.insert("socket.timeout.ms".into(), "777".into());
+        config
+            .options
+            .insert("socket.timeout.ms".into(), "777".into());
         let (producer, consumer) = (config.producer(), config.consumer());
         assert_eq!(producer.get("linger.ms"), Some("1"));
         assert_eq!(producer.get("acks"), Some("all"));

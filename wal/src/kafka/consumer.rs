@@ -82,7 +82,9 @@ pub(super) struct Assignment {
 impl std::fmt::Debug for Consumers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let others = self.others.lock().len();
-        f.debug_struct("Consumers").field("others", &others).finish()
+        f.debug_struct("Consumers")
+            .field("others", &others)
+            .finish()
     }
 }
 

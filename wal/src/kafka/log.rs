@@ -73,10 +73,12 @@ impl KafkaLog {
     /// Asks the broker for the first offset kept and the one past the last that counts.
     pub(super) async fn ask_bounds(&self) -> Result<(u64, u64), LogError> {
         let (client, topic) = (self.shared.consumers.client(), self.topic.name.clone());
-        let asked = self.shared.blocking(move || {
-            client.fetch_watermarks(&topic, 0, ASK_TIMEOUT)
-        });
-        let (low, high) = asked.await?.map_err(|e| self.io("asking for its bounds", &e))?;
+        let asked = self
+            .shared
+            .blocking(move || client.fetch_watermarks(&topic, 0, ASK_TIMEOUT));
+        let (low, high) = asked
+            .await?
+            .map_err(|e| self.io("asking for its bounds", &e))?;
         // A topic never written to may be told as -1.
         let start = u64::try_from(low).unwrap_or(0);
         let end = u64::try_from(high).unwrap_or(0).max(start);

@@ -71,14 +71,26 @@ mod tests {
         use RDKafkaErrorCode as Code;
         let cases = [
             (Code::MessageSizeTooLarge, Persisted::No, Retry::Safe),
-            (Code::MessageSizeTooLarge, Persisted::Possibly, Retry::Unknown),
+            (
+                Code::MessageSizeTooLarge,
+                Persisted::Possibly,
+                Retry::Unknown,
+            ),
             (Code::UnknownTopic, Persisted::No, Retry::Unknown),
             (Code::MessageTimedOut, Persisted::No, Retry::Unknown),
-            (Code::TopicAuthorizationFailed, Persisted::No, Retry::Unknown),
+            (
+                Code::TopicAuthorizationFailed,
+                Persisted::No,
+                Retry::Unknown,
+            ),
             (Code::PurgeQueue, Persisted::No, Retry::Unknown),
             (Code::PurgeInflight, Persisted::Possibly, Retry::Unknown),
             (Code::Fatal, Persisted::No, Retry::Unknown),
-            (Code::DuplicateSequenceNumber, Persisted::Yes, Retry::Unknown),
+            (
+                Code::DuplicateSequenceNumber,
+                Persisted::Yes,
+                Retry::Unknown,
+            ),
         ];
         for (code, persisted, retry) in cases {
             let error = of_failure(code, persisted, 100);

@@ -61,7 +61,9 @@ struct Client {
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Client").field("number", &self.number).finish()
+        f.debug_struct("Client")
+            .field("number", &self.number)
+            .finish()
     }
 }
 
@@ -115,7 +117,9 @@ impl ProducerContext for Delivery {
 
 impl Pending {
     fn resolve(self: Box<Self>, counters: &Counters, outcome: Result<Offset, LogError>) {
-        counters.in_flight_bytes.fetch_sub(self.bytes as u64, SeqCst);
+        counters
+            .in_flight_bytes
+            .fetch_sub(self.bytes as u64, SeqCst);
         counters.in_flight_records.fetch_sub(1, SeqCst);
         match &outcome {
             Ok(offset) => {

@@ -134,7 +134,12 @@ impl KafkaReader {
     async fn settle(&mut self, error: KafkaError) -> Result<(), LogError> {
         let code = error.rdkafka_error_code();
         match code {
-            Some(Code::BadMessage | Code::BadCompression | Code::InvalidMessage | Code::NotImplemented) => {
+            Some(
+                Code::BadMessage
+                | Code::BadCompression
+                | Code::InvalidMessage
+                | Code::NotImplemented,
+            ) => {
                 return Err(self.damaged(&error.to_string()));
             }
             Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => {}

@@ -140,7 +140,9 @@ async fn a_full_disk_refuses_for_sure_and_recovers_without_a_restart() {
     assert!(store.stats().refused_full > 0);
     kill(store, dir);
     let store = open(dir);
-    let log = LogStore::open(&store, shard, LogId::SOLE).await.expect("opens");
+    let log = LogStore::open(&store, shard, LogId::SOLE)
+        .await
+        .expect("opens");
     let (found, error) = read_all(&*log).await;
     assert!(error.is_none() && found[1..] == acknowledged[..]);
 }
@@ -173,7 +175,9 @@ async fn a_failed_fsync_is_an_unknown_outcome_and_ends_its_segment() {
     kill(store, dir);
     // The batches whose outcome was unknown are whole in their files, but superseded.
     let store = open(dir);
-    let log = LogStore::open(&store, shard, LogId::SOLE).await.expect("opens");
+    let log = LogStore::open(&store, shard, LogId::SOLE)
+        .await
+        .expect("opens");
     let (found, error) = read_all(&*log).await;
     assert!(
         error.is_none() && found[1..] == acknowledged[..],
@@ -185,12 +189,8 @@ async fn a_failed_fsync_is_an_unknown_outcome_and_ends_its_segment() {
 async fn segments_go_when_every_shard_has_trimmed_them() {
     let dir = TempDir::new().expect("dir");
     let store = open(dir.path());
-    let hot = make(&store, ShardId::generate())
-        .await
-        .expect("opens");
-    let cold = make(&store, ShardId::generate())
-        .await
-        .expect("opens");
+    let hot = make(&store, ShardId::generate()).await.expect("opens");
+    let cold = make(&store, ShardId::generate()).await.expect("opens");
     append(&*cold, "cold").await.expect("ok");
     for _ in 0..40 {
         append(&*hot, vec![1; 2000]).await.expect("ok");
@@ -219,9 +219,7 @@ async fn a_full_queue_refuses_at_once() {
     let mut config = LocalLogConfig::new(dir.path());
     config.queue_bytes_max = 100_000;
     let store = LocalLogStore::open(config).expect("opens");
-    let log = make(&store, ShardId::generate())
-        .await
-        .expect("opens");
+    let log = make(&store, ShardId::generate()).await.expect("opens");
     let receipts: Vec<_> = (0..100)
         .map(|_| log.append(vec![0; 20_000].into()))
         .collect();
@@ -245,9 +243,7 @@ async fn a_full_queue_refuses_at_once() {
 async fn after_close_nothing_is_taken_and_readers_end() {
     let dir = TempDir::new().expect("dir");
     let store = open(dir.path());
-    let log = make(&store, ShardId::generate())
-        .await
-        .expect("opens");
+    let log = make(&store, ShardId::generate()).await.expect("opens");
     let last = log.append("queued".into());
     store.close();
     assert!(

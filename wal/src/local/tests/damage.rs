@@ -185,7 +185,9 @@ async fn a_changed_byte_in_a_batch_or_segment_header_loses_no_record_silently() 
                 for (shard, count) in shards.iter().zip(counts) {
                     // All frames are whole, so all records are there; but a shard that nothing
                     // behind the damage clears says that it cannot be sure.
-                    let log = LogStore::open(&store, *shard, LogId::SOLE).await.expect("opens");
+                    let log = LogStore::open(&store, *shard, LogId::SOLE)
+                        .await
+                        .expect("opens");
                     let (found, error) = read_all(&*log).await;
                     assert!(
                         found.len() >= count,
@@ -263,14 +265,18 @@ async fn a_missing_segment_stops_the_shards_that_had_records_in_it() {
     drop(store);
     std::fs::remove_file(segment::segment_path(dir.path(), 3)).expect("removed");
     let store = open(dir.path());
-    let log = LogStore::open(&store, hit, LogId::SOLE).await.expect("opens");
+    let log = LogStore::open(&store, hit, LogId::SOLE)
+        .await
+        .expect("opens");
     let (found, error) = read_all(&*log).await;
     assert!(!found.is_empty() && found.len() < 20);
     assert!(
         matches!(&error, Some(LogError::Damaged { place, .. }) if place.contains("0003.log")),
         "{error:?}"
     );
-    let quiet = LogStore::open(&store, other, LogId::SOLE).await.expect("opens");
+    let quiet = LogStore::open(&store, other, LogId::SOLE)
+        .await
+        .expect("opens");
     let (found, error) = read_all(&*quiet).await;
     assert_eq!((found.len(), error.is_none()), (2, true));
 }
