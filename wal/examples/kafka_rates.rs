@@ -61,9 +61,11 @@ async fn one_at_a_time(
     let record = Bytes::from(vec![0xA5; bytes]);
     let (bare_topic, _) = make(store).await?;
     let (_, log) = make(store).await?;
+    let (_, unread) = make(store).await?;
     let bare = Bare::new(config)?;
     let mut reader = log.read(Offset(1)).await?;
-    let (mut produced, mut acked, mut read) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut produced, mut quiet) = (Vec::new(), Vec::new());
+    let (mut acked, mut read) = (Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
         // The first round warms up.
         let keep = |times: &mut Vec<Duration>, took| {
@@ -75,6 +77,11 @@ async fn one_at_a_time(
             let began = Instant::now();
             bare.send(&bare_topic, &record)?.await?;
             keep(&mut produced, began.elapsed());
+        }
+        for _ in 0..EACH {
+            let began = Instant::now();
+            receipt_outcome(unread.append(record.clone())).await?;
+            keep(&mut quiet, began.elapsed());
         }
         for _ in 0..EACH {
             let began = Instant::now();
@@ -95,6 +102,7 @@ async fn one_at_a_time(
     }
     let size = format!("{bytes} bytes");
     let bare_ms = report(&size, "bare produce", &mut produced);
+    report(&size, "ack where nobody reads", &mut quiet);
     report(&size, "ack", &mut acked);
     let read_ms = report(&size, "ack and read back", &mut read);
     for (i, part) in ["p50", "p99"].iter().enumerate() {

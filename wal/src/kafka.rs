@@ -388,4 +388,8 @@ impl LogStore for KafkaLogStore {
         let io = |e: KafkaError| LogError::Io(format!("listing topics: {e}"));
         listed.await?.map_err(io)
     }
+
+    fn kafka_stats(&self) -> Option<KafkaLogStats> {
+        Some(self.stats())
+    }
 }

@@ -35,9 +35,9 @@
 //! - `Ok(offset)`: durable at that offset. It may nonetheless stand there *twice*, at a later
 //!   offset too (a producer's retry); users must bear it.
 //! - `NotAppended`, `Full`, `TooLarge`, `Closed`: definite. It is not in the log and never will be.
-//! - `Unknown`, `CommitTimeout`: it may be in the log already, get in at any later time, even after records
-//!   appended later, once or twice, or never. Only reading can tell, and reading can only tell
-//!   "yes": "no" is settled by what follows it in the log (a higher claim), never by waiting.
+//! - `Unknown`, `CommitTimeout`: it may be in the log already, get in at any later time, even after
+//!   records appended later, once or twice, or never. Only reading can tell, and reading can only
+//!   tell "yes": "no" is settled by what follows it in the log (a higher claim), never by waiting.
 //! - The receipt's sender was dropped: as `Unknown`.
 //!
 //! Neither success nor failure of one append says anything about another one.
@@ -66,6 +66,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use shoal_types::{LogId, Offset, Retry, ShardId};
 
+use crate::kafka::KafkaLogStats;
 use crate::local::LocalLogStats;
 
 /// Why a log operation failed.
@@ -263,6 +264,11 @@ pub trait LogStore: Send + Sync + std::fmt::Debug + 'static {
 
     /// What a log on the local disk counts, for metrics; `None`: this is none.
     fn local_stats(&self) -> Option<LocalLogStats> {
+        None
+    }
+
+    /// What a log in Kafka counts, for metrics; `None`: this is none.
+    fn kafka_stats(&self) -> Option<KafkaLogStats> {
         None
     }
 }

@@ -181,3 +181,32 @@ async fn retained_bytes_follow_what_is_read_and_trimmed() {
     log.trim(Offset(31)).await.expect("trims");
     assert_eq!(log.retained_bytes(), 20_000);
 }
+
+/// Trimming here tells readers of this process at once; those of others hear it from the broker,
+/// behind what they had fetched before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_of_another_process_that_is_overtaken_by_a_trim_is_told() {
+    const RECORDS: u64 = 120;
+    let mut config = Stack::shared().config();
+    config.read_ahead_bytes_max = 1024;
+    let (here, elsewhere) = (open(&config), open(&config));
+    let (shard, id, log) = make(&here).await;
+    for _ in 0..RECORDS {
+        append(&*log, vec![7; 256 << 10]).await.expect("taken");
+    }
+    let other = elsewhere.open(shard, id).await.expect("opens");
+    let mut slow = other.read(Offset(1)).await.expect("reads");
+    let (some, _) = collect(&mut *slow, 1).await;
+    log.trim(Offset(RECORDS)).await.expect("trims");
+    let (more, error) = collect(&mut *slow, RECORDS as usize).await;
+    let last = more.last().or(some.last()).expect("something").0;
+    let Some(LogError::BelowStart { asked, start }) = error else {
+        panic!("{error:?}");
+    };
+    assert_eq!((asked, start), (last.next(), Offset(RECORDS)));
+    let again = in_time(slow.next()).await;
+    assert!(
+        matches!(again, Err(LogError::BelowStart { .. })),
+        "{again:?}"
+    );
+}

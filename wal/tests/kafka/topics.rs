@@ -1,7 +1,6 @@
 //! Which topics are made and which are refused.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use rdkafka::admin::{AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
@@ -10,7 +9,7 @@ use shoal_wal::kafka::{KafkaConfigError, KafkaLogConfig, KafkaLogStore};
 use shoal_wal::log::{LogError, LogStore};
 use shoal_wal::record::{Genesis, Record};
 
-use crate::support::{PATIENCE, Stack, append, collect, make, open, refused, texts};
+use crate::support::{PATIENCE, Stack, append, collect, in_time, make, open, refused, texts};
 
 async fn settings(stack: &Stack, topic: &str) -> HashMap<String, String> {
     let asked = [ResourceSpecifier::Topic(topic)];
@@ -236,8 +235,12 @@ async fn a_topic_that_is_gone_is_not_made_again_by_accident() {
     let stack = Stack::shared();
     let mut config = stack.config();
     config.commit_timeout_ms = 2_000;
+    // How long a topic that brokers do not know may be one that they do not know yet.
+    let patience = ("topic.metadata.propagation.max.ms".into(), "1000".into());
+    config.options.extend([patience]);
     let store = open(&config);
     let (shard, id, log) = make(&store).await;
+    let mut reader = log.read(Offset(1)).await.expect("reads");
     let topic = store.topic_name(shard, id);
     let deleted = stack
         .admin()
@@ -251,7 +254,8 @@ async fn a_topic_that_is_gone_is_not_made_again_by_accident() {
     assert!(matches!(never, Err(LogError::NotFound { .. })), "{never:?}");
     let gone = store.open(shard, id).await;
     assert!(matches!(gone, Err(LogError::NotFound { .. })), "{gone:?}");
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let unread = in_time(reader.next()).await;
+    assert!(unread.is_err(), "{unread:?}");
     assert_eq!(store.list().await.expect("listed"), []);
 }
 
