@@ -44,8 +44,7 @@ use std::sync::{Arc, Weak};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::config::FromClientConfig;
+use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::KafkaError;
 use rdkafka::metadata::Metadata;
@@ -59,6 +58,7 @@ pub use config::{Acks, KafkaConfigError, KafkaLogConfig};
 use consumer::Consumers;
 use log::{ASK_TIMEOUT, KafkaLog, Topic};
 use producer::Producer;
+use reports::Reports;
 use stats::{Counters, ReaderGauge};
 pub use stats::{KafkaLogStats, PRODUCE_BUCKETS_MS};
 
@@ -71,7 +71,7 @@ struct Shared {
     counters: Arc<Counters>,
     producer: Producer,
     consumers: Consumers,
-    admin: AdminClient<DefaultClientContext>,
+    admin: AdminClient<Reports>,
     asking: Semaphore,
     topics: Mutex<HashMap<String, Weak<Topic>>>,
     readers: Mutex<Vec<Arc<ReaderGauge>>>,
@@ -145,11 +145,13 @@ impl KafkaLogStore {
             );
         }
         let counters = Arc::new(Counters::default());
-        let client = |e: KafkaError| KafkaConfigError::Client(e.to_string());
+        let reports = Reports::new("admin", &counters);
+        let admin = AdminClient::from_config_and_context(&config.admin(), reports)
+            .map_err(|e| KafkaConfigError::Client(e.to_string()))?;
         let shared = Shared {
             producer: Producer::new(&config, &counters)?,
             consumers: Consumers::new(&config, &counters)?,
-            admin: AdminClient::from_config(&config.admin()).map_err(client)?,
+            admin,
             asking: Semaphore::new(BLOCKED_MAX),
             topics: Mutex::default(),
             readers: Mutex::default(),

@@ -124,7 +124,7 @@ impl KafkaLogConfig {
     ];
 
     /// The defaults: 3 replicas of which 2 must confirm, 10 s to do so, 64 MiB or 100,000 records
-    /// in flight, 32 MiB read ahead, records up to 8 MiB.
+    /// in flight, 16 MiB read ahead, records up to 8 MiB.
     #[must_use]
     pub fn new(brokers: impl Into<String>, cluster: impl Into<String>) -> Self {
         Self {
@@ -136,7 +136,7 @@ impl KafkaLogConfig {
             commit_timeout_ms: 10_000,
             queue_bytes_max: 64 << 20,
             queue_records_max: 100_000,
-            read_ahead_bytes_max: 32 << 20,
+            read_ahead_bytes_max: 16 << 20,
             record_bytes_max: RECORD_BYTES_MAX_DEFAULT,
             options: BTreeMap::new(),
         }
@@ -198,7 +198,7 @@ impl KafkaLogConfig {
         self.record_bytes_max + BATCH_OVERHEAD_BYTES
     }
 
-    fn client(&self, role: &str) -> ClientConfig {
+    fn client(&self) -> ClientConfig {
         let mut client = ClientConfig::new();
         client.set_log_level(RDKafkaLogLevel::Info);
         let preferred: [(&str, &str); 11] = [
@@ -224,16 +224,15 @@ impl KafkaLogConfig {
         }
         client.set("bootstrap.servers", &self.brokers);
         client.set("allow.auto.create.topics", "false");
-        tracing::debug!(role, "making a Kafka client");
         client
     }
 
     pub(super) fn admin(&self) -> ClientConfig {
-        self.client("admin")
+        self.client()
     }
 
     pub(super) fn producer(&self) -> ClientConfig {
-        let mut client = self.client("producer");
+        let mut client = self.client();
         if !self.options.contains_key("linger.ms") {
             client.set("linger.ms", "0");
         }
@@ -263,7 +262,7 @@ impl KafkaLogConfig {
     }
 
     pub(super) fn consumer(&self) -> ClientConfig {
-        let mut client = self.client("consumer");
+        let mut client = self.client();
         let preferred = [
             // Nobody joins it: partitions are assigned by hand and no offset is committed.
             ("group.id", format!("shoal.{}", self.cluster)),

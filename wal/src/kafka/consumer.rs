@@ -22,12 +22,10 @@ use parking_lot::Mutex;
 use rdkafka::ClientConfig;
 use rdkafka::Offset as At;
 use rdkafka::TopicPartitionList;
-use rdkafka::client::ClientContext;
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::base_consumer::PartitionQueue;
-use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::statistics::Statistics;
 use tokio::sync::Notify;
 
 use super::config::{KafkaConfigError, KafkaLogConfig};
@@ -39,21 +37,7 @@ use crate::log::LogError;
 /// How long a thread waits for the next report before it looks whether to end.
 const POLL: Duration = Duration::from_millis(200);
 
-pub(super) struct Context(Reports);
-
-impl ClientContext for Context {
-    fn stats(&self, statistics: Statistics) {
-        self.0.stats(&statistics);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.0.error(&error, reason);
-    }
-}
-
-impl ConsumerContext for Context {}
-
-pub(super) type Client = BaseConsumer<Context>;
+pub(super) type Client = BaseConsumer<Reports>;
 
 /// All consumers.
 pub(super) struct Consumers {
@@ -76,7 +60,7 @@ pub(super) struct Assignment {
     member: Arc<Member>,
     topic: String,
     /// `None` only while it is dropped.
-    queue: Option<PartitionQueue<Context>>,
+    queue: Option<PartitionQueue<Reports>>,
 }
 
 impl std::fmt::Debug for Consumers {
@@ -143,7 +127,7 @@ impl Consumers {
 
 impl Member {
     fn start(settings: &ClientConfig, counters: &Arc<Counters>) -> KafkaResult<Arc<Self>> {
-        let context = Context(Reports::new("consumer", counters));
+        let context = Reports::new("consumer", counters);
         let client = Arc::new(Client::from_config_and_context(settings, context)?);
         let ended = Arc::new(AtomicBool::new(false));
         let (polled, end) = (Arc::clone(&client), Arc::clone(&ended));
@@ -200,7 +184,7 @@ impl Drop for Member {
 }
 
 impl Assignment {
-    pub(super) fn queue(&self) -> &PartitionQueue<Context> {
+    pub(super) fn queue(&self) -> &PartitionQueue<Reports> {
         self.queue.as_ref().expect("taken by drop only")
     }
 

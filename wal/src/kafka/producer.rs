@@ -4,9 +4,9 @@
 //! thread that polls for these. Idempotence keeps the order of a topic's records through retries;
 //! whether an append took effect is [`outcome`](super::outcome)'s to say.
 //!
-//! An idempotent producer that lost count of what it sent fails for good (a fatal error). Then the
-//! next append makes another one; what the failed one still had is answered as unknown by its own
-//! thread, which ends when nothing is left. A record that it sent may get into the log behind later
+//! An idempotent producer that lost count of what it sent is of no more use; often it says so itself
+//! (a fatal error). Then the next append makes another one; what the old one still had is answered
+//! by its own thread, which ends when nothing is left. A record that it sent may get into the log behind later
 //! ones: the contract's `Unknown`.
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use rdkafka::client::ClientContext;
-use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::producer::{
@@ -37,6 +37,16 @@ use crate::log::{AppendReceipt, LogError};
 
 /// How long a thread waits for the next delivery report before it looks whether to end.
 const POLL: Duration = Duration::from_millis(100);
+
+/// What a broker answers a producer whose numbers it does not know. Not all of these are fatal to
+/// the client: after 32,767 lost batches its epoch begins anew at 0, and all fails until it has
+/// counted up again (librdkafka #3720).
+const LOST_COUNT: [RDKafkaErrorCode; 4] = [
+    RDKafkaErrorCode::OutOfOrderSequenceNumber,
+    RDKafkaErrorCode::DuplicateSequenceNumber,
+    RDKafkaErrorCode::InvalidProducerEpoch,
+    RDKafkaErrorCode::UnknownProducerId,
+];
 
 #[derive(Debug)]
 pub(super) struct Producer {
@@ -79,15 +89,21 @@ struct Delivery {
     counters: Arc<Counters>,
     reports: Reports,
     timeout_ms: u64,
+    /// Brokers do not go along with the client's numbers: it will not get over that soon.
+    spent: AtomicBool,
 }
 
 impl ClientContext for Delivery {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.reports.log(level, facility, message);
+    }
+
     fn stats(&self, statistics: Statistics) {
-        self.reports.stats(&statistics);
+        self.reports.stats(statistics);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.reports.error(&error, reason);
+        self.reports.error(error, reason);
     }
 }
 
@@ -107,6 +123,9 @@ impl ProducerContext for Delivery {
                 let code = error
                     .rdkafka_error_code()
                     .unwrap_or(RDKafkaErrorCode::Unknown);
+                if LOST_COUNT.contains(&code) {
+                    self.spent.store(true, SeqCst);
+                }
                 let persisted = native::persisted(message);
                 Err(outcome::of_failure(code, persisted, self.timeout_ms))
             }
@@ -154,8 +173,6 @@ impl Producer {
         })
     }
 
-    // The time only feeds metrics.
-    #[allow(clippy::disallowed_methods)]
     pub(super) fn append(&self, topic: &Arc<Topic>, record: &Bytes) -> AppendReceipt {
         let (sender, receipt) = oneshot::channel();
         if let Err(error) = self.admit(record.len()) {
@@ -204,18 +221,25 @@ impl Producer {
             let Some(client) = &*current else {
                 return Err((LogError::Closed, pending));
             };
+            let number = client.number;
+            if client.native.context().spent.load(SeqCst) {
+                drop(current);
+                match self.replace(number, false) {
+                    Ok(()) => continue,
+                    Err(e) => return Err((LogError::NotAppended(e.to_string()), pending)),
+                }
+            }
             let message = BaseRecord::<(), [u8], _>::with_opaque_to(&topic.name, pending)
                 .partition(0)
                 .payload(record);
             let Err((error, message)) = client.native.send(message) else {
                 return Ok(());
             };
-            let number = client.number;
             drop(current);
             pending = message.delivery_opaque;
             // The client took nothing: these are definite.
             let error = match error.rdkafka_error_code() {
-                Some(RDKafkaErrorCode::Fatal) => match self.replace(number) {
+                Some(RDKafkaErrorCode::Fatal) => match self.replace(number, true) {
                     Ok(()) => continue,
                     Err(e) => LogError::NotAppended(e.to_string()),
                 },
@@ -232,7 +256,8 @@ impl Producer {
         Err((error, pending))
     }
 
-    fn replace(&self, failed: u64) -> Result<(), KafkaConfigError> {
+    /// Puts another client in the place of this one. What it has is still sent, unless it is `dead`.
+    fn replace(&self, failed: u64, dead: bool) -> Result<(), KafkaConfigError> {
         let mut current = self.current.write();
         let Some(client) = &*current else {
             return Ok(());
@@ -243,10 +268,10 @@ impl Producer {
         let (new, thread) = Client::start(&self.config, &self.counters, failed + 1)?;
         tracing::warn!(
             number = new.number,
-            "the Kafka producer failed for good and was replaced"
+            "the Kafka producer lost count and was replaced"
         );
         self.counters.producers_replaced.fetch_add(1, Relaxed);
-        client.retire(true);
+        client.retire(dead);
         *current = Some(new);
         let mut threads = self.threads.lock();
         threads.retain(|t| !t.is_finished());
@@ -295,6 +320,7 @@ impl Client {
             counters: Arc::clone(counters),
             reports: Reports::new("producer", counters),
             timeout_ms: config.commit_timeout_ms,
+            spent: AtomicBool::new(false),
         };
         let native = BaseProducer::from_config_and_context(&config.producer(), context)
             .map_err(|e| KafkaConfigError::Client(e.to_string()))?;
@@ -333,3 +359,6 @@ impl Client {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
