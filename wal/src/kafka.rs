@@ -72,7 +72,7 @@ struct Shared {
     producer: Producer,
     consumers: Consumers,
     admin: AdminClient<Reports>,
-    asking: Semaphore,
+    asking: Arc<Semaphore>,
     topics: Mutex<HashMap<String, Weak<Topic>>>,
     readers: Mutex<Vec<Arc<ReaderGauge>>>,
     closed: AtomicBool,
@@ -99,8 +99,15 @@ impl Shared {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, LogError> {
         let closed = |_| LogError::Closed;
-        let _place = self.asking.acquire().await.map_err(closed)?;
-        let done = tokio::task::spawn_blocking(work).await;
+        let place = Arc::clone(&self.asking).acquire_owned();
+        let place = place.await.map_err(closed)?;
+        // The place is held as long as the thread is, also when nobody waits for the answer.
+        let done = tokio::task::spawn_blocking(move || {
+            let answer = work();
+            drop(place);
+            answer
+        });
+        let done = done.await;
         done.map_err(|e| LogError::Io(format!("a question to Kafka was interrupted: {e}")))
     }
 
@@ -152,7 +159,7 @@ impl KafkaLogStore {
             producer: Producer::new(&config, &counters)?,
             consumers: Consumers::new(&config, &counters)?,
             admin,
-            asking: Semaphore::new(BLOCKED_MAX),
+            asking: Arc::new(Semaphore::new(BLOCKED_MAX)),
             topics: Mutex::default(),
             readers: Mutex::default(),
             closed: AtomicBool::new(false),

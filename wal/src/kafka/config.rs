@@ -4,6 +4,7 @@
 //! the protocol rests on (PROTOCOLS §1), which `options` may not name.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use serde::{Deserialize, Serialize};
@@ -24,7 +25,7 @@ pub enum Acks {
 }
 
 /// Where Kafka is and what is asked of it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct KafkaLogConfig {
     /// `host:port` of some brokers, separated by commas; they name the others.
     pub brokers: String,
@@ -50,6 +51,26 @@ pub struct KafkaLogConfig {
     /// Further settings of the client (librdkafka's names): `security.protocol`, `sasl.*`,
     /// `ssl.*` and any other but those in [`KafkaLogConfig::OWNED`].
     pub options: BTreeMap<String, String>,
+}
+
+impl fmt::Debug for KafkaLogConfig {
+    /// All but the values of the options: there are passwords among them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let options: Vec<_> = self.options.keys().collect();
+        f.debug_struct("KafkaLogConfig")
+            .field("brokers", &self.brokers)
+            .field("cluster", &self.cluster)
+            .field("replication_factor", &self.replication_factor)
+            .field("min_insync_replicas", &self.min_insync_replicas)
+            .field("acks", &self.acks)
+            .field("commit_timeout_ms", &self.commit_timeout_ms)
+            .field("queue_bytes_max", &self.queue_bytes_max)
+            .field("queue_records_max", &self.queue_records_max)
+            .field("read_ahead_bytes_max", &self.read_ahead_bytes_max)
+            .field("record_bytes_max", &self.record_bytes_max)
+            .field("options", &options)
+            .finish()
+    }
 }
 
 /// Why a configuration cannot be used.
@@ -214,7 +235,7 @@ impl KafkaLogConfig {
             // Leaders move: look often, and quickly when one is missing.
             ("topic.metadata.refresh.interval.ms", "10000"),
             ("topic.metadata.refresh.fast.interval.ms", "20"),
-            ("statistics.interval.ms", "1000"),
+            ("statistics.interval.ms", "5000"),
         ];
         for (key, value) in preferred {
             client.set(key, value);
@@ -338,6 +359,16 @@ mod tests {
             assert_eq!(client.get("socket.timeout.ms"), Some("777"));
             assert_eq!(client.get("allow.auto.create.topics"), Some("false"));
         }
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        let mut config = KafkaLogConfig::new("127.0.0.1:9092", "c");
+        let secret = ("sasl.password".to_owned(), "hunter2".to_owned());
+        config.options.extend([secret]);
+        let shown = format!("{config:?}");
+        assert!(shown.contains("sasl.password"), "{shown}");
+        assert!(!shown.contains("hunter2"), "{shown}");
     }
 
     #[test]

@@ -224,7 +224,7 @@ impl Producer {
             let number = client.number;
             if client.native.context().spent.load(SeqCst) {
                 drop(current);
-                match self.replace(number, false) {
+                match self.replace(number) {
                     Ok(()) => continue,
                     Err(e) => return Err((LogError::NotAppended(e.to_string()), pending)),
                 }
@@ -239,7 +239,7 @@ impl Producer {
             pending = message.delivery_opaque;
             // The client took nothing: these are definite.
             let error = match error.rdkafka_error_code() {
-                Some(RDKafkaErrorCode::Fatal) => match self.replace(number, true) {
+                Some(RDKafkaErrorCode::Fatal) => match self.replace(number) {
                     Ok(()) => continue,
                     Err(e) => LogError::NotAppended(e.to_string()),
                 },
@@ -256,8 +256,9 @@ impl Producer {
         Err((error, pending))
     }
 
-    /// Puts another client in the place of this one. What it has is still sent, unless it is `dead`.
-    fn replace(&self, failed: u64, dead: bool) -> Result<(), KafkaConfigError> {
+    /// Puts another client in the place of this one. What it still has is answered as unknown: it
+    /// must not be confirmed behind what the next one sends.
+    fn replace(&self, failed: u64) -> Result<(), KafkaConfigError> {
         let mut current = self.current.write();
         let Some(client) = &*current else {
             return Ok(());
@@ -271,7 +272,7 @@ impl Producer {
             "the Kafka producer lost count and was replaced"
         );
         self.counters.producers_replaced.fetch_add(1, Relaxed);
-        client.retire(dead);
+        client.retire(true);
         *current = Some(new);
         let mut threads = self.threads.lock();
         threads.retain(|t| !t.is_finished());

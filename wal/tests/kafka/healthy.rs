@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use shoal_types::Offset;
 use shoal_wal::conformance::{self, Backend};
-use shoal_wal::kafka::KafkaLogConfig;
+use shoal_wal::kafka::{Acks, KafkaLogConfig};
 use shoal_wal::log::{LogError, LogStore};
 
 use crate::support::{Stack, append, collect, in_time, make, open, texts};
@@ -135,6 +135,28 @@ async fn what_does_not_fit_the_queue_is_refused_and_certainly_not_appended() {
         .map(|t| if t.len() > 1000 { String::new() } else { t })
         .collect();
     assert_eq!(found, taken);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_stand_in_order_too_where_only_the_leader_confirms() {
+    const RECORDS: usize = 300;
+    let mut config = Stack::shared().config();
+    config.acks = Acks::Leader;
+    let store = open(&config);
+    let (_, _, log) = make(&store).await;
+    let receipts: Vec<_> = (0..RECORDS)
+        .map(|i| log.append(format!("{i}").into()))
+        .collect();
+    let mut offsets = Vec::new();
+    for receipt in receipts {
+        offsets.push(in_time(receipt).await.expect("answered").expect("taken"));
+    }
+    let mut reader = log.read(Offset(1)).await.expect("reads");
+    let (found, _) = collect(&mut *reader, RECORDS).await;
+    let expected: Vec<_> = (0..RECORDS).map(|i| i.to_string()).collect();
+    assert_eq!(texts(&found), expected);
+    let told: Vec<_> = found.iter().map(|(offset, _)| *offset).collect();
+    assert_eq!(told, offsets);
 }
 
 #[tokio::test(flavor = "multi_thread")]
