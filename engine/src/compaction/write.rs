@@ -220,7 +220,7 @@ impl SstProducer {
     }
 
     /// An input's rows without those that a predicate delete hides.
-    fn input(
+    pub(crate) fn input(
         &self,
         file: &SstFile,
         schema: &Arc<TableSchema>,

@@ -9,6 +9,7 @@ use shoal_wal::local::LocalLogStats;
 
 use super::{Database, Served, Shared, Slot, TableHandle};
 use crate::EngineError;
+use crate::checksum::{self, ShardChecksum};
 use crate::shard::compact::Compacted;
 use crate::shard::flush::Flushed;
 use crate::shard::gc::{GcReport, list_objects};
@@ -112,6 +113,20 @@ impl Database {
         let catalog = &self.shared.env.catalog;
         let slots = self.shared.slots.values();
         slots.map(|s| s.status(catalog.tables_on(s.id))).collect()
+    }
+
+    /// How many shards are served, and those that are not, ascending by id, with the reason.
+    #[must_use]
+    pub fn served(&self) -> (usize, Vec<(ShardId, String)>) {
+        let mut unserved = Vec::new();
+        for slot in self.shared.slots.values() {
+            match slot.shard() {
+                Ok(_) => {}
+                Err(EngineError::ShardUnavailable { shard, why }) => unserved.push((shard, why)),
+                Err(other) => unserved.push((slot.id, other.to_string())),
+            }
+        }
+        (self.shared.slots.len() - unserved.len(), unserved)
     }
 
     /// Size of a table.
@@ -229,6 +244,42 @@ impl Database {
             }
         }
         Ok(all)
+    }
+
+    /// The checksum of one table's rows, as of now (`checksum.rs`).
+    ///
+    /// # Errors
+    /// [`EngineError::ShardUnavailable`], [`EngineError::NotFound`], a file that cannot be read.
+    pub async fn checksum_table(&self, table: &TableHandle) -> Result<ShardChecksum, EngineError> {
+        let view = self.read_view(table).await?;
+        let producer = self.shared.shard(table.shard)?.producer();
+        let mut sum = ShardChecksum::new(table.shard, view.position);
+        sum.add(checksum::of_view(&view, &producer).await?);
+        Ok(sum)
+    }
+
+    /// The checksum of all rows of one shard at one position, or of all shards, each at its own.
+    ///
+    /// # Errors
+    /// As [`Self::checksum_table`]; also if some shard is not served.
+    pub async fn checksum(
+        &self,
+        shard: Option<ShardId>,
+    ) -> Result<Vec<ShardChecksum>, EngineError> {
+        if shard.is_none() {
+            self.all_served()?;
+        }
+        let mut sums = Vec::new();
+        for shard in self.chosen(shard)? {
+            let producer = shard.producer();
+            let (position, views) = shard.views().await?;
+            let mut sum = ShardChecksum::new(shard.id, position);
+            for view in views {
+                sum.add(checksum::of_view(&view, &producer).await?);
+            }
+            sums.push(sum);
+        }
+        Ok(sums)
     }
 
     /// Deletes objects that nothing needs any more; with `dry_run`, only says which.
