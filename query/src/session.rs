@@ -9,7 +9,7 @@ use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::session_state::SessionState;
 use datafusion::prelude::SessionContext;
 use parking_lot::Mutex;
-use shoal_types::Retry;
+use shoal_types::{Retry, WriteId};
 
 use crate::error::{Kind, Result};
 use crate::running::StatementGuard;
@@ -29,6 +29,7 @@ pub struct Session {
     user: String,
     settings: Arc<Mutex<Settings>>,
     original: Settings,
+    write_id: Option<WriteId>,
 }
 
 impl std::fmt::Debug for Session {
@@ -53,10 +54,26 @@ impl Session {
             user: options.user,
             original: settings.clone(),
             settings: Arc::new(Mutex::new(settings)),
+            write_id: None,
             engine,
         };
         session.apply_settings();
         session
+    }
+
+    /// A session whose statement, an INSERT, UPDATE or DELETE, takes effect once however often it is
+    /// sent with this id. Its rows must fit one record: of several, a retry that reads newer rows
+    /// could not tell which are done.
+    #[must_use]
+    pub fn with_write_id(self, id: WriteId) -> Self {
+        Self {
+            write_id: Some(id),
+            ..self
+        }
+    }
+
+    pub(crate) fn write_id(&self) -> Option<WriteId> {
+        self.write_id
     }
 
     /// Runs exactly one statement. `params` stand for `$1`, `$2`, ….
@@ -210,6 +227,12 @@ impl Session {
             return Err(QueryError::new(
                 Kind::READ_ONLY,
                 "this session is read-only: it may not change data or tables",
+            ));
+        }
+        if self.write_id.is_some() && !sql::takes_write_id(&statement.body) {
+            return Err(QueryError::new(
+                Kind::INVALID_VALUE,
+                "a write id is for INSERT, UPDATE and DELETE only",
             ));
         }
         let timeout = (settings.timeout_ms > 0).then(|| Duration::from_millis(settings.timeout_ms));

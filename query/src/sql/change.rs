@@ -196,8 +196,7 @@ impl Run<'_> {
                     shard: view.shard,
                     position: view.position,
                 }),
-                timeout: self.guard.time_left(),
-                ..WriteOptions::default()
+                ..self.write_options()
             };
             let db = self.session.engine().database();
             Some(db.write(blocks, options).await.map_err(stale_is_conflict)?)
@@ -236,10 +235,7 @@ impl Run<'_> {
         if rows == 0 {
             return Ok(affected("DELETE", 0, None));
         }
-        let options = WriteOptions {
-            timeout: self.guard.time_left(),
-            ..WriteOptions::default()
-        };
+        let options = self.write_options();
         let db = self.session.engine().database();
         let commit = db.delete_where(&table.handle, &text, options).await?;
         Ok(affected("DELETE", rows, Some(commit)))

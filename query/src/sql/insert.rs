@@ -10,7 +10,7 @@ use datafusion::logical_expr::{DmlStatement, LogicalPlan};
 use datafusion::sql::parser::Statement as DfStatement;
 use datafusion::sql::sqlparser::ast::{Insert, Statement as SqlStatement};
 use futures::StreamExt;
-use shoal_engine::{Commit, WriteOptions};
+use shoal_engine::{Commit, WriteError};
 use shoal_rows::{BatchError, RowBlock, block_from_batch};
 use shoal_types::{ColumnId, Retry, TableMode, TableSchema};
 
@@ -150,8 +150,19 @@ impl<'a> Writer<'a> {
                 held_bytes += batch.get_array_memory_size();
                 held.push(batch);
             }
+            // A second block with the same id would count as the first one once more.
+            let once = self.run.session.write_id().is_some();
+            if once && (held_rows > BLOCK_ROWS_MAX || held_bytes > BLOCK_BYTES_MAX) {
+                return Err(WriteError::TooLargeForAtomic {
+                    what: format!(
+                        "with a write id a statement takes {BLOCK_ROWS_MAX} rows and {} MiB at most",
+                        BLOCK_BYTES_MAX >> 20
+                    ),
+                }
+                .into());
+            }
             if held_rows > 0
-                && (end || held_rows >= BLOCK_ROWS_MAX || held_bytes >= BLOCK_BYTES_MAX)
+                && (end || !once && (held_rows >= BLOCK_ROWS_MAX || held_bytes >= BLOCK_BYTES_MAX))
             {
                 let written = self.write(&held).await.map_err(|e| after(rows, e))?;
                 rows += held_rows as u64;
@@ -167,10 +178,7 @@ impl<'a> Writer<'a> {
 
     async fn write(&self, batches: &[RecordBatch]) -> Result<Commit> {
         let block = self.block(batches)?;
-        let options = WriteOptions {
-            timeout: self.run.guard.time_left(),
-            ..WriteOptions::default()
-        };
+        let options = self.run.write_options();
         let db = self.run.session.engine().database();
         Ok(db.write(vec![block], options).await?)
     }

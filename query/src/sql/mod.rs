@@ -16,6 +16,6 @@ mod show;
 mod types;
 
 pub use parse::check_complexity;
-pub(crate) use parse::{Statement, parse_one, parse_script};
+pub(crate) use parse::{Statement, parse_one, parse_script, takes_write_id};
 pub(crate) use prepare::prepare;
 pub(crate) use run::{Outcome, Run};

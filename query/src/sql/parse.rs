@@ -138,6 +138,17 @@ pub(crate) fn parse_script(sql: &str) -> Result<Vec<Statement>> {
     }
 }
 
+/// Whether a write id can be given with it: its rows are one write.
+pub(crate) fn takes_write_id(body: &DfStatement) -> bool {
+    let DfStatement::Statement(statement) = body else {
+        return false;
+    };
+    matches!(
+        statement.as_ref(),
+        SqlStatement::Insert(_) | SqlStatement::Update(_) | SqlStatement::Delete(_)
+    )
+}
+
 fn kind(body: &DfStatement) -> StatementKind {
     match body {
         DfStatement::Statement(statement) => match statement.as_ref() {

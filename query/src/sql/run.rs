@@ -10,7 +10,7 @@ use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::execute_stream;
 use datafusion::sql::parser::Statement as DfStatement;
 use datafusion::sql::sqlparser::ast::{Query, Statement as SqlStatement};
-use shoal_engine::{Commit, EngineError};
+use shoal_engine::{Commit, EngineError, WriteOptions};
 
 use super::Statement;
 use super::definition::schema_name;
@@ -167,6 +167,17 @@ impl Run<'_> {
             guard: self.guard,
             state: self.session.statement_state(&self.guard.stats),
             params: self.params,
+        }
+    }
+
+    /// How the statement's rows are written.
+    pub(super) fn write_options(&self) -> WriteOptions {
+        let write_id = self.session.write_id();
+        WriteOptions {
+            write_id,
+            atomic: write_id.is_some(),
+            timeout: self.guard.time_left(),
+            ..WriteOptions::default()
         }
     }
 
