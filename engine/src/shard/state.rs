@@ -189,6 +189,13 @@ impl ShardState {
         entry: &LogEntry,
         now_ms: TimestampMs,
     ) {
+        // Before the rows: a record that has both replaces rows, and the delete is not meant for
+        // those it brings.
+        for write in &header.tables {
+            if let Some(predicate) = &write.delete_where {
+                self.delete_where(write.table, offset, predicate);
+            }
+        }
         let mut first_row = 0_usize;
         for block in &entry.blocks {
             // At most 65,536 rows a record (checked where the record is built and decoded).
@@ -201,11 +208,6 @@ impl ShardState {
             if flushed.is_none_or(|through| offset > through) {
                 self.take_rows(offset, row, block);
                 self.dirty_since_ms.get_or_insert(now_ms);
-            }
-        }
-        for write in &header.tables {
-            if let Some(predicate) = &write.delete_where {
-                self.delete_where(write.table, offset, predicate);
             }
         }
     }
