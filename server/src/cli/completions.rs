@@ -7,15 +7,15 @@ use clap_complete::{Shell, generate};
 
 use super::CliResult;
 
+const WHERE: &str = "\
+Where the script goes:
+  bash  shoal completions bash > ~/.local/share/bash-completion/completions/shoal
+  zsh   shoal completions zsh > _shoal, in a folder of $fpath
+  fish  shoal completions fish > ~/.config/fish/completions/shoal.fish";
+
 /// Print a script that completes commands and flags in a shell.
-///
-/// bash: shoal completions bash > ~/.local/share/bash-completion/completions/shoal
-///
-/// zsh: shoal completions zsh > a folder of $fpath, as _shoal
-///
-/// fish: shoal completions fish > ~/.config/fish/completions/shoal.fish
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = WHERE)]
 pub struct CompletionsArgs {
     /// The shell.
     shell: Shell,

@@ -66,7 +66,13 @@ pub struct Layers {
 }
 
 /// Variables that are not keys: they belong to the client commands.
-const CLIENT_VARIABLES: &[&str] = &["SHOAL_CONFIG", "SHOAL_URL", "SHOAL_TOKEN", "SHOAL_HISTORY"];
+const CLIENT_VARIABLES: &[&str] = &[
+    "SHOAL_CONFIG",
+    "SHOAL_URL",
+    "SHOAL_TOKEN",
+    "SHOAL_SCHEMA",
+    "SHOAL_HISTORY",
+];
 
 impl Layers {
     /// The configuration, and warnings about variables that look like keys but are none.
