@@ -16,12 +16,6 @@ use crate::shard::gc::{GcReport, list_objects};
 use crate::shard::{Counters, Shard};
 use crate::status::{EngineMetrics, ShardStatus, TableStatus};
 
-fn sum_files(shard: &Shard) -> (u64, u64) {
-    let manifest = Arc::clone(&shard.state.read().manifest);
-    let files = manifest.tables.values().flat_map(|t| &t.files);
-    files.fold((0, 0), |(n, bytes), f| (n + 1, bytes + f.file.bytes))
-}
-
 impl Slot {
     fn status(&self, tables: u64) -> ShardStatus {
         let mut status = ShardStatus {
@@ -47,7 +41,6 @@ impl Slot {
                 return status;
             }
         };
-        (status.files, status.bytes) = sum_files(&shard);
         status.epoch = shard.epoch();
         status.log_bytes = shard.log.retained_bytes();
         status.in_flight_bytes = shard.pipeline.in_flight_bytes() as u64;
@@ -55,6 +48,8 @@ impl Slot {
             let state = shard.state.read();
             status.position = Offset(state.fold.next_offset().0.saturating_sub(1));
             status.manifest = state.manifest.version().0;
+            status.files = state.manifest.files.count;
+            status.bytes = state.manifest.files.bytes;
             status.replay_offset = state.manifest.replay_offset();
             status.memory_bytes = state.memory_bytes as u64;
         }
@@ -174,9 +169,9 @@ impl Database {
             metrics.in_flight_bytes += shard.pipeline.in_flight_bytes() as u64;
             metrics.log_bytes += shard.log.retained_bytes();
             metrics.shards_in_trouble += u64::from(shard.trouble.lock().is_some());
-            let (files, bytes) = sum_files(&shard);
-            metrics.files += files;
-            metrics.file_bytes += bytes;
+            let files = shard.state.read().manifest.files;
+            metrics.files += files.count;
+            metrics.file_bytes += files.bytes;
         }
         metrics
     }
