@@ -5,5 +5,6 @@ mod checksum;
 mod damage;
 mod faults;
 mod files;
+mod late;
 mod model;
 mod support;
