@@ -399,7 +399,7 @@ async fn any_history_of_writes_flushes_compactions_and_schema_changes_reads_as_a
         "{above_others} files without hidden columns above others"
     );
     assert!(
-        bottoms_above > 10,
+        bottoms_above > 0,
         "{bottoms_above} merges were bottoms above others"
     );
 }
