@@ -14,7 +14,7 @@ use shoal_types::{Retry, WriteId};
 use crate::error::{Kind, Result};
 use crate::running::StatementGuard;
 use crate::settings::Settings;
-use crate::sql::{self, Outcome, Run, Statement};
+use crate::sql::{self, NamedStatements, Outcome, Run, Statement};
 use crate::table::StatementViews;
 use crate::{Output, Prepared, QueryEngine, QueryError, QueryStats, SessionOptions, StatementKind};
 
@@ -30,6 +30,7 @@ pub struct Session {
     settings: Arc<Mutex<Settings>>,
     original: Settings,
     write_id: Option<WriteId>,
+    named: Arc<Mutex<NamedStatements>>,
 }
 
 impl std::fmt::Debug for Session {
@@ -55,6 +56,7 @@ impl Session {
             original: settings.clone(),
             settings: Arc::new(Mutex::new(settings)),
             write_id: None,
+            named: Arc::default(),
             engine,
         };
         session.apply_settings();
@@ -70,6 +72,11 @@ impl Session {
             write_id: Some(id),
             ..self
         }
+    }
+
+    /// Statements of `PREPARE`.
+    pub(crate) fn named(&self) -> &Mutex<NamedStatements> {
+        &self.named
     }
 
     pub(crate) fn write_id(&self) -> Option<WriteId> {
@@ -105,15 +112,25 @@ impl Session {
     /// # Errors
     /// [`QueryError`].
     pub async fn prepare(&self, sql: &str, param_types: &[Option<DataType>]) -> Result<Prepared> {
-        let statement = sql::parse_one(sql)?;
+        let statement = Arc::new(sql::parse_one(sql)?);
         let state = self.statement_state(&Arc::new(QueryStats::default()));
+        let named = self.named.lock().named(&statement)?;
         let (session, param_types) = (self.clone(), param_types.to_vec());
-        self.engine
+        let planned = Arc::clone(named.as_ref().unwrap_or(&statement));
+        let prepared = self
+            .engine
             .threads()
-            .run(async move {
-                sql::prepare(&session, &state, Arc::new(statement), &param_types).await
-            })
-            .await
+            .run(async move { sql::prepare(&session, &state, planned, &param_types).await })
+            .await?;
+        Ok(match named {
+            None => prepared,
+            // Its values stand in the text of EXECUTE.
+            Some(_) => Prepared {
+                parameter_types: Vec::new(),
+                statement,
+                ..prepared
+            },
+        })
     }
 
     /// Runs what [`Self::prepare`] made.
@@ -170,6 +187,13 @@ impl Session {
         self.settings.lock().get(name)
     }
 
+    /// The longest that a statement may run; `None`: no limit.
+    #[must_use]
+    pub fn statement_timeout(&self) -> Option<Duration> {
+        let ms = self.settings.lock().timeout_ms;
+        (ms > 0).then(|| Duration::from_millis(ms))
+    }
+
     /// Sets a setting as `SET` does.
     ///
     /// # Errors
@@ -217,6 +241,24 @@ impl Session {
     }
 
     async fn run(&self, statement: Arc<Statement>, params: &[ScalarValue]) -> Result<Output> {
+        let executed = self
+            .named
+            .lock()
+            .executed(&statement, &self.ctx.state(), params)?;
+        match executed {
+            None => self.run_one(statement, params).await,
+            Some((named, values)) => {
+                let outcome = self.run_one(named, &values).await;
+                // A place in the text of PREPARE would be looked for in that of EXECUTE.
+                outcome.map_err(|error| QueryError {
+                    position: None,
+                    ..error
+                })
+            }
+        }
+    }
+
+    async fn run_one(&self, statement: Arc<Statement>, params: &[ScalarValue]) -> Result<Output> {
         let settings = self.settings.lock().clone();
         if settings.read_only
             && matches!(
