@@ -17,7 +17,7 @@ use object_store::{ObjectStore, path::Path};
 use parking_lot::{Mutex, RwLock};
 use shoal_meta::{Catalog, MetaError, SchemaEntry, ShardEntry};
 use shoal_sst::{ObjectLayout, SstError, SstStore, SstStoreOptions};
-use shoal_types::{Retry, ShardId};
+use shoal_types::ShardId;
 use shoal_wal::record::{Payload, SchemaChange};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -95,7 +95,7 @@ impl Database {
                 let opened = tokio::spawn(open_shard(env, id, Some(listed))).await;
                 let opened = opened
                     .unwrap_or_else(|e| Err(EngineError::Invalid(format!("opening failed: {e}"))));
-                (id, served(id, opened))
+                (id, Served::of(id, opened))
             }
         });
         let mut slots = BTreeMap::new();
@@ -146,26 +146,6 @@ impl Database {
             }
         }
     }
-}
-
-/// What opening came to.
-pub(super) fn served(id: ShardId, opened: Result<Arc<Shard>, EngineError>) -> Served {
-    match opened {
-        Ok(shard) => Served::Open(shard),
-        Err(error) => {
-            let try_again = error.retry() == Retry::Safe && !is_missing_file(&error);
-            let why = match &error {
-                EngineError::ShardUnavailable { why, .. } => why.clone(),
-                other => other.to_string(),
-            };
-            tracing::error!(shard = %id, why, "shard cannot be opened; the others are served");
-            Served::Unavailable { why, try_again }
-        }
-    }
-}
-
-fn is_missing_file(error: &EngineError) -> bool {
-    matches!(error, EngineError::Sst(SstError::NotFound { .. }))
 }
 
 async fn prepare_catalog(env: &Arc<Env>) -> Result<(), EngineError> {

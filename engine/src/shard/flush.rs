@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectStoreExt, PutPayload, path::Path};
-use shoal_sst::SstError;
+use shoal_sst::{SstError, SstFile};
 use shoal_types::{Offset, RowVersion, TableId};
 
 use super::pins::Producing;
@@ -101,17 +101,43 @@ impl Shard {
         }
     }
 
-    async fn begin_flush(&self, newest: &ManifestState) -> Result<Option<Begun>, EngineError> {
-        let waiting = {
+    /// Whether a flush is worth a manifest. Each manifest adds its own record to the log, so a
+    /// flush that writes nothing must at least free more of the log than that; else an idle shard
+    /// would publish for ever, and the log would grow by it. Replay stays bounded: records without
+    /// content count in the bytes that the log holds back.
+    async fn is_worth_flushing(&self, newest: &ManifestState) -> bool {
+        let config = &self.env.config;
+        {
             let state = self.state.read();
-            if state.fold.next_offset() == newest.replay_offset() && state.frozen.is_none() {
-                return Ok(None);
+            if state.frozen.is_some() || state.content_end > newest.replay_offset() {
+                return true;
             }
-            state.frozen.is_some()
-        };
+            if state.memory_bytes > 0 && self.env.memory.used() > config.memtable_bytes_max {
+                // Residue that has become too much: its tables get files.
+                return state.fold.next_offset() > newest.replay_offset();
+            }
+        }
+        if self.log.held_back_bytes() <= config.log_bytes_max {
+            return false;
+        }
+        // Perhaps only an earlier trim failed.
+        self.trim(newest).await;
+        let position = self.state.read().fold.next_offset();
+        position > newest.replay_offset() && self.log.held_back_bytes() > config.log_bytes_max
+    }
+
+    async fn begin_flush(&self, newest: &ManifestState) -> Result<Option<Begun>, EngineError> {
+        if !self.is_worth_flushing(newest).await {
+            return Ok(None);
+        }
+        let waiting = self.state.read().frozen.is_some();
         if waiting {
             // The last flush is published; its record was not applied yet.
             self.announce().await;
+            let settled = self.state.read().frozen.is_none();
+            if settled && !self.is_worth_flushing(newest).await {
+                return Ok(None);
+            }
         }
         // All shards' residue together stays within a quarter of the memory budget.
         let shards = self.env.catalog.shards().len().max(1);
@@ -140,15 +166,16 @@ impl Shard {
         let done = begun.written.len();
         let frozen = &begun.frozen;
         let deletes_through = version_before(&frozen.fold, frozen.fold.next_offset());
-        let rest: Vec<(FrozenTable, bool)> = frozen.tables[done..]
+        let rest: Vec<(FrozenTable, Vec<SstFile>)> = frozen.tables[done..]
             .iter()
             .map(|table| {
-                let bottom = newest.table(table.id).is_none_or(|t| t.files.is_empty());
-                (table.clone(), bottom)
+                let named = newest.table(table.id).into_iter();
+                let older = named.flat_map(|t| t.of_incarnation(table.schema.incarnation));
+                (table.clone(), older.map(|f| f.file.clone()).collect())
             })
             .collect();
         let mut written = futures::stream::iter(rest)
-            .map(|(table, bottom)| self.write_file(table, bottom, deletes_through))
+            .map(|(table, older)| self.write_file(table, older, deletes_through))
             // In order: on failure, what is done is a prefix.
             .buffered(FILES_AT_ONCE);
         let mut fresh = Vec::new();
@@ -171,7 +198,7 @@ impl Shard {
     async fn write_file(
         &self,
         table: FrozenTable,
-        bottom: bool,
+        older: Vec<SstFile>,
         deletes_through: RowVersion,
     ) -> Result<(TableId, Vec<FileEntry>), EngineError> {
         let id = table.id;
@@ -182,7 +209,7 @@ impl Shard {
         let producer = self.producer();
         let files = on_blocking_thread(move || async move {
             producer
-                .flush_memtable(&table.view, &table.schema, placed.partition, bottom)
+                .flush_memtable(&table.view, &table.schema, placed.partition, &older)
                 .await
         })
         .await?;

@@ -31,7 +31,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use shoal_types::{Epoch, Offset, ShardId, TableId, TableSchema, WriterId};
 use shoal_wal::log::Log;
 use tokio::sync::watch;
@@ -219,16 +219,9 @@ impl Shard {
     /// # Errors
     /// The shard stopped, or the table was dropped.
     pub(crate) async fn view(&self, table: TableId) -> Result<ReadView, EngineError> {
-        let (_, end) = self.log.bounds().await?;
-        self.wait_applied(end).await?;
+        self.barrier().await?;
         let epoch = self.epoch();
-        let state = self.state.read();
-        // Under the lock: a stop is noted before it takes the rows out, so that a view without
-        // them is never handed out.
-        if self.stopped().is_some() {
-            drop(state);
-            return Err(self.unavailable());
-        }
+        let state = self.readable()?;
         let Some(schema) = state.fold.schema(table).cloned() else {
             return Err(EngineError::NotFound {
                 what: "table",
@@ -236,19 +229,63 @@ impl Shard {
                 nearest: None,
             });
         };
-        let shown = state.shown(table, &schema);
-        Ok(ReadView {
+        Ok(self.view_of(&state, epoch, schema))
+    }
+
+    /// As [`Self::view`], of every table that has rows, ascending by id, all at one position; the
+    /// position. Takes memory in proportion to the number of tables and files.
+    ///
+    /// # Errors
+    /// The shard stopped.
+    pub(crate) async fn views(&self) -> Result<(Offset, Vec<ReadView>), EngineError> {
+        self.barrier().await?;
+        let epoch = self.epoch();
+        let state = self.readable()?;
+        let mut schemas: Vec<_> = state.fold.schemas().cloned().collect();
+        schemas.sort_unstable_by_key(|s| s.table);
+        let views = schemas
+            .into_iter()
+            .map(|schema| self.view_of(&state, epoch, schema))
+            .filter(|view| !view.files.is_empty() || view.memory.iter().any(|m| m.rows() > 0))
+            .collect();
+        Ok((position(&state), views))
+    }
+
+    async fn barrier(&self) -> Result<(), EngineError> {
+        let (_, end) = self.log.bounds().await?;
+        self.wait_applied(end).await
+    }
+
+    fn readable(&self) -> Result<RwLockReadGuard<'_, ShardState>, EngineError> {
+        let state = self.state.read();
+        // Under the lock: a stop is noted before it takes the rows out, so that a view without
+        // them is never handed out.
+        if self.stopped().is_some() {
+            drop(state);
+            return Err(self.unavailable());
+        }
+        Ok(state)
+    }
+
+    fn view_of(&self, state: &ShardState, epoch: Epoch, schema: Arc<TableSchema>) -> ReadView {
+        let shown = state.shown(schema.table, &schema);
+        ReadView {
             schema,
             shard: self.id,
             epoch,
-            position: Offset(state.fold.next_offset().0.saturating_sub(1)),
+            position: position(state),
             memory: shown.memory,
             files: shown.files,
             deletes: shown.deletes,
             predicate: self.env.predicate.clone(),
             _pin: Some(Arc::new(self.pins.pin(state.manifest.version()))),
-        })
+        }
     }
+}
+
+/// The last offset applied.
+fn position(state: &ShardState) -> Offset {
+    Offset(state.fold.next_offset().0.saturating_sub(1))
 }
 
 impl Drop for Shard {

@@ -107,6 +107,7 @@ pub(crate) async fn open(
         trouble: Mutex::default(),
     });
     shard.look_for_compactions();
+    let mut unfinished = StopsIfDropped(Some(Arc::clone(&shard)));
     let reading = {
         let shard = Arc::clone(&shard);
         tokio::spawn(async move {
@@ -132,6 +133,7 @@ pub(crate) async fn open(
         })
     };
     shard.tasks.lock().push(delivering);
+    unfinished.0 = None;
     tracing::info!(
         shard = %id, %epoch, manifest = %newest.version(),
         replay_offset = %newest.replay_offset(), "shard open"
@@ -147,6 +149,18 @@ impl Drop for StopsIfPanicked {
         if std::thread::panicking() {
             let why = "a task of it panicked (a defect); start the process again";
             self.0.stop(Stopped::Failed(why.to_owned()));
+        }
+    }
+}
+
+/// An opener that goes away halfway (the process shuts down) leaves no reader behind, which would
+/// hold on to the log, the store and the lock of the data folder.
+struct StopsIfDropped(Option<Arc<Shard>>);
+
+impl Drop for StopsIfDropped {
+    fn drop(&mut self) {
+        if let Some(shard) = &self.0 {
+            shard.stop(Stopped::Closed);
         }
     }
 }
