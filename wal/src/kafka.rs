@@ -44,8 +44,8 @@ use std::sync::{Arc, Weak};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::Client;
 use rdkafka::config::FromClientConfigAndContext;
-use rdkafka::consumer::Consumer as _;
 use rdkafka::error::KafkaError;
 use rdkafka::metadata::Metadata;
 use rdkafka::types::RDKafkaErrorCode;
@@ -91,6 +91,12 @@ impl std::fmt::Debug for Shared {
 impl Shared {
     fn is_closed(&self) -> bool {
         self.closed.load(SeqCst)
+    }
+
+    /// The client that asks about topics. Not the consumer: a broker answers the questions of one
+    /// connection one by one, and there they would wait behind a fetch that is held.
+    fn asker(&self) -> &Client<Reports> {
+        self.admin.inner()
     }
 
     /// Runs something that blocks on a broker.
@@ -241,10 +247,11 @@ impl KafkaLogStore {
 
     /// Refuses a topic that would lose records.
     async fn check_topic(&self, shard: ShardId, name: &str) -> Result<(), LogError> {
-        let (client, asked) = (self.shared.consumers.client(), name.to_owned());
-        let shape = self
-            .shared
-            .blocking(move || shape_of(&client.fetch_metadata(Some(&asked), ASK_TIMEOUT)?, &asked));
+        let (shared, asked) = (Arc::clone(&self.shared), name.to_owned());
+        let shape = self.shared.blocking(move || {
+            let metadata = shared.asker().fetch_metadata(Some(&asked), ASK_TIMEOUT)?;
+            shape_of(&metadata, &asked)
+        });
         let io = |e: KafkaError| LogError::Io(format!("topic {name}: asking for it: {e}"));
         let Some((partitions, replicas)) = shape.await?.map_err(io)? else {
             return Err(LogError::NotFound { shard });
@@ -386,9 +393,9 @@ impl LogStore for KafkaLogStore {
     }
 
     async fn list(&self) -> Result<Vec<(ShardId, LogId)>, LogError> {
-        let (client, shared) = (self.shared.consumers.client(), Arc::clone(&self.shared));
+        let shared = Arc::clone(&self.shared);
         let listed = self.shared.blocking(move || {
-            let metadata = client.fetch_metadata(None, ASK_TIMEOUT)?;
+            let metadata = shared.asker().fetch_metadata(None, ASK_TIMEOUT)?;
             let names = metadata.topics().iter().map(|t| t.name());
             Ok(names
                 .filter_map(|name| topic::parse(&shared.config.cluster, name))

@@ -322,9 +322,11 @@ impl KafkaLogConfig {
 /// Headers of a batch and a record are below 100 bytes.
 const BATCH_OVERHEAD_BYTES: usize = 1024;
 
-/// How long a broker holds a fetch that it has nothing for. While one is held, a reader that comes
-/// new waits for its end.
-const FETCH_WAIT_MAX_MS: u32 = 50;
+/// How long a broker holds a fetch that it has nothing for. A reader that comes new waits for the
+/// end of two (one before the consumer learns of the topic, one before it is fetched): opened with
+/// 10, 50 and 200 ms it had its first record after 27, 102 and 403 ms. Shorter costs the broker:
+/// with 10 ms 9 % of a core for an idle process, with 50 ms 2 %.
+const FETCH_WAIT_MAX_MS: u32 = 25;
 
 #[cfg(test)]
 mod tests {

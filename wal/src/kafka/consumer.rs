@@ -37,13 +37,15 @@ use crate::log::LogError;
 /// How long a thread waits for the next report before it looks whether to end.
 const POLL: Duration = Duration::from_millis(200);
 
-pub(super) type Client = BaseConsumer<Reports>;
+/// How long a topic is looked up before it is left to the client.
+const LOOK_UP: Duration = Duration::from_secs(2);
+
+type Client = BaseConsumer<Reports>;
 
 /// All consumers.
 pub(super) struct Consumers {
     settings: ClientConfig,
     counters: Arc<Counters>,
-    /// Answers questions about bounds too, so it is always there.
     first: Arc<Member>,
     others: Mutex<Vec<Arc<Member>>>,
 }
@@ -86,11 +88,6 @@ impl Consumers {
             first,
             others: Mutex::new(Vec::new()),
         })
-    }
-
-    /// The consumer to ask about topics.
-    pub(super) fn client(&self) -> Arc<Client> {
-        Arc::clone(&self.first.client)
     }
 
     /// Begins to fetch a topic. `wake` is told when there is something to take. Blocking, shortly.
@@ -161,6 +158,11 @@ impl Member {
             topic: topic.to_owned(),
             queue: None,
         };
+        // A consumer that is given a topic it does not know takes about a second to look it up.
+        let known = member.client.fetch_metadata(Some(topic), LOOK_UP);
+        if let Err(error) = known {
+            tracing::debug!(topic, %error, "the consumer has to look for it by itself");
+        }
         // The queue first: what is fetched before it is split off would go to the consumer's own.
         let mut queue = member
             .client

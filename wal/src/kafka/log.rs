@@ -10,7 +10,6 @@ use parking_lot::{Mutex, MutexGuard};
 use rdkafka::Offset as At;
 use rdkafka::TopicPartitionList;
 use rdkafka::admin::AdminOptions;
-use rdkafka::consumer::Consumer as _;
 use rdkafka::error::KafkaError;
 use shoal_types::{Offset, ShardId};
 use tokio::sync::oneshot;
@@ -72,10 +71,10 @@ pub(super) struct KafkaLog {
 impl KafkaLog {
     /// Asks the broker for the first offset kept and the one past the last that counts.
     pub(super) async fn ask_bounds(&self) -> Result<(u64, u64), LogError> {
-        let (client, topic) = (self.shared.consumers.client(), self.topic.name.clone());
+        let (shared, topic) = (Arc::clone(&self.shared), self.topic.name.clone());
         let asked = self
             .shared
-            .blocking(move || client.fetch_watermarks(&topic, 0, ASK_TIMEOUT));
+            .blocking(move || shared.asker().fetch_watermarks(&topic, 0, ASK_TIMEOUT));
         let (low, high) = asked
             .await?
             .map_err(|e| self.io("asking for its bounds", &e))?;

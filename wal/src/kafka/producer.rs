@@ -135,7 +135,7 @@ impl ProducerContext for Delivery {
 }
 
 impl Pending {
-    fn resolve(self: Box<Self>, counters: &Counters, outcome: Result<Offset, LogError>) {
+    fn resolve(self, counters: &Counters, outcome: Result<Offset, LogError>) {
         counters
             .in_flight_bytes
             .fetch_sub(self.bytes as u64, SeqCst);

@@ -20,7 +20,7 @@ fn victim() {
         let mut tasks = Vec::new();
         for number in 1..=2 {
             let shard = ShardId(ulid::Ulid(number));
-            let log = make(&*store, shard).await.expect("opens");
+            let log = make(&store, shard).await.expect("opens");
             for _ in 0..4 {
                 let log = Arc::clone(&log);
                 tasks.push(tokio::spawn(async move {

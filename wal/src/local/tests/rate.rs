@@ -65,7 +65,7 @@ async fn run(
     callers: usize,
     bytes: usize,
 ) -> (usize, Duration, Duration) {
-    let log = make(&**store, ShardId::generate()).await.expect("opens");
+    let log = make(store, ShardId::generate()).await.expect("opens");
     let began = Instant::now();
     let until = began + Duration::from_secs(3);
     let body = Bytes::from(vec![7; bytes]);
