@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -10,17 +10,22 @@ use parking_lot::{Mutex, MutexGuard};
 use rdkafka::Offset as At;
 use rdkafka::TopicPartitionList;
 use rdkafka::admin::AdminOptions;
+use rdkafka::client::Client;
 use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode;
 use shoal_types::{Offset, ShardId};
 use tokio::sync::oneshot;
 
 use super::Shared;
 use super::ledger::Ledger;
 use super::reader::KafkaReader;
+use super::reports::Reports;
 use crate::log::{AppendReceipt, Log, LogError, LogReader};
 
 /// How long a broker is asked before the question counts as failed.
 pub(super) const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one broker is.
+const ASK_ONE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between questions that might be answered better soon.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// How often a log must be found to end too early before that is believed.
@@ -72,9 +77,19 @@ impl KafkaLog {
     /// Asks the broker for the first offset kept and the one past the last that counts.
     pub(super) async fn ask_bounds(&self) -> Result<(u64, u64), LogError> {
         let (shared, topic) = (Arc::clone(&self.shared), self.topic.name.clone());
-        let asked = self
-            .shared
-            .blocking(move || shared.asker().fetch_watermarks(&topic, 0, ASK_TIMEOUT));
+        let asked = self.shared.blocking(move || {
+            let client = shared.asker();
+            let deadline = Instant::now() + ASK_TIMEOUT;
+            loop {
+                match client.fetch_watermarks(&topic, 0, ASK_ONE_TIMEOUT) {
+                    Err(e) if may_pass(&e) && Instant::now() < deadline => {
+                        std::thread::sleep(ASK_AGAIN);
+                        find_leader(client, &topic);
+                    }
+                    answer => return answer,
+                }
+            }
+        });
         let (low, high) = asked
             .await?
             .map_err(|e| self.io("asking for its bounds", &e))?;
@@ -112,8 +127,46 @@ impl KafkaLog {
         }
     }
 
+    async fn delete_below(&self, below: u64) -> Result<(), KafkaError> {
+        let mut list = TopicPartitionList::with_capacity(1);
+        let at = At::Offset(i64::try_from(below).unwrap_or(i64::MAX));
+        list.add_partition_offset(&self.topic.name, 0, at)?;
+        let options = AdminOptions::new()
+            .request_timeout(Some(ASK_TIMEOUT))
+            .operation_timeout(Some(ASK_TIMEOUT));
+        let deleted = self.shared.admin.delete_records(&list, &options).await?;
+        for one in deleted.elements() {
+            one.error()?;
+        }
+        Ok(())
+    }
+
     pub(super) fn io(&self, what: &str, error: &KafkaError) -> LogError {
         LogError::Io(format!("topic {}: {what}: {error}", self.topic.name))
+    }
+}
+
+/// Whether another broker, or the same one later, may answer better. Where the client only asks
+/// questions it keeps to the leader that it knew, and to one whose connection it gave up.
+fn may_pass(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as Code;
+    !matches!(
+        error.rdkafka_error_code(),
+        None | Some(
+            Code::UnknownTopicOrPartition
+                | Code::UnknownTopic
+                | Code::UnknownPartition
+                | Code::TopicAuthorizationFailed
+                | Code::Authentication
+                | Code::SaslAuthenticationFailed
+        )
+    )
+}
+
+/// Has the client ask who leads a topic's partition now.
+fn find_leader(client: &Client<Reports>, topic: &str) {
+    if let Err(error) = client.fetch_metadata(Some(topic), ASK_ONE_TIMEOUT) {
+        tracing::debug!(topic, %error, "asking for its leader");
     }
 }
 
@@ -156,18 +209,15 @@ impl Log for KafkaLog {
         if below <= start {
             return Ok(());
         }
-        let failed = |e: KafkaError| self.io("deleting records", &e);
-        let mut list = TopicPartitionList::with_capacity(1);
-        let at = At::Offset(i64::try_from(below).unwrap_or(i64::MAX));
-        list.add_partition_offset(&self.topic.name, 0, at)
-            .map_err(failed)?;
-        let options = AdminOptions::new()
-            .request_timeout(Some(ASK_TIMEOUT))
-            .operation_timeout(Some(ASK_TIMEOUT));
-        let deleted = self.shared.admin.delete_records(&list, &options).await;
-        for one in deleted.map_err(failed)?.elements() {
-            one.error().map_err(failed)?;
+        let mut deleted = self.delete_below(below).await;
+        if deleted.as_ref().is_err_and(may_pass) {
+            let (shared, topic) = (Arc::clone(&self.shared), self.topic.name.clone());
+            self.shared
+                .blocking(move || find_leader(shared.asker(), &topic))
+                .await?;
+            deleted = self.delete_below(below).await;
         }
+        deleted.map_err(|e| self.io("deleting records", &e))?;
         self.topic.starts_at(below);
         Ok(())
     }

@@ -177,6 +177,9 @@ async fn leaders_change_among_three_brokers_and_nothing_is_lost() {
         writer.gets_on().await;
         let after = leader(&stack, &topic).expect("a leader");
         assert_ne!(before, after, "after {how}");
+        let (start, end) = log.bounds().await.expect("the new leader is found");
+        assert!(start < end);
+        log.trim(Offset(1)).await.expect("and asked");
         stack.run(&[if how == "kill" { "start" } else { "resume" }, &broker]);
         writer.gets_on().await;
     }
