@@ -29,7 +29,7 @@ const ASK_ONE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between questions that might be answered better soon.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// How often a log must be found to end too early before that is believed.
-const LOST_TAIL_LOOKS: u32 = 5;
+const LOST_TAIL_LOOKS: u32 = 20;
 
 /// What is known here of one topic, shared by all that use it.
 #[derive(Debug)]
