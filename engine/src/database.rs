@@ -3,6 +3,7 @@
 //! - `database/open.rs`: opening all shards, cleaning up what a crash left, closing.
 //! - `database/tables.rs`: schemas and tables; `database/writes.rs`: rows in; `database/reads.rs`:
 //!   views out.
+//! - `database/roles.rs`: which shards are led or followed here.
 //! - `database/maintenance.rs`: when to flush, compact, collect, open again.
 //! - `database/admin.rs`: status and commands of operators.
 
@@ -10,6 +11,7 @@ mod admin;
 mod maintenance;
 mod open;
 mod reads;
+mod roles;
 mod tables;
 mod writes;
 
@@ -115,9 +117,21 @@ pub struct Commit {
     pub duplicate: bool,
 }
 
+/// What this process is to be for a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Takes writes.
+    Leader,
+    /// Follows the log and answers reads.
+    Follower,
+    /// Has nothing to do with it.
+    None,
+}
+
 /// A shard's place in this process.
 pub(crate) struct Slot {
     pub id: ShardId,
+    pub wanted: Mutex<Role>,
     pub served: RwLock<Served>,
     pub work: Mutex<Work>,
 }
@@ -191,6 +205,13 @@ impl Shared {
                 why: "it is not placed on this node".into(),
             }),
         }
+    }
+
+    /// All shards that this process leads.
+    pub(crate) fn led_shards(&self) -> Vec<Arc<Shard>> {
+        let mut shards = self.open_shards();
+        shards.retain(|shard| shard.leads());
+        shards
     }
 
     /// All shards being served.

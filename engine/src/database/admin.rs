@@ -61,7 +61,7 @@ impl Slot {
             status.why = Some(stopped.why());
             return status;
         }
-        status.role = "leader";
+        status.role = if shard.leads() { "leader" } else { "follower" };
         let claiming = shard.pipeline.trouble();
         let trouble = shard.trouble.lock().clone();
         (status.state, status.why) = match (claiming, trouble) {
@@ -81,7 +81,7 @@ impl Shared {
         dry_run: bool,
         report: &mut GcReport,
     ) -> Result<(), EngineError> {
-        let shards = self.open_shards();
+        let shards = self.led_shards();
         if shards.len() < self.slots.len() {
             return Ok(());
         }
@@ -240,7 +240,7 @@ impl Database {
             dry_run,
             ..GcReport::default()
         };
-        for shard in self.shared.open_shards() {
+        for shard in self.shared.led_shards() {
             shard.collect(dry_run, &mut report).await?;
         }
         self.shared.collect_orphans(dry_run, &mut report).await?;

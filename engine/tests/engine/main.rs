@@ -4,5 +4,6 @@ mod basics;
 mod damage;
 mod faults;
 mod files;
+mod follow;
 mod model;
 mod support;
