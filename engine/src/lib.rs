@@ -4,6 +4,7 @@
 //! maintenance of all shards of the process. A row reaches memory only through the fold of its
 //! shard's log; a file becomes visible only through a manifest named by an applied record.
 
+mod checksum;
 pub mod compaction;
 mod config;
 mod database;
@@ -19,6 +20,7 @@ mod read_view;
 mod shard;
 mod status;
 
+pub use checksum::{ShardChecksum, TableChecksum};
 pub use config::EngineConfig;
 pub use database::{
     Backends, Commit, CommitToken, Database, NewTable, ReadAt, Role, TableHandle, WriteOptions,

@@ -186,9 +186,10 @@ pub trait Log: Send + Sync + std::fmt::Debug + 'static {
     /// would read.
     fn retained_bytes(&self) -> u64;
 
-    /// Bytes of the medium that cannot be freed until this shard trims further. More than
-    /// [`Self::retained_bytes`] where shards share files: one cold shard can hold many shards'
-    /// records back, so flush the shard for which this is over budget.
+    /// Bytes of the medium that cannot be freed until this shard trims further, and could be if it
+    /// did. More than [`Self::retained_bytes`] (never less) where shards share files: one cold shard
+    /// can hold many shards' records back, so flush the shard for which this is over budget. What
+    /// no trim of this shard would free does not count, or an idle shard would be flushed for ever.
     fn held_back_bytes(&self) -> u64 {
         self.retained_bytes()
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use shoal_types::ShardId;
 use tokio::task::JoinSet;
 
-use super::open::{open_as, served};
+use super::open::open_as;
 use super::{Role, Served, Shared};
 use crate::EngineError;
 use crate::shard::gc::GcReport;
@@ -35,8 +35,6 @@ pub(super) struct FlushInput {
     pub id: ShardId,
     pub memory_bytes: usize,
     pub log_bytes: u64,
-    /// Records above the last replay offset.
-    pub unflushed: bool,
     pub dirty_ms: Option<u64>,
     pub flushing: bool,
     pub log_flush_due: bool,
@@ -60,7 +58,7 @@ pub(super) fn due(shards: &[FlushInput], limits: FlushLimits) -> Vec<ShardId> {
     let mut rest: Vec<&FlushInput> = shards.iter().filter(|s| !s.flushing).collect();
     rest.retain(|s| {
         let old = s.dirty_ms.is_some_and(|age| age > limits.age_max_ms);
-        let long = s.unflushed && s.log_flush_due && s.log_bytes > limits.log_bytes_max;
+        let long = s.log_flush_due && s.log_bytes > limits.log_bytes_max;
         if old || long {
             chosen.push(s.id);
             memory -= s.memory_bytes;
@@ -156,7 +154,6 @@ fn flush_inputs(shared: &Shared) -> Vec<FlushInput> {
             id: slot.id,
             memory_bytes: state.memory_bytes,
             log_bytes: shard.log.held_back_bytes(),
-            unflushed: state.fold.next_offset() > state.manifest.replay_offset(),
             dirty_ms: state
                 .dirty_since_ms
                 .map(|since| now_ms.saturating_sub(since)),
@@ -228,10 +225,8 @@ fn reopen(shared: &Arc<Shared>, running: &mut JoinSet<()>) {
                     if let Some(old) = stopped {
                         old.join().await;
                     }
-                    Some(served(
-                        id,
-                        open_as(Arc::clone(&shared.env), id, None, wanted).await,
-                    ))
+                    let opened = open_as(Arc::clone(&shared.env), id, None, wanted).await;
+                    Some(Served::of(id, opened))
                 }
             };
             let Some(slot) = shared.slots.get(&id) else {
@@ -251,6 +246,12 @@ fn reopen(shared: &Arc<Shared>, running: &mut JoinSet<()>) {
             drop(work);
             if let Some(served) = served {
                 *slot.served.write() = served;
+            }
+            // Whoever closes the database looks at the slots once, perhaps just before this.
+            if shared.stop.is_cancelled()
+                && let Ok(shard) = slot.shard()
+            {
+                shard.stop(Stopped::Closed);
             }
         });
     }
@@ -341,7 +342,6 @@ mod tests {
             id: ShardId::generate(),
             memory_bytes,
             log_bytes: 0,
-            unflushed: true,
             dirty_ms: Some(0),
             flushing: false,
             log_flush_due: true,

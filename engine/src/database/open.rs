@@ -17,7 +17,7 @@ use object_store::{ObjectStore, path::Path};
 use parking_lot::{Mutex, RwLock};
 use shoal_meta::{Catalog, MetaError, SchemaEntry, ShardEntry};
 use shoal_sst::{ObjectLayout, SstError, SstStore, SstStoreOptions};
-use shoal_types::{Retry, ShardId};
+use shoal_types::ShardId;
 use shoal_wal::record::{Payload, SchemaChange};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -27,7 +27,7 @@ use crate::compaction::ByteBudget;
 use crate::embedded::FolderLock;
 use crate::env::{Env, MemoryBudget};
 use crate::shard::gc::list_objects;
-use crate::shard::open::{Listed, open as open_shard};
+use crate::shard::open::{Listed, StopsIfDropped, open as open_shard};
 use crate::shard::{Shard, Stopped};
 use crate::{EngineConfig, EngineError};
 
@@ -111,7 +111,7 @@ impl Database {
                 let opened = tokio::spawn(open_as(env, id, Some(listed), role)).await;
                 let opened = opened
                     .unwrap_or_else(|e| Err(EngineError::Invalid(format!("opening failed: {e}"))));
-                (id, served(id, opened))
+                (id, Served::of(id, opened))
             }
         });
         let mut slots = BTreeMap::new();
@@ -176,6 +176,7 @@ pub(super) async fn open_as(
     role: Role,
 ) -> Result<Arc<Shard>, EngineError> {
     let shard = open_shard(env, id, listed).await?;
+    let mut unfinished = StopsIfDropped(Some(Arc::clone(&shard)));
     if role == Role::Leader
         && let Err(error) = shard.promote(0).await
     {
@@ -191,6 +192,7 @@ pub(super) async fn open_as(
             None => error,
         });
     }
+    unfinished.0 = None;
     Ok(shard)
 }
 
@@ -199,26 +201,6 @@ pub(super) fn not_placed() -> Served {
         why: "it is not placed on this node".into(),
         try_again: false,
     }
-}
-
-/// What opening came to.
-pub(super) fn served(id: ShardId, opened: Result<Arc<Shard>, EngineError>) -> Served {
-    match opened {
-        Ok(shard) => Served::Open(shard),
-        Err(error) => {
-            let try_again = error.retry() == Retry::Safe && !is_missing_file(&error);
-            let why = match &error {
-                EngineError::ShardUnavailable { why, .. } => why.clone(),
-                other => other.to_string(),
-            };
-            tracing::error!(shard = %id, why, "shard cannot be opened; the others are served");
-            Served::Unavailable { why, try_again }
-        }
-    }
-}
-
-fn is_missing_file(error: &EngineError) -> bool {
-    matches!(error, EngineError::Sst(SstError::NotFound { .. }))
 }
 
 async fn prepare_catalog(env: &Arc<Env>) -> Result<(), EngineError> {

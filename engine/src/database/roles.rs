@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use shoal_types::ShardId;
 
-use super::open::{not_placed, open_as, served};
+use super::open::{not_placed, open_as};
 use super::{Database, Role, Served};
 use crate::EngineError;
 use crate::shard::Stopped;
@@ -48,7 +48,7 @@ impl Database {
                 let opened = opened.await;
                 let follower = opened.as_ref().ok().cloned();
                 let failed = opened.as_ref().err().map(ToString::to_string);
-                *slot.served.write() = served(shard, opened);
+                *slot.served.write() = Served::of(shard, opened);
                 match follower {
                     Some(shard) if role == Role::Leader => shard.promote(term_min).await.map(Some),
                     Some(_) => Ok(None),

@@ -25,6 +25,9 @@ use super::{Shard, Stopped};
 
 /// How long an unclear claim is waited for before a higher one is sent.
 const UNCLEAR_WAIT: Duration = Duration::from_millis(100);
+/// How long a claim is waited for about which the log says nothing: longer than a disk that
+/// hesitates.
+const SILENT_WAIT: Duration = Duration::from_secs(5);
 /// Pause between claims that the log has no space for.
 const FULL_PAUSE: Duration = Duration::from_millis(250);
 /// How long receipts of a broken epoch are waited for. They are hints; the claim settles them.
@@ -58,12 +61,21 @@ pub(crate) async fn run(shard: Arc<Shard>, mut deliveries: mpsc::UnboundedReceiv
             error = %outcome.err().map(|e| e.to_string()).unwrap_or_default(),
             "delivery failed, claiming the log again"
         );
-        // Nothing new is sent from here on; what was sent gets its receipt.
-        while let Ok(rest) = deliveries.try_recv() {
-            let outcome = tokio::time::timeout(RECEIPT_WAIT, receipt_outcome(rest.receipt))
+        // Nothing new is sent from here on; what was sent gets its receipt. All are waited for at
+        // once: a log that never answers costs one wait, not one a record.
+        let shard_now = &shard;
+        let rest = std::iter::from_fn(|| deliveries.try_recv().ok());
+        let receipts = futures::future::join_all(rest.map(|one| async move {
+            let outcome = tokio::time::timeout(RECEIPT_WAIT, receipt_outcome(one.receipt))
                 .await
                 .unwrap_or_else(|_| Err(LogError::Unknown("no receipt".into())));
-            shard.pipeline.delivered(rest.epoch, rest.seq, &outcome);
+            let pipeline = &shard_now.pipeline;
+            pipeline.delivered(one.epoch, one.seq, &outcome);
+        }));
+        tokio::select! {
+            biased;
+            () = shard.stop.cancelled() => return,
+            _ = receipts => {}
         }
         if let Some(epoch) = shard.claim(tenure).await {
             shard.serve(epoch);
@@ -114,35 +126,28 @@ impl Shard {
             stamp_ms: self.env.clock.now_ms(),
             payload: Payload::Claim(self.newest_known()),
         };
-        let receipt = self.log.append(record.encode());
+        let receipt = receipt_outcome(self.log.append(record.encode()));
+        let read_back = self.wait_for_claim(epoch, tenure);
+        tokio::pin!(read_back);
+        let judge = |mine| if mine { Claimed::Mine } else { Claimed::Ended };
+        // Reading it back is the proof; a log that keeps its receipts to itself is not waited for.
         let patience = tokio::select! {
             biased;
             () = self.stop.cancelled() => return Claimed::Ended,
-            outcome = receipt_outcome(receipt) => match outcome {
-                Ok(_) => None,
+            mine = &mut read_back => return judge(mine),
+            outcome = receipt => match outcome {
+                Ok(_) => return judge(read_back.await),
                 Err(LogError::Full(what)) => return Claimed::Full(what),
                 Err(LogError::Closed) => {
                     self.stop(Stopped::Closed);
                     return Claimed::Ended;
                 }
-                Err(_) => Some(UNCLEAR_WAIT),
+                Err(_) => UNCLEAR_WAIT,
             },
+            () = tokio::time::sleep(SILENT_WAIT) => Duration::ZERO,
         };
-        let read_back = self.wait_for_claim(epoch, tenure);
-        match patience {
-            None => {
-                if read_back.await {
-                    Claimed::Mine
-                } else {
-                    Claimed::Ended
-                }
-            }
-            Some(patience) => match tokio::time::timeout(patience, read_back).await {
-                Ok(true) => Claimed::Mine,
-                Ok(false) => Claimed::Ended,
-                Err(_) => Claimed::Unclear,
-            },
-        }
+        let read_back = tokio::time::timeout(patience, read_back).await;
+        read_back.map_or(Claimed::Unclear, judge)
     }
 
     /// Waits until the fold's claim is this one; false: the shard stopped, or the tenure is over (a

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectStoreExt, PutPayload, path::Path};
-use shoal_sst::SstError;
+use shoal_sst::{SstError, SstFile};
 use shoal_types::{Offset, RowVersion, TableId};
 use shoal_wal::record::Payload;
 
@@ -104,21 +104,50 @@ impl Shard {
         }
     }
 
+    /// Whether a flush is worth a manifest. Each manifest adds its own record to the log, so a
+    /// flush that writes nothing must at least free more of the log than that; else an idle shard
+    /// would publish for ever, and the log would grow by it. Replay stays bounded: records without
+    /// content count in the bytes that the log holds back.
+    async fn is_worth_flushing(&self, newest: &ManifestState) -> bool {
+        let config = &self.env.config;
+        {
+            let state = self.state.read();
+            let frozen = !state.boundaries.is_empty() || state.flush_ready.is_some();
+            if frozen || state.content_end > newest.replay_offset() {
+                return true;
+            }
+            if state.memory_bytes > 0 && self.env.memory.used() > config.memtable_bytes_max {
+                // Residue that has become too much: its tables get files.
+                return state.fold.next_offset() > newest.replay_offset();
+            }
+        }
+        if self.log.held_back_bytes() <= config.log_bytes_max {
+            return false;
+        }
+        // Perhaps only an earlier trim failed.
+        self.trim(newest).await;
+        let position = self.state.read().fold.next_offset();
+        position > newest.replay_offset() && self.log.held_back_bytes() > config.log_bytes_max
+    }
+
     async fn begin_flush(&self, newest: &ManifestState) -> Result<Option<Begun>, EngineError> {
+        if !self.is_worth_flushing(newest).await {
+            return Ok(None);
+        }
         let unannounced = {
             let mut state = self.state.write();
             if let Some(frozen) = state.flush_ready.take() {
                 // Asked for by a flush that gave up waiting.
                 return Ok(Some(self.begun(frozen)));
             }
-            if state.fold.next_offset() == newest.replay_offset() {
-                return Ok(None);
-            }
             !state.published.is_empty()
         };
         if unannounced {
             // The last flush is published; its record was not applied yet.
             self.announce().await;
+            if !self.is_worth_flushing(newest).await {
+                return Ok(None);
+            }
         }
         // All shards' residue together stays within a quarter of the memory budget.
         let shards = self.env.catalog.shards().len().max(1);
@@ -162,20 +191,25 @@ impl Shard {
         let done = begun.written.len();
         let frozen = &begun.frozen;
         let deletes_through = version_before(&frozen.fold, frozen.fold.next_offset());
-        let rest: Vec<(FrozenTable, bool)> = frozen.tables[done..]
+        let rest: Vec<(FrozenTable, Option<Vec<SstFile>>)> = frozen.tables[done..]
             .iter()
             .enumerate()
             .map(|(at, table)| {
-                // A table may have several parts, the oldest first.
+                // A table may have several parts, the oldest first: only that one can be the
+                // bottom.
                 let first = (done + at)
                     .checked_sub(1)
                     .is_none_or(|before| frozen.tables[before].id != table.id);
-                let empty = newest.table(table.id).is_none_or(|t| t.files.is_empty());
-                (table.clone(), first && empty)
+                let older = first.then(|| {
+                    let named = newest.table(table.id).into_iter();
+                    let older = named.flat_map(|t| t.of_incarnation(table.schema.incarnation));
+                    older.map(|f| f.file.clone()).collect()
+                });
+                (table.clone(), older)
             })
             .collect();
         let mut written = futures::stream::iter(rest)
-            .map(|(table, bottom)| self.write_file(table, bottom, deletes_through))
+            .map(|(table, older)| self.write_file(table, older, deletes_through))
             // In order: on failure, what is done is a prefix.
             .buffered(FILES_AT_ONCE);
         let mut fresh = Vec::new();
@@ -198,7 +232,7 @@ impl Shard {
     async fn write_file(
         &self,
         table: FrozenTable,
-        bottom: bool,
+        older: Option<Vec<SstFile>>,
         deletes_through: RowVersion,
     ) -> Result<(TableId, Vec<FileEntry>), EngineError> {
         let id = table.id;
@@ -209,7 +243,12 @@ impl Shard {
         let producer = self.producer();
         let files = on_blocking_thread(move || async move {
             producer
-                .flush_memtable(&table.view, &table.schema, placed.partition, bottom)
+                .flush_memtable(
+                    &table.view,
+                    &table.schema,
+                    placed.partition,
+                    older.as_deref(),
+                )
                 .await
         })
         .await?;

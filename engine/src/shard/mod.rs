@@ -37,7 +37,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use shoal_types::{Epoch, Offset, ShardId, TableId, TableSchema};
 use shoal_wal::log::Log;
 use tokio::sync::{Notify, watch};
@@ -238,13 +238,7 @@ impl Shard {
         patience: Duration,
     ) -> Result<ReadView, EngineError> {
         self.reach(level, patience).await?;
-        let state = self.state.read();
-        // Under the lock: a stop is noted before it takes the rows out, so that a view without
-        // them is never handed out.
-        if self.stopped().is_some() {
-            drop(state);
-            return Err(self.unavailable());
-        }
+        let state = self.readable()?;
         let Some(schema) = state.fold.schema(table).cloned() else {
             return Err(EngineError::NotFound {
                 what: "table",
@@ -252,19 +246,61 @@ impl Shard {
                 nearest: None,
             });
         };
-        let shown = state.shown(table, &schema);
-        Ok(ReadView {
+        Ok(self.view_of(&state, schema))
+    }
+
+    /// As [`Self::view`], of every table that has rows, ascending by id, all at one position; the
+    /// position. Takes memory in proportion to the number of tables and files.
+    ///
+    /// # Errors
+    /// The shard stopped.
+    pub(crate) async fn views(
+        self: &Arc<Self>,
+        level: &ReadLevel,
+        patience: Duration,
+    ) -> Result<(Offset, Vec<ReadView>), EngineError> {
+        self.reach(level, patience).await?;
+        let state = self.readable()?;
+        let mut schemas: Vec<_> = state.fold.schemas().cloned().collect();
+        schemas.sort_unstable_by_key(|s| s.table);
+        let views = schemas
+            .into_iter()
+            .map(|schema| self.view_of(&state, schema))
+            .filter(|view| !view.files.is_empty() || view.memory.iter().any(|m| m.rows() > 0))
+            .collect();
+        Ok((position(&state), views))
+    }
+
+    fn readable(&self) -> Result<RwLockReadGuard<'_, ShardState>, EngineError> {
+        let state = self.state.read();
+        // Under the lock: a stop is noted before it takes the rows out, so that a view without
+        // them is never handed out.
+        if self.stopped().is_some() {
+            drop(state);
+            return Err(self.unavailable());
+        }
+        Ok(state)
+    }
+
+    fn view_of(&self, state: &ShardState, schema: Arc<TableSchema>) -> ReadView {
+        let shown = state.shown(schema.table, &schema);
+        ReadView {
             schema,
             shard: self.id,
             epoch: state.fold.claim().0,
-            position: Offset(state.fold.next_offset().0.saturating_sub(1)),
+            position: position(state),
             memory: shown.memory,
             files: shown.files,
             deletes: shown.deletes,
             predicate: self.env.predicate.clone(),
             _pin: Some(Arc::new(self.pins.pin(state.manifest.version()))),
-        })
+        }
     }
+}
+
+/// The last offset applied.
+fn position(state: &ShardState) -> Offset {
+    Offset(state.fold.next_offset().0.saturating_sub(1))
 }
 
 impl Drop for Shard {

@@ -24,7 +24,8 @@ use uuid::Uuid;
 use super::barrier::Barriers;
 use super::pins::Pins;
 use super::publish::Publishing;
-use super::state::{Applied, ShardState};
+use super::residue::Applied;
+use super::state::ShardState;
 use super::write::Pipeline;
 use super::{Counters, Shard, Stopped, apply, claim, follow, residue};
 use crate::EngineError;
@@ -159,6 +160,18 @@ impl Drop for StopsIfPanicked {
         if std::thread::panicking() {
             let why = "a task of it panicked (a defect); start the process again";
             self.0.stop(Stopped::Failed(why.to_owned()));
+        }
+    }
+}
+
+/// An opener that goes away halfway (the process shuts down) leaves no reader behind, which would
+/// hold on to the log, the store and the lock of the data folder.
+pub(crate) struct StopsIfDropped(pub(crate) Option<Arc<Shard>>);
+
+impl Drop for StopsIfDropped {
+    fn drop(&mut self) {
+        if let Some(shard) = &self.0 {
+            shard.stop(Stopped::Closed);
         }
     }
 }

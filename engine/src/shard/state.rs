@@ -19,7 +19,7 @@ use shoal_types::{Incarnation, Offset, RowVersion, TableId, TableSchema, Timesta
 use shoal_wal::fold::{FoldState, Verdict, fold};
 use shoal_wal::record::{ManifestRef, Payload, Record, SchemaChange, WriteHeader};
 
-use super::residue::ResidueTable;
+use super::residue::{Applied, ResidueTable};
 use crate::PredicateDelete;
 use crate::manifest::{FileEntry, ManifestState};
 use crate::memtable::{MemtableView, TableMemtable};
@@ -33,14 +33,6 @@ const RESIDUE_TABLES_MIN: usize = 64;
 pub(crate) struct LogEntry {
     pub record: Record,
     pub blocks: Vec<Arc<RowBlock>>,
-}
-
-/// Rows of one applied record, kept to be carried over by a residue object.
-#[derive(Clone, Debug)]
-pub(crate) struct Applied {
-    pub offset: Offset,
-    pub first_row: u16,
-    pub block: Arc<RowBlock>,
 }
 
 /// A memtable and what the shard has to know of it.
@@ -103,6 +95,9 @@ pub(crate) struct ShardState {
     pub flush_ready: Option<Frozen>,
     /// Bytes of all memtables.
     pub memory_bytes: usize,
+    /// One past the last applied record that changed rows or schemas. What lies behind it (claims,
+    /// announcements of manifests, barriers) no flush would write down.
+    pub content_end: Offset,
     /// When the oldest row in an active memtable was applied.
     pub dirty_since_ms: Option<TimestampMs>,
     /// The log's own name, from its `Genesis`.
@@ -169,7 +164,6 @@ impl ShardState {
         Self {
             fold: manifest.fold.clone(),
             tables: AHashMap::new(),
-            manifest,
             published: VecDeque::new(),
             deletes: AHashMap::new(),
             gone: AHashSet::new(),
@@ -178,9 +172,11 @@ impl ShardState {
             flush_asked: None,
             flush_ready: None,
             memory_bytes: 0,
+            content_end: manifest.replay_offset(),
             dirty_since_ms: None,
             topic,
             small_bytes_max,
+            manifest,
         }
     }
 
@@ -203,6 +199,9 @@ impl ShardState {
         }
         if verdict != Verdict::Apply {
             return verdict;
+        }
+        if let Payload::Write(_) | Payload::Schema(_) = &entry.record.payload {
+            self.content_end = offset.next();
         }
         match &entry.record.payload {
             Payload::Write(write) => self.apply_write(offset, &write.header, entry, now_ms),
@@ -244,6 +243,13 @@ impl ShardState {
         entry: &LogEntry,
         now_ms: TimestampMs,
     ) {
+        // Before the rows: a record that has both replaces rows, and the delete is not meant for
+        // those it brings.
+        for write in &header.tables {
+            if let Some(predicate) = &write.delete_where {
+                self.delete_where(write.table, offset, predicate);
+            }
+        }
         let mut first_row = 0_usize;
         for block in &entry.blocks {
             // At most 65,536 rows a record (checked where the record is built and decoded).
@@ -256,11 +262,6 @@ impl ShardState {
             if flushed.is_none_or(|through| offset > through) {
                 self.take_rows(offset, row, block);
                 self.dirty_since_ms.get_or_insert(now_ms);
-            }
-        }
-        for write in &header.tables {
-            if let Some(predicate) = &write.delete_where {
-                self.delete_where(write.table, offset, predicate);
             }
         }
     }
