@@ -23,13 +23,14 @@ mod status;
 pub use checksum::{ShardChecksum, TableChecksum};
 pub use config::EngineConfig;
 pub use database::{
-    Backends, Commit, CommitToken, Database, NewTable, ReadAt, TableHandle, WriteOptions,
+    Backends, Commit, CommitToken, Database, NewTable, ReadAt, Role, TableHandle, WriteOptions,
 };
 pub use durable_store::DurableLocalStore;
 pub use embedded::FolderLock;
 pub use error::{EngineError, WriteError};
-pub use read_view::{PredicateDelete, ReadView, RowPredicate};
+pub use read_view::{PredicateDelete, ReadLevel, ReadView, RowPredicate};
 pub use shard::compact::Compacted;
 pub use shard::flush::Flushed;
 pub use shard::gc::GcReport;
+pub use shard::promote::Promoted;
 pub use status::{EngineMetrics, ShardStatus, TableStatus};

@@ -90,7 +90,13 @@ impl MemoryPool for StatementMemory {
         let free = if spills && !first {
             let is_sort = reservation.consumer().name().starts_with(SORT);
             let part = if is_sort { SORT_PART } else { SPILLABLE_PART };
-            free.min((self.bytes_max / part).saturating_sub(used.spillable))
+            let free = free.min((self.bytes_max / part).saturating_sub(used.spillable));
+            if is_sort {
+                // What merges took over from their sorts is not for other sorts to fill again.
+                free.min((self.bytes_max / SPILLABLE_PART).saturating_sub(used.all))
+            } else {
+                free
+            }
         } else {
             free
         };
@@ -157,9 +163,12 @@ mod tests {
         group.try_grow(100).expect("up to half, together");
         group.shrink(1200);
         let sort = register("ExternalSorter[0]", true);
+        merge.shrink(3100);
         sort.try_grow(100).expect("its first");
         sort.try_grow(34).expect_err("more than a third, together");
-        sort.try_grow(33).expect("up to a third");
+        sort.try_grow(32).expect("up to a third");
+        merge.try_grow(2000).expect("all that is left");
+        sort.try_grow(1).expect_err("while merges are at work");
         drop((group, merge, other, sort));
         assert_eq!(pool.reserved(), 0);
     }

@@ -184,6 +184,12 @@ pub trait Log: Send + Sync + std::fmt::Debug + 'static {
     /// [`LogError::Io`], [`LogError::Closed`].
     async fn bounds(&self) -> Result<(Offset, Offset), LogError>;
 
+    /// Whether the end that [`Self::bounds`] tells is never stale: everything acknowledged before
+    /// the call, by anybody, is below it. Then a strong read needs no `Barrier` record.
+    fn end_is_barrier(&self) -> bool {
+        false
+    }
+
     /// Allows records below `below` to be deleted. Idempotent; a `below` under the start changes
     /// nothing, one above the end counts as the end. Readers that stand below may fail with
     /// [`LogError::BelowStart`] from then on.

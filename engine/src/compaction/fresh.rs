@@ -10,7 +10,8 @@
 //!   held one would reach to that time.
 //! - Older versions are in files only. A flush freezes all rows of a table in memory at once (the
 //!   residue takes a table whole or not at all), and nothing is frozen again before the flush is in
-//!   force.
+//!   force. A replica that followed before may have several parts of a table to write: only the
+//!   oldest is split.
 //! - The files are those of the newest published manifest, read under the publishing lock and kept
 //!   until the flush itself is published or fails. A flush that failed is written on later, when a
 //!   compaction may have been published in between: its outputs hold rows of the same files and so

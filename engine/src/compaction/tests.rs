@@ -249,7 +249,7 @@ async fn a_compaction_splits_by_window_and_leaves_out_what_ttl_and_predicate_del
             memtable.apply(rows, 0, Offset(flush * 10 + day as u64), 0);
         }
         let files = producer
-            .flush_memtable(&memtable.view(), &schema, partition, &[])
+            .flush_memtable(&memtable.view(), &schema, partition, Some(&[]))
             .await
             .expect("flushes");
         let days: Vec<_> = files
@@ -325,7 +325,7 @@ async fn tables_without_a_key_or_without_a_time_in_it_flush_compact_and_read() {
             if flush < 2 {
                 let view = memtable.view();
                 let files = producer
-                    .flush_memtable(&view, &schema, partition, &inputs)
+                    .flush_memtable(&view, &schema, partition, Some(&inputs))
                     .await;
                 inputs.extend(files.expect("flushes"));
             } else {

@@ -85,6 +85,7 @@ impl SstProducer {
     /// Writes a frozen memtable's rows as level-0 files, one or two a time window (see
     /// `fresh.rs`), compressed quickly. All have the view's version range. `older`: all files of
     /// the table that show; what lies above none of them is written without hidden columns.
+    /// `None`: some older rows are in no file yet.
     ///
     /// CPU-bound between writes of a file's parts: run it on a thread that may block.
     ///
@@ -95,13 +96,13 @@ impl SstProducer {
         view: &MemtableView,
         schema: &Arc<TableSchema>,
         partition: PartitionId,
-        older: &[SstFile],
+        older: Option<&[SstFile]>,
     ) -> Result<Vec<SstFile>, EngineError> {
         let Some(versions) = view.versions() else {
             return Ok(Vec::new());
         };
         let scan = MemtableScan {
-            bottom: older.is_empty(),
+            bottom: older.is_some_and(<[_]>::is_empty),
             ..MemtableScan::default()
         };
         let mut run = view.scan(schema, self.predicate.as_deref(), &scan)?;
@@ -113,8 +114,10 @@ impl SstProducer {
             widened(width, windows.into_iter().collect())
         });
         let fresh = width
-            .filter(|_| !older.is_empty())
-            .map(|width| Fresh::find(schema, older, width, |with| view.each_time(schema, with)));
+            .zip(older.filter(|older| !older.is_empty()))
+            .map(|(width, older)| {
+                Fresh::find(schema, older, width, |with| view.each_time(schema, with))
+            });
         let flags = |name| run.schema().column_with_name(name).is_some();
         let output = Output {
             has_deletes: flags(shoal_sst::HIDDEN_OP),

@@ -2,19 +2,20 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use object_store::path::Path;
 use shoal_types::{Offset, ShardId};
 use shoal_wal::local::LocalLogStats;
 
 use super::{Database, Served, Shared, Slot, TableHandle};
-use crate::EngineError;
 use crate::checksum::{self, ShardChecksum};
 use crate::shard::compact::Compacted;
 use crate::shard::flush::Flushed;
 use crate::shard::gc::{GcReport, list_objects};
 use crate::shard::{Counters, Shard};
 use crate::status::{EngineMetrics, ShardStatus, TableStatus};
+use crate::{EngineError, ReadLevel};
 
 impl Slot {
     fn status(&self, tables: u64) -> ShardStatus {
@@ -57,7 +58,7 @@ impl Slot {
             status.why = Some(stopped.why());
             return status;
         }
-        status.role = "leader";
+        status.role = if shard.leads() { "leader" } else { "follower" };
         let claiming = shard.pipeline.trouble();
         let trouble = shard.trouble.lock().clone();
         (status.state, status.why) = match (claiming, trouble) {
@@ -77,7 +78,7 @@ impl Shared {
         dry_run: bool,
         report: &mut GcReport,
     ) -> Result<(), EngineError> {
-        let shards = self.open_shards();
+        let shards = self.led_shards();
         if shards.len() < self.slots.len() {
             return Ok(());
         }
@@ -265,9 +266,10 @@ impl Database {
             self.all_served()?;
         }
         let mut sums = Vec::new();
+        let patience = Duration::from_millis(self.config().write_timeout_ms);
         for shard in self.chosen(shard)? {
             let producer = shard.producer();
-            let (position, views) = shard.views().await?;
+            let (position, views) = shard.views(&ReadLevel::Strong, patience).await?;
             let mut sum = ShardChecksum::new(shard.id, position);
             for view in views {
                 sum.add(checksum::of_view(&view, &producer).await?);
@@ -286,7 +288,7 @@ impl Database {
             dry_run,
             ..GcReport::default()
         };
-        for shard in self.shared.open_shards() {
+        for shard in self.shared.led_shards() {
             shard.collect(dry_run, &mut report).await?;
         }
         self.shared.collect_orphans(dry_run, &mut report).await?;

@@ -128,6 +128,13 @@ impl ManifestState {
         self.reference.version
     }
 
+    /// Whether manifest `version` is newer than this one (any is newer than the state before the
+    /// first).
+    #[must_use]
+    pub fn is_before(&self, version: ManifestVersion) -> bool {
+        self.hash == 0 || version > self.version()
+    }
+
     /// How a successor names this manifest.
     #[must_use]
     pub fn as_predecessor(&self) -> Predecessor {

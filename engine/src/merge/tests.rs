@@ -348,7 +348,7 @@ async fn any_history_of_writes_flushes_compactions_and_schema_changes_reads_as_a
                     let view = memtable.view();
                     memtable = TableMemtable::new(Arc::clone(&schema));
                     let files = producer
-                        .flush_memtable(&view, &schema, partition, &runs.concat())
+                        .flush_memtable(&view, &schema, partition, Some(&runs.concat()))
                         .await
                         .expect("flushes");
                     let whole = |f: &&SstFile| !f.has_deletes && !f.has_partial;
@@ -480,7 +480,7 @@ async fn rates() {
         let start = clock();
         let view = memtable.view();
         let files = producer
-            .flush_memtable(&view, &schema, partition, &runs.concat())
+            .flush_memtable(&view, &schema, partition, Some(&runs.concat()))
             .await;
         rate("flush", view.rows(), start);
         runs.push(files.expect("flushes"));

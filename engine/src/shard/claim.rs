@@ -15,7 +15,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use shoal_types::{Epoch, Seq};
+use shoal_types::{Epoch, Seq, WriterId};
 use shoal_wal::log::{LogError, receipt_outcome};
 use shoal_wal::record::{ManifestRef, Payload, Record};
 use tokio::sync::mpsc;
@@ -55,6 +55,7 @@ pub(crate) async fn run(shard: Arc<Shard>, mut deliveries: mpsc::UnboundedReceiv
             shard.stop(Stopped::Closed);
             return;
         }
+        let tenure = shard.pipeline.writer();
         tracing::warn!(
             shard = %shard.id, epoch = %one.epoch, seq = %one.seq,
             error = %outcome.err().map(|e| e.to_string()).unwrap_or_default(),
@@ -76,9 +77,8 @@ pub(crate) async fn run(shard: Arc<Shard>, mut deliveries: mpsc::UnboundedReceiv
             () = shard.stop.cancelled() => return,
             _ = receipts => {}
         }
-        match shard.claim().await {
-            Some(epoch) => shard.serve(epoch),
-            None => return,
+        if let Some(epoch) = shard.claim(tenure).await {
+            shard.serve(epoch);
         }
     }
 }
@@ -92,14 +92,11 @@ enum Claimed {
 
 impl Shard {
     /// Claims the log with the next claim number, again and again until one of ours is read back.
-    /// `None`: the shard stopped.
-    pub(crate) async fn claim(&self) -> Option<Epoch> {
-        loop {
-            if self.stop.is_cancelled() {
-                return None;
-            }
-            let epoch = self.pipeline.next_epoch();
-            match self.claim_once(epoch).await {
+    /// `None`: the shard stopped, or this tenure is over.
+    pub(crate) async fn claim(&self, tenure: WriterId) -> Option<Epoch> {
+        while !self.stop.is_cancelled() {
+            let epoch = self.pipeline.next_epoch(tenure)?;
+            match self.claim_once(epoch, tenure).await {
                 Claimed::Mine => return Some(epoch),
                 Claimed::Ended => return None,
                 Claimed::Unclear => {}
@@ -112,6 +109,7 @@ impl Shard {
                 }
             }
         }
+        None
     }
 
     fn newest_known(&self) -> ManifestRef {
@@ -120,16 +118,16 @@ impl Shard {
         newest.reference
     }
 
-    async fn claim_once(&self, epoch: Epoch) -> Claimed {
+    async fn claim_once(&self, epoch: Epoch, tenure: WriterId) -> Claimed {
         let record = Record {
             epoch,
-            writer: self.writer,
+            writer: tenure,
             seq: Seq(0),
             stamp_ms: self.env.clock.now_ms(),
             payload: Payload::Claim(self.newest_known()),
         };
         let receipt = receipt_outcome(self.log.append(record.encode()));
-        let read_back = self.wait_for_claim(epoch);
+        let read_back = self.wait_for_claim(epoch, tenure);
         tokio::pin!(read_back);
         let judge = |mine| if mine { Claimed::Mine } else { Claimed::Ended };
         // Reading it back is the proof; a log that keeps its receipts to itself is not waited for.
@@ -152,16 +150,15 @@ impl Shard {
         read_back.map_or(Claimed::Unclear, judge)
     }
 
-    /// Waits until the fold's claim is this one; false: the shard stopped (also because a higher
-    /// claim of another leader was read).
-    async fn wait_for_claim(&self, epoch: Epoch) -> bool {
+    /// Waits until the fold's claim is this one; false: the shard stopped, or the tenure is over (a
+    /// higher claim of another leader was read).
+    async fn wait_for_claim(&self, epoch: Epoch, tenure: WriterId) -> bool {
         let mut applied = self.applied.subscribe();
-        let mine = (epoch, self.writer);
         loop {
-            if self.stop.is_cancelled() {
+            if self.stop.is_cancelled() || !self.pipeline.holds(tenure) {
                 return false;
             }
-            if self.state.read().fold.claim() == mine {
+            if self.state.read().fold.claim() == (epoch, tenure) {
                 return true;
             }
             tokio::select! {

@@ -5,6 +5,7 @@ mod checksum;
 mod damage;
 mod faults;
 mod files;
+mod follow;
 mod late;
 mod model;
 mod support;

@@ -23,8 +23,8 @@ use object_store::{
 use parking_lot::Mutex;
 use shoal_engine::merge::{MergeOptions, file_run, memory_run, merge_runs};
 use shoal_engine::{
-    Backends, Commit, Database, EngineConfig, NewTable, RowPredicate, TableHandle, WriteError,
-    WriteOptions,
+    Backends, Commit, Database, EngineConfig, NewTable, ReadView, RowPredicate, TableHandle,
+    WriteError, WriteOptions,
 };
 use shoal_meta::{MemoryMetaStore, MetaError, MetaStore, Txn};
 use shoal_rows::{RowBlock, block_from_batch};
@@ -118,6 +118,11 @@ pub async fn put(
 /// All rows of a table, one entry a row, ordered by key.
 pub async fn list(db: &Database, table: &TableHandle) -> Vec<((String, i64), i64)> {
     let view = db.read_view(table).await.expect("view");
+    list_of(db, &view).await
+}
+
+/// All rows of a view.
+pub async fn list_of(db: &Database, view: &ReadView) -> Vec<((String, i64), i64)> {
     let mut runs = Vec::new();
     for file in &view.files {
         let stream = db
@@ -257,15 +262,25 @@ impl World {
         }
     }
 
-    pub async fn open(&self, config: EngineConfig) -> Arc<Database> {
-        let backends = Backends {
+    fn backends(&self) -> Backends {
+        Backends {
             logs: Arc::clone(&self.logs),
             store: Arc::clone(&self.store),
             meta: Arc::clone(&self.meta),
             clock: Arc::clone(&self.clock),
             predicate: Some(Arc::new(BelowPredicate)),
-        };
-        Database::open(config, backends).await.expect("open")
+        }
+    }
+
+    pub async fn open(&self, config: EngineConfig) -> Arc<Database> {
+        let opened = Database::open(config, self.backends()).await;
+        opened.expect("open")
+    }
+
+    /// One node of several: it serves nothing until it is told to.
+    pub async fn open_node(&self, config: EngineConfig) -> Arc<Database> {
+        let opened = Database::open_node(config, self.backends()).await;
+        opened.expect("open")
     }
 }
 
