@@ -30,7 +30,7 @@ use shoal_meta::{MemoryMetaStore, MetaError, MetaStore, Txn};
 use shoal_rows::{RowBlock, block_from_batch};
 use shoal_sst::{ReadCounters, ScanOptions};
 use shoal_types::{
-    Clock, Column, ColumnId, ColumnType, Incarnation, Offset, ShardId, SystemClock, TableId,
+    Clock, Column, ColumnId, ColumnType, Incarnation, LogId, Offset, ShardId, SystemClock, TableId,
     TableMode, TableOrigin, TableSchema, TimePrecision,
 };
 use shoal_wal::log::{AppendReceipt, Log, LogError, LogReader, LogStore};
@@ -475,15 +475,23 @@ impl SilentLogs {
 
 #[async_trait]
 impl LogStore for SilentLogs {
+    async fn create(&self, shard: ShardId) -> std::result::Result<LogId, LogError> {
+        self.inner.create(shard).await
+    }
+
     async fn open(
         &self,
         shard: ShardId,
-        create: bool,
+        log: LogId,
     ) -> std::result::Result<Arc<dyn Log>, LogError> {
         Ok(Arc::new(SilentLog {
-            inner: self.inner.open(shard, create).await?,
+            inner: self.inner.open(shard, log).await?,
             silence: Arc::clone(&self.silence),
         }))
+    }
+
+    async fn list(&self) -> std::result::Result<Vec<(ShardId, LogId)>, LogError> {
+        self.inner.list().await
     }
 }
 
