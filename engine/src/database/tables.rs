@@ -16,7 +16,7 @@ use shoal_meta::{MetaError, NamedTable, SchemaEntry, TableEntry};
 use shoal_types::{Incarnation, PartitionId, SchemaError, ShardId, TableId, TableSchema};
 use shoal_wal::record::{Payload, SchemaChange};
 
-use super::open::{ByShard, meta};
+use super::open::ByShard;
 use super::{Database, NewTable, TableHandle};
 use crate::{EngineError, WriteError};
 
@@ -115,7 +115,7 @@ impl Database {
         {
             Ok(()) => Ok(true),
             Err(MetaError::Conflict) => exists(),
-            Err(e) => Err(meta(e)),
+            Err(e) => Err(e.into()),
         }
     }
 
@@ -131,6 +131,7 @@ impl Database {
         cascade: bool,
     ) -> Result<bool, EngineError> {
         let catalog = &self.shared.env.catalog;
+        catalog.find_schema(name).await?;
         for _ in 0..TRIES {
             let Some(tables) = catalog.tables(name) else {
                 return if if_exists {
@@ -151,7 +152,7 @@ impl Database {
                     return Ok(true);
                 }
                 Err(MetaError::Conflict) => {}
-                Err(e) => return Err(meta(e)),
+                Err(e) => return Err(e.into()),
             }
         }
         Err(contended(name))
@@ -167,6 +168,29 @@ impl Database {
             partition: entry.partition,
             shard: entry.shard,
         })
+    }
+
+    /// As [`Self::table`], asking meta before it says that there is none: another node may have
+    /// made it a moment ago. For statements; whoever lists names calls [`Self::sync_names`] first.
+    ///
+    /// # Errors
+    /// [`EngineError::Meta`].
+    pub async fn find_table(
+        &self,
+        schema_name: &str,
+        name: &str,
+    ) -> Result<Option<TableHandle>, EngineError> {
+        let catalog = &self.shared.env.catalog;
+        catalog.find_table(schema_name, name).await?;
+        Ok(self.table(schema_name, name))
+    }
+
+    /// Makes sure that all names are known that any node had made before this was called.
+    ///
+    /// # Errors
+    /// [`EngineError::Meta`]: names known here may be old.
+    pub async fn sync_names(&self) -> Result<(), EngineError> {
+        Ok(self.shared.env.catalog.sync().await?)
     }
 
     /// A table by id.
@@ -214,7 +238,7 @@ impl Database {
         for table in &tables {
             SchemaError::check_name("table", &table.name)?;
             table.schema.check()?;
-            if !catalog.has_schema(&table.schema_name) {
+            if !catalog.find_schema(&table.schema_name).await? {
                 return Err(self.schema_not_found(&table.schema_name));
             }
         }
@@ -295,7 +319,7 @@ impl Database {
                 Err(MakeError::Raced)
             }
             // It may have taken effect; the next open drops the columns if it did not.
-            Err(e) => Err(MakeError::Failed(meta(e))),
+            Err(e) => Err(MakeError::Failed(e.into())),
         }
     }
 
@@ -431,7 +455,7 @@ impl Database {
                     });
                 }
                 Err(MetaError::Conflict) => {}
-                Err(e) => return Err(meta(e)),
+                Err(e) => return Err(e.into()),
             }
         }
         Err(contended(&table.name))
@@ -447,13 +471,13 @@ impl Database {
             let Some(named) = catalog.named(table.id) else {
                 return Err(self.table_not_found(&table.schema_name, &table.name));
             };
-            match catalog.drop_tables(std::slice::from_ref(&named)).await {
+            match catalog.drop_table(&named).await {
                 Ok(()) => {
                     self.forget(std::iter::once(named.entry)).await;
                     return Ok(());
                 }
                 Err(MetaError::Conflict) => {}
-                Err(e) => return Err(meta(e)),
+                Err(e) => return Err(e.into()),
             }
         }
         Err(contended(&table.name))

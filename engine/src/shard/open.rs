@@ -48,10 +48,6 @@ const RESIDUE_TABLE_BYTES_MAX: usize = 64 << 10;
 /// Sizes of all objects, by path, taken before the manifests were read.
 pub(crate) type Listed = HashMap<String, u64>;
 
-fn meta(error: &MetaError) -> EngineError {
-    EngineError::Meta(error.to_string())
-}
-
 /// Opens a shard; `listed` (if given) is checked for every file the manifest names.
 ///
 /// # Errors
@@ -155,8 +151,7 @@ async fn open_log(env: &Env, id: ShardId) -> Result<Arc<dyn Log>, EngineError> {
     let entry = env
         .catalog
         .reload_shard(id)
-        .await
-        .map_err(|e| meta(&e))?
+        .await?
         .ok_or_else(|| EngineError::Invalid(format!("shard {id} is not known to meta")))?;
     let log = env.logs.open(id, !entry.has_log).await?;
     if !entry.has_log {
@@ -164,10 +159,7 @@ async fn open_log(env: &Env, id: ShardId) -> Result<Arc<dyn Log>, EngineError> {
             has_log: true,
             ..entry
         };
-        env.catalog
-            .put_shard(id, Some(entry), made)
-            .await
-            .map_err(|e| meta(&e))?;
+        env.catalog.put_shard(id, Some(entry), made).await?;
     }
     Ok(log)
 }
@@ -179,12 +171,7 @@ async fn take_term(
     writer: WriterId,
 ) -> Result<(u64, ManifestState), EngineError> {
     for _ in 0..TERMS_MAX {
-        let Some(entry) = env
-            .catalog
-            .reload_shard(chain.shard)
-            .await
-            .map_err(|e| meta(&e))?
-        else {
+        let Some(entry) = env.catalog.reload_shard(chain.shard).await? else {
             return Err(EngineError::Invalid("the shard is not in meta".into()));
         };
         let found = chain.load_newest().await?;
@@ -198,7 +185,7 @@ async fn take_term(
         {
             Ok(()) => {}
             Err(MetaError::Conflict) => continue,
-            Err(e) => return Err(meta(&e)),
+            Err(e) => return Err(e.into()),
         }
         let base = found.unwrap_or_else(|| {
             let nobody = Publisher {
