@@ -16,8 +16,10 @@ pub mod manifest;
 pub mod memtable;
 pub mod merge;
 mod read_view;
+mod remote_store;
 mod shard;
 mod status;
+mod traffic;
 
 pub use config::EngineConfig;
 pub use database::{
@@ -27,7 +29,9 @@ pub use durable_store::DurableLocalStore;
 pub use embedded::FolderLock;
 pub use error::{EngineError, WriteError};
 pub use read_view::{PredicateDelete, ReadView, RowPredicate};
+pub use remote_store::{RemoteStore, S3Config};
 pub use shard::compact::Compacted;
 pub use shard::flush::Flushed;
 pub use shard::gc::GcReport;
 pub use status::{EngineMetrics, ShardStatus, TableStatus};
+pub use traffic::{KindTraffic, ObjectTraffic, RequestKind};
