@@ -1,11 +1,13 @@
 //! Catalogs of several processes on one store, in memory and in etcd.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use shoal_meta::{
-    Catalog, Configured, Limits, MemoryMetaStore, MetaError, MetaStore, NamedTable, SchemaEntry,
-    ShardEntry, TableEntry, join_cluster,
+    Catalog, Configured, Limits, Listing, MemoryMetaStore, MetaError, MetaStore, NamedTable,
+    Registration, SchemaEntry, ShardEntry, TableEntry, Txn, Watch, join_cluster,
 };
 use shoal_testkit::Etcd;
 use shoal_types::{ShardId, TableId};
@@ -29,6 +31,58 @@ async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         tokio::time::timeout(PATIENCE, waiting).await.is_ok(),
         "not in time: {what}"
     );
+}
+
+/// A store that lets others come between any two requests.
+#[derive(Debug)]
+struct Crowded(MemoryMetaStore, AtomicU64);
+
+impl Crowded {
+    async fn wait(&self) {
+        let turn = self.1.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::Relaxed);
+        for _ in 0..turn >> 60 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[async_trait]
+impl MetaStore for Crowded {
+    fn limits(&self) -> Limits {
+        self.0.limits()
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<(Vec<u8>, u64)>, MetaError> {
+        self.wait().await;
+        self.0.get(key).await
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Listing, MetaError> {
+        self.wait().await;
+        self.0.list(prefix).await
+    }
+
+    async fn commit(&self, txn: Txn) -> Result<u64, MetaError> {
+        self.wait().await;
+        self.0.commit(txn).await
+    }
+
+    fn watch(&self, prefix: &str, after: u64) -> Watch {
+        self.0.watch(prefix, after)
+    }
+
+    async fn register(
+        &self,
+        key: &str,
+        value: Vec<u8>,
+        ttl: Duration,
+    ) -> Result<Registration, MetaError> {
+        self.0.register(key, value, ttl).await
+    }
 }
 
 fn small() -> MemoryMetaStore {
@@ -149,30 +203,42 @@ async fn a_schema_is_dropped_with_exactly_the_tables_that_were_seen() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn creators_and_droppers_of_one_schema_leave_no_table_without_it() {
+async fn creators_and_droppers_of_one_schema_lose_no_table() {
     for round in 0..20 {
-        let store: Arc<dyn MetaStore> = Arc::new(small());
+        let store: Arc<dyn MetaStore> = Arc::new(Crowded(small(), AtomicU64::new(round)));
         let shard = ShardId::generate();
         let mut racing = tokio::task::JoinSet::new();
         for worker in 0..4 {
             let store = Arc::clone(&store);
             racing.spawn(async move {
                 let catalog = catalog(&store).await;
-                for i in 0..10 {
+                let (mut made, mut dropped) = (Vec::new(), Vec::new());
+                for i in 0..40 {
                     let entry = SchemaEntry { created_ms: i };
                     let _ = catalog.create_schema("s", entry).await;
-                    let names: Vec<_> = (0..8)
-                        .map(|n| table("s", &format!("{worker}-{i}-{n}"), shard))
-                        .collect();
-                    let _ = catalog.create_tables(&names).await;
+                    let one = table("s", &format!("{worker}-{i}"), shard);
+                    if catalog
+                        .create_tables(std::slice::from_ref(&one))
+                        .await
+                        .is_ok()
+                    {
+                        made.push(one.entry.table);
+                    }
                     if worker == 0 {
                         let tables = catalog.tables("s").unwrap_or_default();
-                        let _ = catalog.drop_schema("s", &tables).await;
+                        if catalog.drop_schema("s", &tables).await.is_ok() {
+                            dropped.extend(tables.iter().map(|t| t.entry.table));
+                        }
                     }
                 }
+                (made, dropped)
             });
         }
-        racing.join_all().await;
+        let (mut made, mut dropped) = (Vec::new(), Vec::new());
+        for (by_one, of_one) in racing.join_all().await {
+            made.extend(by_one);
+            dropped.extend(of_one);
+        }
         let has_schema = store.get("/shoal/c/schema/s").await.expect("get").is_some();
         let tables = store.list("/shoal/c/table/").await.expect("list");
         assert!(
@@ -184,6 +250,13 @@ async fn creators_and_droppers_of_one_schema_leave_no_table_without_it() {
         let late = catalog(&store).await;
         late.sync().await.expect("sync");
         assert_eq!(late.tables_count(), tables.entries.len());
+        // What was made and not dropped by somebody who knew of it is there.
+        made.retain(|id| !dropped.contains(id));
+        let lost: Vec<_> = made
+            .iter()
+            .filter(|id| late.named(**id).is_none())
+            .collect();
+        assert!(lost.is_empty(), "round {round}: lost {lost:?}");
     }
 }
 
@@ -296,7 +369,7 @@ async fn a_table_that_is_given_up_gets_no_name_any_more() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_table_is_either_named_or_given_up() {
-    let store: Arc<dyn MetaStore> = Arc::new(MemoryMetaStore::new());
+    let store: Arc<dyn MetaStore> = Arc::new(Crowded(MemoryMetaStore::new(), AtomicU64::new(1)));
     let (creator, opener) = (catalog(&store).await, catalog(&store).await);
     let entry = SchemaEntry { created_ms: 1 };
     creator.create_schema("s", entry).await.expect("schema");
