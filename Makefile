@@ -2,7 +2,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run build test bench lint format clean setup setup-tests
+.PHONY: help run build test bench lint format clean setup setup-tests stack-up stack-down
 
 # Build output lives outside the checkout, so that `git clean` and fresh clones stay cheap.
 export SHOAL_CACHE ?= $(HOME)/.cache/shoal
@@ -28,6 +28,12 @@ test: setup-tests ## formatting, unit tests, then whole-system tests against rea
 
 bench: setup-tests build ## the benchmark: figures against bars, into benches/RESULTS.md (ARGS="--only queries …")
 	$(VENV)/bin/python benches/run $(ARGS)
+
+stack-up: ## start Kafka, MinIO and etcd without containers, print a config (ARGS="--brokers 3 …")
+	@scripts/stack up $(ARGS)
+
+stack-down: ## end them; data stays (ARGS="--purge" removes it)
+	@scripts/stack down $(ARGS)
 
 lint: setup ## formatting and clippy
 	cargo fmt --all --check

@@ -1,15 +1,18 @@
 //! The catalog and all shards of this process.
 //!
 //! - `database/open.rs`: opening all shards, cleaning up what a crash left, closing.
-//! - `database/tables.rs`: schemas and tables; `database/writes.rs`: rows in; `database/reads.rs`:
-//!   views out.
+//! - `database/tables.rs`: schemas and tables; `database/names.rs`: making and dropping them;
+//!   `database/writes.rs`: rows in; `database/reads.rs`: views out.
+//! - `database/roles.rs`: which shards are led or followed here.
 //! - `database/maintenance.rs`: when to flush, compact, collect, open again.
 //! - `database/admin.rs`: status and commands of operators.
 
 mod admin;
 mod maintenance;
+mod names;
 mod open;
 mod reads;
+mod roles;
 mod tables;
 mod writes;
 
@@ -19,7 +22,10 @@ use std::time::Duration;
 
 use object_store::ObjectStore;
 use parking_lot::{Mutex, RwLock};
-use shoal_types::{Clock, Epoch, Offset, PartitionId, ShardId, TableId, TableSchema, WriteId};
+use shoal_sst::SstError;
+use shoal_types::{
+    Clock, Epoch, Offset, PartitionId, Retry, ShardId, TableId, TableSchema, WriteId,
+};
 use shoal_wal::log::LogStore;
 use shoal_wal::record::ImportChunk;
 use tokio_util::sync::CancellationToken;
@@ -115,9 +121,21 @@ pub struct Commit {
     pub duplicate: bool,
 }
 
+/// What this process is to be for a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Takes writes.
+    Leader,
+    /// Follows the log and answers reads.
+    Follower,
+    /// Has nothing to do with it.
+    None,
+}
+
 /// A shard's place in this process.
 pub(crate) struct Slot {
     pub id: ShardId,
+    pub wanted: Mutex<Role>,
     pub served: RwLock<Served>,
     pub work: Mutex<Work>,
 }
@@ -130,6 +148,25 @@ pub(crate) enum Served {
         /// Opening it again may help by itself (the store did not answer, another leader raced).
         try_again: bool,
     },
+}
+
+impl Served {
+    /// What opening came to.
+    pub(crate) fn of(id: ShardId, opened: Result<Arc<Shard>, EngineError>) -> Self {
+        match opened {
+            Ok(shard) => Self::Open(shard),
+            Err(error) => {
+                let missing = matches!(&error, EngineError::Sst(SstError::NotFound { .. }));
+                let try_again = error.retry() == Retry::Safe && !missing;
+                let why = match &error {
+                    EngineError::ShardUnavailable { why, .. } => why.clone(),
+                    other => other.to_string(),
+                };
+                tracing::error!(shard = %id, why, "shard cannot be opened; the others are served");
+                Self::Unavailable { why, try_again }
+            }
+        }
+    }
 }
 
 /// Background work of one shard.
@@ -191,6 +228,13 @@ impl Shared {
                 why: "it is not placed on this node".into(),
             }),
         }
+    }
+
+    /// All shards that this process leads.
+    pub(crate) fn led_shards(&self) -> Vec<Arc<Shard>> {
+        let mut shards = self.open_shards();
+        shards.retain(|shard| shard.leads());
+        shards
     }
 
     /// All shards being served.

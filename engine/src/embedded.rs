@@ -19,6 +19,7 @@ use shoal_meta::{EmbeddedMetaStore, MetaError};
 use shoal_types::Clock;
 use shoal_wal::local::{LocalLogConfig, LocalLogStore};
 
+use crate::database::Role;
 use crate::{Backends, Database, DurableLocalStore, EngineConfig, EngineError, RowPredicate};
 
 /// Room in the log's queue beyond what the shards' in-flight budgets allow: claims, manifests,
@@ -147,6 +148,6 @@ impl Database {
             clock,
             predicate,
         };
-        Self::open_locked(config, backends, Some(opened.lock)).await
+        Self::open_locked(config, backends, Some(opened.lock), Role::Leader).await
     }
 }

@@ -37,6 +37,14 @@ pub enum EngineError {
         /// What keeps it from being served, naming the file.
         why: String,
     },
+    /// The replica is not as fresh as the read asked for, and did not become so in time.
+    #[error("shard {shard}: {what}")]
+    NotFresh {
+        /// The shard.
+        shard: ShardId,
+        /// How far behind it is, and what was asked.
+        what: String,
+    },
     /// A write on behalf of this operation failed.
     #[error(transparent)]
     Write(#[from] WriteError),
@@ -113,6 +121,12 @@ pub enum WriteError {
         /// Why.
         why: String,
     },
+    /// Another replica leads the shard: not applied; send it there.
+    #[error("another replica leads shard {shard}")]
+    NotLeader {
+        /// The shard.
+        shard: ShardId,
+    },
     /// It may or may not have been applied.
     #[error("outcome unknown: {0}")]
     OutcomeUnknown(String),
@@ -130,6 +144,7 @@ impl WriteError {
             | Self::StaleSchema { .. }
             | Self::Overloaded(_)
             | Self::NoSpace(_)
+            | Self::NotLeader { .. }
             | Self::ShardUnavailable { .. } => Retry::Safe,
             Self::OutcomeUnknown(_) => Retry::Unknown,
             Self::ExpiredId { .. }

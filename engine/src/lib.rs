@@ -4,6 +4,7 @@
 //! maintenance of all shards of the process. A row reaches memory only through the fold of its
 //! shard's log; a file becomes visible only through a manifest named by an applied record.
 
+mod checksum;
 pub mod compaction;
 mod config;
 mod database;
@@ -21,17 +22,19 @@ mod shard;
 mod status;
 mod traffic;
 
+pub use checksum::{ShardChecksum, TableChecksum};
 pub use config::EngineConfig;
 pub use database::{
-    Backends, Commit, CommitToken, Database, NewTable, ReadAt, TableHandle, WriteOptions,
+    Backends, Commit, CommitToken, Database, NewTable, ReadAt, Role, TableHandle, WriteOptions,
 };
 pub use durable_store::DurableLocalStore;
 pub use embedded::FolderLock;
 pub use error::{EngineError, WriteError};
-pub use read_view::{PredicateDelete, ReadView, RowPredicate};
+pub use read_view::{PredicateDelete, ReadLevel, ReadView, RowPredicate};
 pub use remote_store::{RemoteStore, S3Config};
 pub use shard::compact::Compacted;
 pub use shard::flush::Flushed;
 pub use shard::gc::GcReport;
+pub use shard::promote::Promoted;
 pub use status::{EngineMetrics, ShardStatus, TableStatus};
 pub use traffic::{KindTraffic, ObjectTraffic, RequestKind};

@@ -2,11 +2,13 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow_array::{BooleanArray, RecordBatch};
 use shoal_sst::SstFile;
 use shoal_types::{Epoch, Offset, RowVersion, ShardId, TableSchema};
 
+use crate::CommitToken;
 use crate::memtable::MemtableView;
 
 /// Evaluates the SQL predicates of append-table deletes. The engine knows no SQL; the query layer
@@ -31,6 +33,20 @@ pub struct PredicateDelete {
     pub version: RowVersion,
     /// SQL predicate over the table's columns.
     pub predicate: String,
+}
+
+/// How fresh a read must be (DESIGN §2).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ReadLevel {
+    /// Everything acknowledged before the read began, on any replica.
+    #[default]
+    Strong,
+    /// At least what these commits wrote.
+    Session(Vec<CommitToken>),
+    /// Everything acknowledged up to this long before the read began.
+    Bounded(Duration),
+    /// Whatever the replica has.
+    Eventual,
 }
 
 /// A consistent view of one table on one shard. Files it names are not collected while it lives.

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 /// Limits of all statements of a process; `Default` is what `shoal config --defaults` prints.
 #[derive(Clone, Debug)]
 pub struct QueryConfig {
-    /// Memory for sorts, joins and aggregates of all statements together, in bytes. Beyond it
-    /// they spill, or fail with `out_of_memory`.
+    /// Memory for sorts, joins and aggregates of all statements together, in bytes. Those that can
+    /// spill do so beyond half of it (sorts beyond a third), which leaves room for their merges; what cannot spill
+    /// fails beyond all of it, with `out_of_memory`.
     pub memory_bytes_max: usize,
     /// Folder for spilled data; made when first used.
     pub spill_dir: PathBuf,

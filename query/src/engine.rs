@@ -7,7 +7,7 @@ use std::time::Duration;
 use ahash::AHashMap;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::memory_pool::{GreedyMemoryPool, MemoryPool, TrackConsumersPool};
+use datafusion::execution::memory_pool::{MemoryPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use parking_lot::Mutex;
@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 
 use crate::catalog::{CATALOG, ShoalCatalog, ShoalCatalogs};
 use crate::error::{Kind, Result};
+use crate::memory::{self, StatementMemory};
 use crate::running::{Running, StatementGuard};
 use crate::table::LastRows;
 use crate::threads::StatementThreads;
@@ -63,6 +64,7 @@ impl QueryEngine {
             .with_analyzer_rule(Arc::new(crate::literals::TextLiterals))
             .build();
         let base = SessionContext::new_with_state(state);
+        base.register_udf(crate::decimals::function());
         Ok(Arc::new(Self {
             db,
             base,
@@ -190,15 +192,14 @@ impl QueryEngine {
 const CONSUMERS_NAMED: std::num::NonZeroUsize = std::num::NonZeroUsize::new(3).expect("not zero");
 
 fn runtime(config: &QueryConfig) -> Result<Arc<RuntimeEnv>> {
-    // Not the fair pool: there, what a sort cannot spill (its merge) shares with what it can, and
-    // sorts of half the limit fail (tried: 16 MB of rows in 48 MiB).
     let pool: Arc<dyn MemoryPool> = Arc::new(TrackConsumersPool::new(
-        GreedyMemoryPool::new(config.memory_bytes_max),
+        StatementMemory::new(config.memory_bytes_max),
         CONSUMERS_NAMED,
     ));
     let disk = DiskManagerBuilder::default()
         .with_mode(DiskManagerMode::Directories(vec![config.spill_dir.clone()]))
-        .with_max_temp_directory_size(config.spill_bytes_max);
+        .with_max_temp_directory_size(config.spill_bytes_max)
+        .with_max_spill_merge_fan_in(memory::merge_fan_in(config.memory_bytes_max));
     std::fs::create_dir_all(&config.spill_dir).map_err(|error| {
         QueryError::new(
             Kind::IO,
@@ -234,10 +235,10 @@ fn session_config(config: &QueryConfig) -> SessionConfig {
     options.execution.parquet.pushdown_filters = true;
     options.execution.parquet.reorder_filters = true;
     options.execution.collect_statistics = true;
-    // What a sort keeps for its merge before it takes memory for rows: too little, and the merge
-    // of what it holds fails instead of spilling.
+    // What every sort keeps for its merge from its first row on. The pool leaves room for merges;
+    // this only has the last one begin with something.
     options.execution.sort_spill_reservation_bytes =
-        (config.memory_bytes_max / 4).clamp(1 << 20, 128 << 20);
+        (config.memory_bytes_max / 64).clamp(64 << 10, 8 << 20);
     options.execution.time_zone = None;
     options.optimizer.prefer_existing_sort = false;
     session

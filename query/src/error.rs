@@ -49,10 +49,12 @@ kinds! {
     UNDEFINED_FUNCTION = "undefined_function", "42883", Never;
     UNDEFINED_SCHEMA = "undefined_schema", "3F000", Never;
     UNDEFINED_PARAMETER = "undefined_parameter", "42P02", Never;
+    UNDEFINED_STATEMENT = "undefined_statement", "26000", Never;
     UNDEFINED_SETTING = "undefined_setting", "42704", Never;
     AMBIGUOUS_COLUMN = "ambiguous_column", "42702", Never;
     DUPLICATE_TABLE = "duplicate_table", "42P07", Never;
     DUPLICATE_COLUMN = "duplicate_column", "42701", Never;
+    DUPLICATE_STATEMENT = "duplicate_statement", "42P05", Never;
     DUPLICATE_SCHEMA = "duplicate_schema", "42P06", Never;
     INVALID_DEFINITION = "invalid_table_definition", "42P16", Never;
     INVALID_QUERY = "invalid_query", "42000", Never;
@@ -70,6 +72,7 @@ kinds! {
     TIMEOUT = "timeout", "57014", Safe;
     BUSY = "too_many_statements", "53300", Safe;
     OUT_OF_MEMORY = "out_of_memory", "53200", Never;
+    TOO_MANY_STATEMENTS = "too_many_prepared_statements", "54000", Never;
     TOO_COMPLEX = "statement_too_complex", "54001", Never;
     CONFLICT = "conflict", "40001", Safe;
     SCHEMA_CHANGED = "schema_changed", "40001", Safe;
@@ -110,9 +113,13 @@ impl QueryError {
         self
     }
 
+    pub(crate) fn is(&self, kind: Kind) -> bool {
+        self.code == kind.0
+    }
+
     /// Whether the table was altered between planning and running: planning anew is enough.
     pub(crate) fn is_schema_change(&self) -> bool {
-        self.code == Kind::SCHEMA_CHANGED.0
+        self.is(Kind::SCHEMA_CHANGED)
     }
 }
 

@@ -6,9 +6,12 @@
 
 mod catalog;
 mod config;
+mod decimals;
 mod engine;
 mod error;
 mod literals;
+mod memory;
+mod number;
 mod output;
 mod predicate;
 mod running;

@@ -15,8 +15,9 @@ use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::optimizer::AnalyzerRule;
 
-use crate::QueryError;
 use crate::error::Kind;
+use crate::number::Number;
+use crate::{QueryError, decimals};
 
 /// The rule.
 #[derive(Debug)]
@@ -88,7 +89,13 @@ pub(crate) fn read_parameter(
     let (Some(Some(text)), Some(name)) = (value.try_as_str(), type_name(wanted)) else {
         return Ok(value.clone());
     };
-    read_text(text, wanted, zone).ok_or_else(|| {
+    let read = if wanted.is_decimal() {
+        // Stays text: compared, it may have more digits than the type wanted.
+        Number::parse(text.trim()).map(|_| value.clone())
+    } else {
+        read_text(text, wanted, zone)
+    };
+    read.ok_or_else(|| {
         QueryError::new(
             Kind::INVALID_TEXT,
             format!("parameter ${number}: {INVALID}{name}: \"{text}\""),
@@ -109,6 +116,7 @@ fn type_name(wanted: &DataType) -> Option<&'static str> {
         DataType::Int64 => "bigint",
         DataType::Float32 => "real",
         DataType::Float64 => "double precision",
+        DataType::Decimal128(..) | DataType::Decimal256(..) => "numeric",
         _ => return None,
     })
 }
@@ -146,6 +154,10 @@ pub fn read_text(text: &str, wanted: &DataType, zone: Option<&str>) -> Option<Sc
             Some(parts) => cast(&parts.date, wanted),
             None => cast(trimmed, wanted),
         },
+        DataType::Decimal128(precision, scale) | DataType::Decimal256(precision, scale) => {
+            let value = Number::parse(trimmed)?.to_decimal(*precision, *scale)?;
+            value.cast_to(wanted).ok()
+        }
         _ => cast(trimmed, wanted),
     }
 }
@@ -281,17 +293,12 @@ pub fn bytea(text: &str) -> Option<Vec<u8>> {
 
 /// Gives the error of a literal its place, where the statement holds that literal once.
 pub(crate) fn locate(error: QueryError, sql: &str) -> QueryError {
-    if error.position.is_some() || error.code != "invalid_text" {
+    if error.position.is_some() {
         return error;
     }
-    let place = error
-        .message
-        .strip_prefix(INVALID)
-        .and_then(|rest| rest.split_once(": \""))
-        .and_then(|(_, rest)| rest.strip_suffix('"'))
-        .and_then(|text| {
-            let quoted = format!("'{}'", text.replace('\'', "''"));
-            let mut found = sql.match_indices(&quoted);
+    let place = literal_of(&error)
+        .and_then(|literal| {
+            let mut found = sql.match_indices(&literal);
             let (at, _) = found.next()?;
             found.next().is_none().then_some(at)
         })
@@ -302,6 +309,16 @@ pub(crate) fn locate(error: QueryError, sql: &str) -> QueryError {
             (line, column)
         });
     error.at(place)
+}
+
+/// The literal that an error is about, as it stands in a statement.
+fn literal_of(error: &QueryError) -> Option<String> {
+    if let Some(rest) = error.message.strip_prefix(decimals::OVERFLOW) {
+        return Some(rest.split_once(' ')?.0.to_owned());
+    }
+    let (_, rest) = error.message.strip_prefix(INVALID)?.split_once(": \"")?;
+    let text = rest.strip_suffix('"')?;
+    Some(format!("'{}'", text.replace('\'', "''")))
 }
 
 #[cfg(test)]

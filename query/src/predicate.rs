@@ -14,6 +14,8 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use parking_lot::Mutex;
 use shoal_types::{TableId, TableSchema};
 
+use crate::decimals;
+
 /// Compiled predicates kept; the oldest go when there are more.
 const COMPILED_MAX: usize = 256;
 
@@ -91,11 +93,16 @@ fn physical(
         .map_err(|error| format!("predicate {predicate:?}: {error}"))
 }
 
-static CONTEXT: LazyLock<SessionContext> = LazyLock::new(context);
+static CONTEXT: LazyLock<SessionContext> = LazyLock::new(|| {
+    let context = context();
+    context.register_udf(decimals::function());
+    context
+});
 
-/// An expression without columns, such as a column's default.
+/// An expression without columns, such as a column's default. For plans that
+/// [`decimals::exact`] goes over.
 pub(crate) fn constant(sql: &str) -> Result<Expr, DataFusionError> {
-    CONTEXT.parse_sql_expr(sql, &DFSchema::empty())
+    CONTEXT.parse_sql_expr(&decimals::mark_text(sql)?, &DFSchema::empty())
 }
 
 /// The expression that is true for rows that `predicate` leaves in the table.

@@ -9,12 +9,12 @@ use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::session_state::SessionState;
 use datafusion::prelude::SessionContext;
 use parking_lot::Mutex;
-use shoal_types::Retry;
+use shoal_types::{Retry, WriteId};
 
 use crate::error::{Kind, Result};
 use crate::running::StatementGuard;
 use crate::settings::Settings;
-use crate::sql::{self, Outcome, Run, Statement};
+use crate::sql::{self, NamedStatements, Outcome, Run, Statement};
 use crate::table::StatementViews;
 use crate::{Output, Prepared, QueryEngine, QueryError, QueryStats, SessionOptions, StatementKind};
 
@@ -29,6 +29,8 @@ pub struct Session {
     user: String,
     settings: Arc<Mutex<Settings>>,
     original: Settings,
+    write_id: Option<WriteId>,
+    named: Arc<Mutex<NamedStatements>>,
 }
 
 impl std::fmt::Debug for Session {
@@ -53,10 +55,32 @@ impl Session {
             user: options.user,
             original: settings.clone(),
             settings: Arc::new(Mutex::new(settings)),
+            write_id: None,
+            named: Arc::default(),
             engine,
         };
         session.apply_settings();
         session
+    }
+
+    /// A session whose statement, an INSERT, UPDATE or DELETE, takes effect once however often it is
+    /// sent with this id. Its rows must fit one record: of several, a retry that reads newer rows
+    /// could not tell which are done.
+    #[must_use]
+    pub fn with_write_id(self, id: WriteId) -> Self {
+        Self {
+            write_id: Some(id),
+            ..self
+        }
+    }
+
+    /// Statements of `PREPARE`.
+    pub(crate) fn named(&self) -> &Mutex<NamedStatements> {
+        &self.named
+    }
+
+    pub(crate) fn write_id(&self) -> Option<WriteId> {
+        self.write_id
     }
 
     /// Runs exactly one statement. `params` stand for `$1`, `$2`, ….
@@ -88,15 +112,25 @@ impl Session {
     /// # Errors
     /// [`QueryError`].
     pub async fn prepare(&self, sql: &str, param_types: &[Option<DataType>]) -> Result<Prepared> {
-        let statement = sql::parse_one(sql)?;
+        let statement = Arc::new(sql::parse_one(sql)?);
         let state = self.statement_state(&Arc::new(QueryStats::default()));
+        let named = self.named.lock().named(&statement)?;
         let (session, param_types) = (self.clone(), param_types.to_vec());
-        self.engine
+        let planned = Arc::clone(named.as_ref().unwrap_or(&statement));
+        let prepared = self
+            .engine
             .threads()
-            .run(async move {
-                sql::prepare(&session, &state, Arc::new(statement), &param_types).await
-            })
-            .await
+            .run(async move { sql::prepare(&session, &state, planned, &param_types).await })
+            .await?;
+        Ok(match named {
+            None => prepared,
+            // Its values stand in the text of EXECUTE.
+            Some(_) => Prepared {
+                parameter_types: Vec::new(),
+                statement,
+                ..prepared
+            },
+        })
     }
 
     /// Runs what [`Self::prepare`] made.
@@ -153,6 +187,13 @@ impl Session {
         self.settings.lock().get(name)
     }
 
+    /// The longest that a statement may run; `None`: no limit.
+    #[must_use]
+    pub fn statement_timeout(&self) -> Option<Duration> {
+        let ms = self.settings.lock().timeout_ms;
+        (ms > 0).then(|| Duration::from_millis(ms))
+    }
+
     /// Sets a setting as `SET` does.
     ///
     /// # Errors
@@ -200,6 +241,24 @@ impl Session {
     }
 
     async fn run(&self, statement: Arc<Statement>, params: &[ScalarValue]) -> Result<Output> {
+        let executed = self
+            .named
+            .lock()
+            .executed(&statement, &self.ctx.state(), params)?;
+        match executed {
+            None => self.run_one(statement, params).await,
+            Some((named, values)) => {
+                let outcome = self.run_one(named, &values).await;
+                // A place in the text of PREPARE would be looked for in that of EXECUTE.
+                outcome.map_err(|error| QueryError {
+                    position: None,
+                    ..error
+                })
+            }
+        }
+    }
+
+    async fn run_one(&self, statement: Arc<Statement>, params: &[ScalarValue]) -> Result<Output> {
         let settings = self.settings.lock().clone();
         if settings.read_only
             && matches!(
@@ -210,6 +269,12 @@ impl Session {
             return Err(QueryError::new(
                 Kind::READ_ONLY,
                 "this session is read-only: it may not change data or tables",
+            ));
+        }
+        if self.write_id.is_some() && !sql::takes_write_id(&statement.body) {
+            return Err(QueryError::new(
+                Kind::INVALID_VALUE,
+                "a write id is for INSERT, UPDATE and DELETE only",
             ));
         }
         let timeout = (settings.timeout_ms > 0).then(|| Duration::from_millis(settings.timeout_ms));

@@ -10,5 +10,6 @@ pub mod config;
 pub mod http;
 pub mod logging;
 pub mod metrics;
+mod nearest;
 pub mod postgres;
 pub mod standalone;

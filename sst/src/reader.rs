@@ -6,15 +6,17 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use object_store::path::Path;
 use parquet::arrow::arrow_reader::ArrowReaderOptions;
 use parquet::arrow::async_reader::AsyncFileReader;
 use parquet::errors::{ParquetError, Result as ParquetResult};
 use parquet::file::metadata::ParquetMetaData;
 
-use crate::SstError;
+use crate::cache::FileId;
 use crate::metadata::SstMetadata;
 use crate::stats::ReadCounters;
 use crate::store::{FileRef, SstStore};
+use crate::{SstError, SstFile};
 
 /// Reads one file through the caches of an [`SstStore`]. Its errors are `ParquetError::External`
 /// around an [`SstError`].
@@ -24,6 +26,32 @@ pub struct SstReader {
     file: FileRef,
     counters: Arc<ReadCounters>,
     keep: bool,
+}
+
+impl SstStore {
+    /// A reader of one file; `counters` may be shared by all readers of a statement.
+    #[must_use]
+    pub fn reader(self: &Arc<Self>, file: &SstFile, counters: Arc<ReadCounters>) -> SstReader {
+        SstReader::new(Arc::clone(self), FileRef::of(file), counters)
+    }
+
+    /// A reader of an object known by its path and size only: its footer is not checked against
+    /// a manifest's checksum.
+    #[must_use]
+    pub fn reader_of(
+        self: &Arc<Self>,
+        path: Path,
+        bytes: u64,
+        counters: Arc<ReadCounters>,
+    ) -> SstReader {
+        let file = FileRef {
+            id: FileId::of(&path),
+            path,
+            bytes,
+            tail: None,
+        };
+        SstReader::new(Arc::clone(self), file, counters)
+    }
 }
 
 impl SstReader {

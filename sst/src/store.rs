@@ -14,7 +14,6 @@ use crate::cache::{BlockCache, BlockKey, FileId, WeightedLru};
 use crate::disk_cache::{DiskCache, DiskCacheOptions};
 use crate::footer::CHECKSUM_BLOCK_BYTES;
 use crate::metadata::{SstMetadata, TailError};
-use crate::reader::SstReader;
 use crate::stats::{ReadCounters, SstStats};
 use crate::{SeriesIndex, SstError, SstFile};
 
@@ -57,7 +56,7 @@ pub(crate) struct FileRef {
 }
 
 impl FileRef {
-    fn of(file: &SstFile) -> Self {
+    pub(crate) fn of(file: &SstFile) -> Self {
         let path = Path::from(file.path.as_str());
         Self {
             id: FileId::of(&path),
@@ -144,30 +143,6 @@ impl SstStore {
     #[must_use]
     pub fn stats(&self) -> &SstStats {
         &self.stats
-    }
-
-    /// A reader of one file; `counters` may be shared by all readers of a statement.
-    #[must_use]
-    pub fn reader(self: &Arc<Self>, file: &SstFile, counters: Arc<ReadCounters>) -> SstReader {
-        SstReader::new(Arc::clone(self), FileRef::of(file), counters)
-    }
-
-    /// A reader of an object known by its path and size only: its footer is not checked against
-    /// a manifest's checksum.
-    #[must_use]
-    pub fn reader_of(
-        self: &Arc<Self>,
-        path: Path,
-        bytes: u64,
-        counters: Arc<ReadCounters>,
-    ) -> SstReader {
-        let file = FileRef {
-            id: FileId::of(&path),
-            path,
-            bytes,
-            tail: None,
-        };
-        SstReader::new(Arc::clone(self), file, counters)
     }
 
     /// Footer and page indexes of a file, from the cache or the store.

@@ -286,10 +286,16 @@ impl Log for LocalLog {
         self.shard.retained_bytes()
     }
 
+    /// The data folder has one owner.
+    fn end_is_barrier(&self) -> bool {
+        true
+    }
+
     fn held_back_bytes(&self) -> u64 {
-        match self.shard.oldest_segment() {
-            Some(number) => self.shared.segments.lock().bytes_from(number),
+        let segments = match self.shard.oldest_segment() {
+            Some(number) => self.shared.segments.lock().freeable_bytes_from(number),
             None => 0,
-        }
+        };
+        segments.max(self.shard.retained_bytes())
     }
 }

@@ -168,6 +168,12 @@ pub trait Log: Send + Sync + std::fmt::Debug + 'static {
     /// [`LogError::Io`], [`LogError::Closed`].
     async fn bounds(&self) -> Result<(Offset, Offset), LogError>;
 
+    /// Whether the end that [`Self::bounds`] tells is never stale: everything acknowledged before
+    /// the call, by anybody, is below it. Then a strong read needs no `Barrier` record.
+    fn end_is_barrier(&self) -> bool {
+        false
+    }
+
     /// Allows records below `below` to be deleted. Idempotent; a `below` under the start changes
     /// nothing, one above the end counts as the end. Readers that stand below may fail with
     /// [`LogError::BelowStart`] from then on.
@@ -180,9 +186,10 @@ pub trait Log: Send + Sync + std::fmt::Debug + 'static {
     /// would read.
     fn retained_bytes(&self) -> u64;
 
-    /// Bytes of the medium that cannot be freed until this shard trims further. More than
-    /// [`Self::retained_bytes`] where shards share files: one cold shard can hold many shards'
-    /// records back, so flush the shard for which this is over budget.
+    /// Bytes of the medium that cannot be freed until this shard trims further, and could be if it
+    /// did. More than [`Self::retained_bytes`] (never less) where shards share files: one cold shard
+    /// can hold many shards' records back, so flush the shard for which this is over budget. What
+    /// no trim of this shard would free does not count, or an idle shard would be flushed for ever.
     fn held_back_bytes(&self) -> u64 {
         self.retained_bytes()
     }

@@ -111,8 +111,9 @@ pub struct TableWrite {
     pub columns: Vec<ColumnId>,
     /// Number of rows, for metrics and inspection.
     pub rows: u32,
-    /// For append tables: a predicate tombstone instead of rows (SQL text of the predicate over
-    /// the table's columns, applied to every row whose version is below this record's).
+    /// For append tables: a predicate tombstone (SQL text of the predicate over the table's columns,
+    /// applied to every row whose version is below this record's, before the rows that the record
+    /// brings itself).
     #[serde(default)]
     pub delete_where: Option<String>,
 }

@@ -2,7 +2,8 @@
 //! unreferenced objects until the shard names them in a manifest (PROTOCOLS §2).
 
 mod budget;
-mod pick;
+mod fresh;
+pub(crate) mod pick;
 mod write;
 
 pub use budget::ByteBudget;

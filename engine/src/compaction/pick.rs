@@ -75,6 +75,12 @@ impl TtlCut {
             cut.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64
         ))
     }
+
+    /// Whether what was dropped before `self` would also be dropped before `other`.
+    #[must_use]
+    pub fn spares_all_of(self, other: Option<Self>) -> bool {
+        other.is_some_and(|other| self.0 <= other.0)
+    }
 }
 
 fn per_second(schema: &TableSchema) -> Option<i64> {
@@ -173,17 +179,32 @@ fn runs(mut files: Vec<&SstFile>) -> Vec<Run<'_>> {
     runs
 }
 
-fn job(runs: &[Run<'_>], from: usize, to: usize) -> CompactionJob {
-    let inputs: Vec<SstFile> = runs[from..to]
-        .iter()
-        .flat_map(|run| run.files.iter().map(|f| (*f).clone()))
-        .collect();
+fn job(schema: &TableSchema, runs: &[Run<'_>], from: usize, to: usize) -> CompactionJob {
+    let files = |runs: &[Run<'_>]| -> Vec<SstFile> {
+        let files = runs.iter().flat_map(|run| &run.files);
+        files.map(|f| (*f).clone()).collect()
+    };
+    let inputs = files(&runs[from..to]);
     let level = inputs.iter().map(|f| f.level).max().unwrap_or(0);
     CompactionJob {
-        bottom: from == 0,
+        bottom: is_bottom(schema, &files(&runs[..from]), &inputs),
         level: level.saturating_add(1),
         inputs,
     }
+}
+
+/// Whether no file of `older` can hold a key of `inputs`: versions of a key have one time where it
+/// is part of the key, so that files which no input meets in time do not count (see `fresh.rs`).
+pub(crate) fn is_bottom(schema: &TableSchema, older: &[SstFile], inputs: &[SstFile]) -> bool {
+    let time_is_key = schema.time_column.is_some_and(|id| schema.is_key(id));
+    let apart = |older: &SstFile| match older.time_range {
+        Some(a) if time_is_key => {
+            let apart = |b: (i64, i64)| a.1 < b.0 || b.1 < a.0;
+            inputs.iter().all(|i| i.time_range.is_some_and(apart))
+        }
+        _ => false,
+    };
+    older.iter().all(apart)
 }
 
 /// The most useful compaction of a partition's files, if any is worth it.
@@ -202,7 +223,7 @@ pub fn pick(
         .filter(|runs| !runs.iter().any(|r| r.files.iter().any(|f| is_busy(f))))
         .filter_map(|runs| {
             let (from, to) = tier(runs, config).or_else(|| quiet(runs, now_ms, config))?;
-            Some((to - from, job(runs, from, to)))
+            Some((to - from, job(schema, runs, from, to)))
         })
         // The group with most runs to merge costs readers most; the smaller job breaks ties.
         .max_by_key(|(runs, job)| (*runs, std::cmp::Reverse(job.bytes())))
@@ -273,6 +294,6 @@ pub fn pick_full(
                         .any(|f| f.level == 0 || f.has_deletes || f.has_partial)
                 })
         })
-        .map(|runs| job(runs, 0, runs.len()))
+        .map(|runs| job(schema, runs, 0, runs.len()))
         .collect()
 }

@@ -4,7 +4,7 @@ use shoal_sst::SstFile;
 use shoal_types::{ColumnId, Incarnation, Offset, PartitionId, RowVersion, ShardId, TableMode};
 use ulid::Ulid;
 
-use super::{CompactionJob, PickConfig, expired, pick, pick_full};
+use super::{CompactionJob, PickConfig, TtlCut, expired, pick, pick_full};
 use crate::PredicateDelete;
 use crate::memtable::TableMemtable;
 use crate::memtable::tests::{Below, block, values_of_a};
@@ -42,6 +42,14 @@ fn file(versions: (u64, u64), days: (i64, i64), bytes: u64, made_ms: u64) -> Sst
     }
 }
 
+/// A file with times within `times` (both included).
+pub(super) fn file_with_times(times: (i64, i64)) -> SstFile {
+    SstFile {
+        time_range: Some(times),
+        ..file((1, 1), (0, 0), 1, 0)
+    }
+}
+
 fn config() -> PickConfig {
     PickConfig {
         window_s: 86_400,
@@ -62,6 +70,10 @@ fn ranges(files: &[SstFile]) -> Vec<(u64, u64)> {
 fn picks_what_the_table_says() {
     let small = |v| file((v, v), (0, 0), 10, 1000);
     let other_day = |v| file((v, v), (1, 1), 10, 1000);
+    let from_100 = |file: SstFile| SstFile {
+        time_range: Some((100, 200)),
+        ..file
+    };
     type Case = (&'static str, Vec<SstFile>, Option<(Vec<(u64, u64)>, bool)>);
     let cases: Vec<Case> = vec![
         (
@@ -84,6 +96,20 @@ fn picks_what_the_table_says() {
                 small(13),
             ],
             Some((vec![(10, 10), (11, 11), (12, 12), (13, 13)], false)),
+        ),
+        (
+            "a large old run that none of them meets in time is no bottom to keep tombstones for",
+            vec![
+                SstFile {
+                    time_range: Some((0, 99)),
+                    ..file((1, 9), (0, 0), 1000, 1000)
+                },
+                from_100(small(10)),
+                from_100(small(11)),
+                from_100(small(12)),
+                from_100(small(13)),
+            ],
+            Some((vec![(10, 10), (11, 11), (12, 12), (13, 13)], true)),
         ),
         (
             "a run between large ones is not passed over",
@@ -223,7 +249,7 @@ async fn a_compaction_splits_by_window_and_leaves_out_what_ttl_and_predicate_del
             memtable.apply(rows, 0, Offset(flush * 10 + day as u64), 0);
         }
         let files = producer
-            .flush_memtable(&memtable.view(), &schema, partition, true)
+            .flush_memtable(&memtable.view(), &schema, partition, Some(&[]))
             .await
             .expect("flushes");
         let days: Vec<_> = files
@@ -244,7 +270,7 @@ async fn a_compaction_splits_by_window_and_leaves_out_what_ttl_and_predicate_del
     };
     let now_ms = 3 * DAY as u64 + 2;
     let files = producer
-        .compact(&job, &schema, &deletes, now_ms)
+        .compact(&job, &schema, &deletes, TtlCut::of(&schema, now_ms))
         .await
         .expect("compacts");
     assert_eq!(files.len(), 2, "day 0 is gone");
@@ -297,10 +323,9 @@ async fn tables_without_a_key_or_without_a_time_in_it_flush_compact_and_read() {
             memtable.apply(Arc::new(rows), 0, Offset(flush as u64), 0);
             assert_eq!(memtable.view().time_range(), Some((0, 1)));
             if flush < 2 {
-                let bottom = inputs.is_empty();
                 let view = memtable.view();
                 let files = producer
-                    .flush_memtable(&view, &schema, partition, bottom)
+                    .flush_memtable(&view, &schema, partition, Some(&inputs))
                     .await;
                 inputs.extend(files.expect("flushes"));
             } else {
@@ -313,7 +338,7 @@ async fn tables_without_a_key_or_without_a_time_in_it_flush_compact_and_read() {
             level: 1,
         };
         let files = producer
-            .compact(&job, &schema, &[], 0)
+            .compact(&job, &schema, &[], None)
             .await
             .expect("compacts");
         let rows = values_of_a(&read(&store, &schema, &files, &views, 64).await);

@@ -1,9 +1,10 @@
-//! Writes runs as files: one a time window, split at a size.
+//! Writes runs as files: one or two a time window, split at a size.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ahash::AHashSet;
+use arrow_array::cast::AsArray;
 use arrow_array::{Array, BooleanArray, RecordBatch, UInt32Array};
 use arrow_buffer::BooleanBuffer;
 use arrow_select::filter::filter_record_batch;
@@ -13,8 +14,9 @@ use shoal_sst::{
     ObjectLayout, ReadCounters, ScanOptions, SstFile, SstStore, SstStream, SstWriteOptions,
     SstWriter, times_of,
 };
-use shoal_types::{PartitionId, RowVersion, ShardId, TableSchema, TimestampMs};
+use shoal_types::{PartitionId, RowVersion, ShardId, TableSchema};
 
+use super::fresh::Fresh;
 use super::pick::{TtlCut, window_width};
 use super::{ByteBudget, CompactionJob};
 use crate::memtable::{MemtableScan, MemtableView};
@@ -80,9 +82,10 @@ impl SstProducer {
         }
     }
 
-    /// Writes a frozen memtable's rows as level-0 files, one a time window, compressed quickly.
-    /// All have the view's version range. `bottom`: no file of the partition holds older versions
-    /// of these keys (then tombstones need not be kept).
+    /// Writes a frozen memtable's rows as level-0 files, one or two a time window (see
+    /// `fresh.rs`), compressed quickly. All have the view's version range. `older`: all files of
+    /// the table that show; what lies above none of them is written without hidden columns.
+    /// `None`: some older rows are in no file yet.
     ///
     /// CPU-bound between writes of a file's parts: run it on a thread that may block.
     ///
@@ -93,13 +96,13 @@ impl SstProducer {
         view: &MemtableView,
         schema: &Arc<TableSchema>,
         partition: PartitionId,
-        bottom: bool,
+        older: Option<&[SstFile]>,
     ) -> Result<Vec<SstFile>, EngineError> {
         let Some(versions) = view.versions() else {
             return Ok(Vec::new());
         };
         let scan = MemtableScan {
-            bottom,
+            bottom: older.is_some_and(<[_]>::is_empty),
             ..MemtableScan::default()
         };
         let mut run = view.scan(schema, self.predicate.as_deref(), &scan)?;
@@ -110,6 +113,11 @@ impl SstProducer {
             });
             widened(width, windows.into_iter().collect())
         });
+        let fresh = width
+            .zip(older.filter(|older| !older.is_empty()))
+            .map(|(width, older)| {
+                Fresh::find(schema, older, width, |with| view.each_time(schema, with))
+            });
         let flags = |name| run.schema().column_with_name(name).is_some();
         let output = Output {
             has_deletes: flags(shoal_sst::HIDDEN_OP),
@@ -119,6 +127,7 @@ impl SstProducer {
             level: 0,
         };
         let mut writers = Writers::new(self, schema, partition, width, output);
+        writers.fresh = fresh.unwrap_or_default();
         while let Some(batch) = run.next().transpose()? {
             writers.write(&batch).await?;
             tokio::task::yield_now().await;
@@ -126,7 +135,7 @@ impl SstProducer {
         writers.finish().await
     }
 
-    /// Merges a job's inputs into files compressed with zstd. Rows past the TTL are dropped,
+    /// Merges a job's inputs into files compressed with zstd. Rows before `cut` are dropped,
     /// `deletes` applied to files older than they are. Memory: some 4 MiB compressed an input, and
     /// one row group an open window.
     ///
@@ -139,7 +148,7 @@ impl SstProducer {
         job: &CompactionJob,
         schema: &Arc<TableSchema>,
         deletes: &[PredicateDelete],
-        now_ms: TimestampMs,
+        cut: Option<TtlCut>,
     ) -> Result<Vec<SstFile>, EngineError> {
         let Some(first) = job.inputs.first() else {
             return Ok(Vec::new());
@@ -179,7 +188,6 @@ impl SstProducer {
             width
         });
         let mut writers = Writers::new(self, schema, first.partition, width, output);
-        let cut = TtlCut::of(schema, now_ms);
         let mut merged = merge_runs(Arc::clone(schema), runs, options);
         while let Some(batch) = merged.try_next().await? {
             let batch = match cut {
@@ -220,7 +228,7 @@ impl SstProducer {
     }
 
     /// An input's rows without those that a predicate delete hides.
-    fn input(
+    pub(crate) fn input(
         &self,
         file: &SstFile,
         schema: &Arc<TableSchema>,
@@ -325,14 +333,23 @@ struct Window {
     pending_rows: usize,
 }
 
-/// The open files, by window.
+/// Which file of a flush or compaction a row goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Slot {
+    window: i64,
+    /// Nothing older lies below it, though it does below other rows.
+    fresh: bool,
+}
+
+/// The open files, by slot.
 struct Writers<'a> {
     producer: &'a SstProducer,
     schema: &'a Arc<TableSchema>,
     partition: PartitionId,
     width: Option<i64>,
     output: Output,
-    windows: BTreeMap<i64, Window>,
+    fresh: Fresh,
+    windows: BTreeMap<Slot, Window>,
     done: Vec<SstFile>,
     done_bytes: usize,
 }
@@ -351,6 +368,7 @@ impl<'a> Writers<'a> {
             partition,
             width,
             output,
+            fresh: Fresh::default(),
             windows: BTreeMap::new(),
             done: Vec::new(),
             done_bytes: 0,
@@ -367,65 +385,88 @@ impl<'a> Writers<'a> {
         if batch.num_rows() == 0 {
             return Ok(());
         }
-        for (window, part) in self.split(batch)? {
-            let slot = self.windows.entry(window).or_default();
-            slot.pending_rows += part.num_rows();
-            slot.pending.push(part);
-            if slot.pending_rows >= PENDING_ROWS {
-                self.encode(window).await?;
+        for (slot, part) in self.split(batch)? {
+            let part = match slot.fresh {
+                true => self.without_hidden(&part)?,
+                false => part,
+            };
+            let window = self.windows.entry(slot).or_default();
+            window.pending_rows += part.num_rows();
+            window.pending.push(part);
+            if window.pending_rows >= PENDING_ROWS {
+                self.encode(slot).await?;
             }
         }
         Ok(())
     }
 
-    /// Cuts a batch by time window; most batches lie in one.
-    fn split(&self, batch: &RecordBatch) -> Result<Vec<(i64, RecordBatch)>, EngineError> {
+    /// Cuts a batch by slot; most batches lie in one.
+    fn split(&self, batch: &RecordBatch) -> Result<Vec<(Slot, RecordBatch)>, EngineError> {
+        let only = |window| Slot {
+            window,
+            fresh: false,
+        };
         let (Some(width), Some(column)) = (self.width, time_column(self.schema, batch)) else {
-            return Ok(vec![(0, batch.clone())]);
+            return Ok(vec![(only(0), batch.clone())]);
         };
         let Some(times) = times_of(column) else {
-            return Ok(vec![(0, batch.clone())]);
+            return Ok(vec![(only(0), batch.clone())]);
         };
         // Rows without a time go with the earliest window; such a file claims no time range.
-        let window_of = |row: usize| match column.is_valid(row) {
-            true => times[row].div_euclid(width),
-            false => i64::MIN,
+        let slot_of = |row: usize| {
+            if !column.is_valid(row) {
+                return only(i64::MIN);
+            }
+            let window = times[row].div_euclid(width);
+            let fresh = self.fresh.holds(window, times[row]);
+            Slot { window, fresh }
         };
-        let mut rows: BTreeMap<i64, Vec<u32>> = BTreeMap::new();
-        let first = window_of(0);
-        if (1..batch.num_rows()).all(|row| window_of(row) == first) {
+        let mut rows: BTreeMap<Slot, Vec<u32>> = BTreeMap::new();
+        let first = slot_of(0);
+        if (1..batch.num_rows()).all(|row| slot_of(row) == first) {
             return Ok(vec![(first, batch.clone())]);
         }
         for row in 0..batch.num_rows() {
-            rows.entry(window_of(row)).or_default().push(row as u32);
+            rows.entry(slot_of(row)).or_default().push(row as u32);
         }
         rows.into_iter()
-            .map(|(window, rows)| {
+            .map(|(slot, rows)| {
                 let rows = UInt32Array::from(rows);
                 let part = take_record_batch(batch, &rows).map_err(defect)?;
-                Ok((window, part))
+                Ok((slot, part))
             })
             .collect()
     }
 
-    /// Encodes a window's waiting rows; closes the file when it is large enough.
-    async fn encode(&mut self, window: i64) -> Result<(), EngineError> {
+    /// The rows as they are where nothing older lies below: no tombstones, what is not set is
+    /// NULL (as it stands in the columns already).
+    fn without_hidden(&self, batch: &RecordBatch) -> Result<RecordBatch, EngineError> {
+        let batch = match batch.column_by_name(shoal_sst::HIDDEN_OP) {
+            Some(op) => filter(batch, !op.as_boolean().values())?,
+            None => batch.clone(),
+        };
+        let columns: Vec<usize> = (0..self.schema.columns.len()).collect();
+        batch.project(&columns).map_err(defect)
+    }
+
+    /// Encodes a slot's waiting rows; closes the file when it is large enough.
+    async fn encode(&mut self, slot: Slot) -> Result<(), EngineError> {
         // Windows are widened beforehand so that they are few; where that could not be foreseen
         // (the time leads the key) the earliest file is closed. Files of one window then differ
         // in keys, since rows come in key order.
-        let writing = |(at, w): (&i64, &Window)| w.writer.is_some().then_some(*at);
+        let writing = |(at, w): (&Slot, &Window)| w.writer.is_some().then_some(*at);
         let open = self.windows.iter().filter_map(writing).count();
         if open >= WINDOWS_MAX * 2
             && let Some(earliest) = self.windows.iter().find_map(writing)
-            && earliest != window
+            && earliest != slot
         {
             self.close(earliest).await?;
         }
-        let Some(slot) = self.windows.get_mut(&window) else {
+        let Some(window) = self.windows.get_mut(&slot) else {
             return Ok(());
         };
-        let pending = std::mem::take(&mut slot.pending);
-        slot.pending_rows = 0;
+        let pending = std::mem::take(&mut window.pending);
+        window.pending_rows = 0;
         let [first, ..] = &pending[..] else {
             return Ok(());
         };
@@ -442,7 +483,7 @@ impl<'a> Writers<'a> {
                 .collect::<Result<Vec<_>, _>>()?;
             crate::merge::batch_of(&first.schema(), columns, &Default::default())?
         };
-        if slot.writer.is_none() {
+        if window.writer.is_none() {
             let producer = self.producer;
             let path = producer.layout.new_sst(
                 self.schema.table,
@@ -458,16 +499,16 @@ impl<'a> Writers<'a> {
                 row_group_bytes: (default.row_group_bytes / open.max(1)).max(4 << 20),
                 ..default
             };
-            slot.writer = Some(SstWriter::create(
+            window.writer = Some(SstWriter::create(
                 path,
                 Arc::clone(self.schema),
                 self.partition,
-                self.output.has_deletes,
-                self.output.has_partial,
+                self.output.has_deletes && !slot.fresh,
+                self.output.has_partial && !slot.fresh,
                 options,
             )?);
         }
-        let Some(writer) = &mut slot.writer else {
+        let Some(writer) = &mut window.writer else {
             return Ok(());
         };
         writer.write(&batch)?;
@@ -476,13 +517,13 @@ impl<'a> Writers<'a> {
         if writer.bytes_written() >= self.producer.file_bytes_max
             || writer.rows() >= self.producer.file_rows_max
         {
-            self.close(window).await?;
+            self.close(slot).await?;
         }
         Ok(())
     }
 
-    async fn close(&mut self, window: i64) -> Result<(), EngineError> {
-        let Some(writer) = self.windows.get_mut(&window).and_then(|w| w.writer.take()) else {
+    async fn close(&mut self, slot: Slot) -> Result<(), EngineError> {
+        let Some(writer) = self.windows.get_mut(&slot).and_then(|w| w.writer.take()) else {
             return Ok(());
         };
         self.done_bytes += writer.bytes_written();
@@ -495,10 +536,10 @@ impl<'a> Writers<'a> {
     }
 
     async fn finish(mut self) -> Result<Vec<SstFile>, EngineError> {
-        let windows: Vec<i64> = self.windows.keys().copied().collect();
-        for window in windows {
-            self.encode(window).await?;
-            self.close(window).await?;
+        let slots: Vec<Slot> = self.windows.keys().copied().collect();
+        for slot in slots {
+            self.encode(slot).await?;
+            self.close(slot).await?;
         }
         Ok(self.done)
     }

@@ -2,24 +2,20 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use object_store::path::Path;
 use shoal_types::{Offset, ShardId};
 use shoal_wal::local::LocalLogStats;
 
 use super::{Database, Served, Shared, Slot, TableHandle};
-use crate::EngineError;
+use crate::checksum::{self, ShardChecksum};
 use crate::shard::compact::Compacted;
 use crate::shard::flush::Flushed;
 use crate::shard::gc::{GcReport, list_objects};
 use crate::shard::{Counters, Shard};
 use crate::status::{EngineMetrics, ShardStatus, TableStatus};
-
-fn sum_files(shard: &Shard) -> (u64, u64) {
-    let manifest = Arc::clone(&shard.state.read().manifest);
-    let files = manifest.tables.values().flat_map(|t| &t.files);
-    files.fold((0, 0), |(n, bytes), f| (n + 1, bytes + f.file.bytes))
-}
+use crate::{EngineError, ReadLevel};
 
 impl Slot {
     fn status(&self, tables: u64) -> ShardStatus {
@@ -46,7 +42,6 @@ impl Slot {
                 return status;
             }
         };
-        (status.files, status.bytes) = sum_files(&shard);
         status.epoch = shard.epoch();
         status.log_bytes = shard.log.retained_bytes();
         status.in_flight_bytes = shard.pipeline.in_flight_bytes() as u64;
@@ -54,6 +49,8 @@ impl Slot {
             let state = shard.state.read();
             status.position = Offset(state.fold.next_offset().0.saturating_sub(1));
             status.manifest = state.manifest.version().0;
+            status.files = state.manifest.files.count;
+            status.bytes = state.manifest.files.bytes;
             status.replay_offset = state.manifest.replay_offset();
             status.memory_bytes = state.memory_bytes as u64;
         }
@@ -61,7 +58,7 @@ impl Slot {
             status.why = Some(stopped.why());
             return status;
         }
-        status.role = "leader";
+        status.role = if shard.leads() { "leader" } else { "follower" };
         let claiming = shard.pipeline.trouble();
         let trouble = shard.trouble.lock().clone();
         (status.state, status.why) = match (claiming, trouble) {
@@ -81,7 +78,7 @@ impl Shared {
         dry_run: bool,
         report: &mut GcReport,
     ) -> Result<(), EngineError> {
-        let shards = self.open_shards();
+        let shards = self.led_shards();
         if shards.len() < self.slots.len() {
             return Ok(());
         }
@@ -112,6 +109,20 @@ impl Database {
         let catalog = &self.shared.env.catalog;
         let slots = self.shared.slots.values();
         slots.map(|s| s.status(catalog.tables_on(s.id))).collect()
+    }
+
+    /// How many shards are served, and those that are not, ascending by id, with the reason.
+    #[must_use]
+    pub fn served(&self) -> (usize, Vec<(ShardId, String)>) {
+        let mut unserved = Vec::new();
+        for slot in self.shared.slots.values() {
+            match slot.shard() {
+                Ok(_) => {}
+                Err(EngineError::ShardUnavailable { shard, why }) => unserved.push((shard, why)),
+                Err(other) => unserved.push((slot.id, other.to_string())),
+            }
+        }
+        (self.shared.slots.len() - unserved.len(), unserved)
     }
 
     /// Size of a table.
@@ -159,9 +170,9 @@ impl Database {
             metrics.in_flight_bytes += shard.pipeline.in_flight_bytes() as u64;
             metrics.log_bytes += shard.log.retained_bytes();
             metrics.shards_in_trouble += u64::from(shard.trouble.lock().is_some());
-            let (files, bytes) = sum_files(&shard);
-            metrics.files += files;
-            metrics.file_bytes += bytes;
+            let files = shard.state.read().manifest.files;
+            metrics.files += files.count;
+            metrics.file_bytes += files.bytes;
         }
         metrics
     }
@@ -231,6 +242,43 @@ impl Database {
         Ok(all)
     }
 
+    /// The checksum of one table's rows, as of now (`checksum.rs`).
+    ///
+    /// # Errors
+    /// [`EngineError::ShardUnavailable`], [`EngineError::NotFound`], a file that cannot be read.
+    pub async fn checksum_table(&self, table: &TableHandle) -> Result<ShardChecksum, EngineError> {
+        let view = self.read_view(table).await?;
+        let producer = self.shared.shard(table.shard)?.producer();
+        let mut sum = ShardChecksum::new(table.shard, view.position);
+        sum.add(checksum::of_view(&view, &producer).await?);
+        Ok(sum)
+    }
+
+    /// The checksum of all rows of one shard at one position, or of all shards, each at its own.
+    ///
+    /// # Errors
+    /// As [`Self::checksum_table`]; also if some shard is not served.
+    pub async fn checksum(
+        &self,
+        shard: Option<ShardId>,
+    ) -> Result<Vec<ShardChecksum>, EngineError> {
+        if shard.is_none() {
+            self.all_served()?;
+        }
+        let mut sums = Vec::new();
+        let patience = Duration::from_millis(self.config().write_timeout_ms);
+        for shard in self.chosen(shard)? {
+            let producer = shard.producer();
+            let (position, views) = shard.views(&ReadLevel::Strong, patience).await?;
+            let mut sum = ShardChecksum::new(shard.id, position);
+            for view in views {
+                sum.add(checksum::of_view(&view, &producer).await?);
+            }
+            sums.push(sum);
+        }
+        Ok(sums)
+    }
+
     /// Deletes objects that nothing needs any more; with `dry_run`, only says which.
     ///
     /// # Errors
@@ -240,7 +288,7 @@ impl Database {
             dry_run,
             ..GcReport::default()
         };
-        for shard in self.shared.open_shards() {
+        for shard in self.shared.led_shards() {
             shard.collect(dry_run, &mut report).await?;
         }
         self.shared.collect_orphans(dry_run, &mut report).await?;

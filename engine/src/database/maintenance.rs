@@ -13,11 +13,10 @@ use std::time::Duration;
 use shoal_types::ShardId;
 use tokio::task::JoinSet;
 
-use super::open::served;
-use super::{Served, Shared};
+use super::open::open_as;
+use super::{Role, Served, Shared};
 use crate::EngineError;
 use crate::shard::gc::GcReport;
-use crate::shard::open::open as open_shard;
 use crate::shard::{Shard, Stopped};
 
 /// How often is looked whether something is due.
@@ -36,8 +35,6 @@ pub(super) struct FlushInput {
     pub id: ShardId,
     pub memory_bytes: usize,
     pub log_bytes: u64,
-    /// Records above the last replay offset.
-    pub unflushed: bool,
     pub dirty_ms: Option<u64>,
     pub flushing: bool,
     pub log_flush_due: bool,
@@ -61,7 +58,7 @@ pub(super) fn due(shards: &[FlushInput], limits: FlushLimits) -> Vec<ShardId> {
     let mut rest: Vec<&FlushInput> = shards.iter().filter(|s| !s.flushing).collect();
     rest.retain(|s| {
         let old = s.dirty_ms.is_some_and(|age| age > limits.age_max_ms);
-        let long = s.unflushed && s.log_flush_due && s.log_bytes > limits.log_bytes_max;
+        let long = s.log_flush_due && s.log_bytes > limits.log_bytes_max;
         if old || long {
             chosen.push(s.id);
             memory -= s.memory_bytes;
@@ -143,6 +140,9 @@ fn flush_inputs(shared: &Shared) -> Vec<FlushInput> {
     let mut inputs = Vec::with_capacity(shared.slots.len());
     for slot in shared.slots.values() {
         let Ok(shard) = slot.shard() else { continue };
+        if !shard.leads() {
+            continue;
+        }
         let (flushing, log_flush_due) = {
             let work = slot.work.lock();
             let waiting = now_ms < work.not_before_ms;
@@ -154,7 +154,6 @@ fn flush_inputs(shared: &Shared) -> Vec<FlushInput> {
             id: slot.id,
             memory_bytes: state.memory_bytes,
             log_bytes: shard.log.held_back_bytes(),
-            unflushed: state.fold.next_offset() > state.manifest.replay_offset(),
             dirty_ms: state
                 .dirty_since_ms
                 .map(|since| now_ms.saturating_sub(since)),
@@ -188,13 +187,17 @@ fn note(shared: &Shared, shard: &Shard, what: &str, error: Option<&EngineError>)
     }
 }
 
-/// Opens shards again that may be served again.
+/// Opens shards again that may be served again, and leads again what this process is to lead.
 fn reopen(shared: &Arc<Shared>, running: &mut JoinSet<()>) {
     let now_ms = shared.env.clock.now_ms();
     for slot in shared.slots.values() {
-        let stopped = match &*slot.served.read() {
+        let wanted = *slot.wanted.lock();
+        let open = match &*slot.served.read() {
             Served::Open(shard) => match shard.stopped() {
                 Some(Stopped::Reopen(_)) => Some(Arc::clone(shard)),
+                None if wanted == Role::Leader && shard.has_lost_its_lead() => {
+                    Some(Arc::clone(shard))
+                }
                 _ => continue,
             },
             Served::Unavailable {
@@ -204,33 +207,52 @@ fn reopen(shared: &Arc<Shared>, running: &mut JoinSet<()>) {
         };
         {
             let mut work = slot.work.lock();
-            if work.opening || now_ms < work.not_before_ms {
+            if work.opening || now_ms < work.not_before_ms || wanted == Role::None {
                 continue;
             }
             work.opening = true;
         }
         let (shared, id) = (Arc::clone(shared), slot.id);
         running.spawn(async move {
-            if let Some(old) = stopped {
-                old.join().await;
-            }
-            let opened = served(id, open_shard(Arc::clone(&shared.env), id, None).await);
+            let served = match open {
+                Some(shard) if shard.stopped().is_none() => {
+                    if let Err(error) = shard.promote(0).await {
+                        tracing::warn!(shard = %id, %error, "not leading, will be tried again");
+                    }
+                    shard.leads().then_some(Served::Open(shard))
+                }
+                stopped => {
+                    if let Some(old) = stopped {
+                        old.join().await;
+                    }
+                    let opened = open_as(Arc::clone(&shared.env), id, None, wanted).await;
+                    Some(Served::of(id, opened))
+                }
+            };
             let Some(slot) = shared.slots.get(&id) else {
                 return;
             };
             let mut work = slot.work.lock();
             work.opening = false;
             work.flushing = false;
-            match &opened {
-                Served::Open(_) => work.failures = 0,
-                Served::Unavailable { .. } => {
+            match &served {
+                Some(Served::Open(_)) => work.failures = 0,
+                _ => {
                     let pause = (PAUSE_MS << work.failures.min(10)).min(PAUSE_MAX_MS);
                     work.failures = work.failures.saturating_add(1);
                     work.not_before_ms = shared.env.clock.now_ms() + pause;
                 }
             }
             drop(work);
-            *slot.served.write() = opened;
+            if let Some(served) = served {
+                *slot.served.write() = served;
+            }
+            // Whoever closes the database looks at the slots once, perhaps just before this.
+            if shared.stop.is_cancelled()
+                && let Ok(shard) = slot.shard()
+            {
+                shard.stop(Stopped::Closed);
+            }
         });
     }
 }
@@ -251,7 +273,7 @@ async fn compaction_loop(shared: Arc<Shared>) {
                 break;
             }
             let Ok(shard) = slot.shard() else { continue };
-            if shard.compactable.lock().is_empty() {
+            if !shard.leads() || shard.compactable.lock().is_empty() {
                 continue;
             }
             {
@@ -288,7 +310,7 @@ async fn collection_loop(shared: Arc<Shared>) {
             () = shared.stop.cancelled() => return,
             () = tokio::time::sleep(Duration::from_secs(interval_s)) => {}
         }
-        for shard in shared.open_shards() {
+        for shard in shared.led_shards() {
             let tables = shard.tables_with_files();
             let outcome = async {
                 shard.expire(&tables).await?;
@@ -320,7 +342,6 @@ mod tests {
             id: ShardId::generate(),
             memory_bytes,
             log_bytes: 0,
-            unflushed: true,
             dirty_ms: Some(0),
             flushing: false,
             log_flush_due: true,

@@ -17,17 +17,17 @@ use object_store::{ObjectStore, path::Path};
 use parking_lot::{Mutex, RwLock};
 use shoal_meta::{Catalog, MetaError, SchemaEntry, ShardEntry};
 use shoal_sst::{ObjectLayout, SstError, SstStore, SstStoreOptions};
-use shoal_types::{Retry, ShardId, TableId};
+use shoal_types::{ShardId, TableId};
 use shoal_wal::record::{Payload, SchemaChange};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{Backends, Database, Served, Shared, Slot, Work};
+use super::{Backends, Database, Role, Served, Shared, Slot, Work};
 use crate::compaction::ByteBudget;
 use crate::embedded::FolderLock;
 use crate::env::{Env, MemoryBudget};
 use crate::shard::gc::list_objects;
-use crate::shard::open::{Listed, open as open_shard};
+use crate::shard::open::{Listed, StopsIfDropped, open as open_shard};
 use crate::shard::{Shard, Stopped};
 use crate::{EngineConfig, EngineError};
 
@@ -42,13 +42,26 @@ impl Database {
     /// # Errors
     /// Meta unreadable, or no shard can be listed.
     pub async fn open(config: EngineConfig, backends: Backends) -> Result<Arc<Self>, EngineError> {
-        Self::open_locked(config, backends, None).await
+        Self::open_locked(config, backends, None, Role::Leader).await
+    }
+
+    /// Opens the database as one node of several, which leads and follows nothing until
+    /// [`Database::set_role`] says so.
+    ///
+    /// # Errors
+    /// Meta unreadable, or the store cannot be listed.
+    pub async fn open_node(
+        config: EngineConfig,
+        backends: Backends,
+    ) -> Result<Arc<Self>, EngineError> {
+        Self::open_locked(config, backends, None, Role::None).await
     }
 
     pub(crate) async fn open_locked(
         config: EngineConfig,
         backends: Backends,
         lock: Option<FolderLock>,
+        role: Role,
     ) -> Result<Arc<Self>, EngineError> {
         let layout = ObjectLayout::new("", &config.cluster_name);
         let catalog = Catalog::open(backends.meta, &config.cluster_name).await?;
@@ -85,17 +98,21 @@ impl Database {
         let opening = ids.into_iter().map(|id| {
             let (env, listed) = (Arc::clone(&env), Arc::clone(&listed));
             async move {
+                if role == Role::None {
+                    return (id, not_placed());
+                }
                 // A task of its own: shards replay on all cores.
-                let opened = tokio::spawn(open_shard(env, id, Some(listed))).await;
+                let opened = tokio::spawn(open_as(env, id, Some(listed), role)).await;
                 let opened = opened
                     .unwrap_or_else(|e| Err(EngineError::Invalid(format!("opening failed: {e}"))));
-                (id, served(id, opened))
+                (id, Served::of(id, opened))
             }
         });
         let mut slots = BTreeMap::new();
         for (id, served) in futures::future::join_all(opening).await {
             let slot = Slot {
                 id,
+                wanted: Mutex::new(role),
                 served: RwLock::new(served),
                 work: Mutex::new(Work::default()),
             };
@@ -106,7 +123,7 @@ impl Database {
             slots,
             stop: CancellationToken::new(),
         });
-        for shard in shared.open_shards() {
+        for shard in shared.led_shards() {
             drop_nameless(&shard).await;
         }
         let background = super::maintenance::start(&shared);
@@ -142,24 +159,42 @@ impl Database {
     }
 }
 
-/// What opening came to.
-pub(super) fn served(id: ShardId, opened: Result<Arc<Shard>, EngineError>) -> Served {
-    match opened {
-        Ok(shard) => Served::Open(shard),
-        Err(error) => {
-            let try_again = error.retry() == Retry::Safe && !is_missing_file(&error);
-            let why = match &error {
-                EngineError::ShardUnavailable { why, .. } => why.clone(),
-                other => other.to_string(),
-            };
-            tracing::error!(shard = %id, why, "shard cannot be opened; the others are served");
-            Served::Unavailable { why, try_again }
-        }
+/// Opens a shard in a role.
+///
+/// # Errors
+/// Why it cannot be served so; then it is not open.
+pub(super) async fn open_as(
+    env: Arc<Env>,
+    id: ShardId,
+    listed: Option<Arc<Listed>>,
+    role: Role,
+) -> Result<Arc<Shard>, EngineError> {
+    let shard = open_shard(env, id, listed).await?;
+    let mut unfinished = StopsIfDropped(Some(Arc::clone(&shard)));
+    if role == Role::Leader
+        && let Err(error) = shard.promote(0).await
+    {
+        let stopped = shard.stopped();
+        shard.stop(Stopped::Closed);
+        shard.join().await;
+        return Err(match stopped {
+            // The reader of its log knows better what is wrong.
+            Some(why) => EngineError::ShardUnavailable {
+                shard: id,
+                why: why.why(),
+            },
+            None => error,
+        });
     }
+    unfinished.0 = None;
+    Ok(shard)
 }
 
-fn is_missing_file(error: &EngineError) -> bool {
-    matches!(error, EngineError::Sst(SstError::NotFound { .. }))
+pub(super) fn not_placed() -> Served {
+    Served::Unavailable {
+        why: "it is not placed on this node".into(),
+        try_again: false,
+    }
 }
 
 async fn prepare_catalog(env: &Arc<Env>) -> Result<(), EngineError> {

@@ -1,21 +1,37 @@
 //! Views out.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use shoal_sst::SstStore;
 
 use super::{Database, TableHandle};
-use crate::{EngineConfig, EngineError, ReadView};
+use crate::{EngineConfig, EngineError, ReadLevel, ReadView};
 
 impl Database {
     /// One consistent view of a table: everything acknowledged before this call, at one position.
     ///
     /// # Errors
+    /// As [`Self::read_view_at`].
+    pub async fn read_view(&self, table: &TableHandle) -> Result<ReadView, EngineError> {
+        let patience = Duration::from_millis(self.shared.env.config.write_timeout_ms);
+        self.read_view_at(table, &ReadLevel::Strong, patience).await
+    }
+
+    /// One consistent view of a table, at least as fresh as `level` asks, at one position.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFresh`] if the level cannot be had within `patience`;
     /// [`EngineError::ShardUnavailable`], [`EngineError::NotFound`] once the table was dropped,
     /// [`EngineError::Log`].
-    pub async fn read_view(&self, table: &TableHandle) -> Result<ReadView, EngineError> {
+    pub async fn read_view_at(
+        &self,
+        table: &TableHandle,
+        level: &ReadLevel,
+        patience: Duration,
+    ) -> Result<ReadView, EngineError> {
         let shard = self.shared.shard(table.shard)?;
-        match shard.view(table.id).await {
+        match shard.view(table.id, level, patience).await {
             Err(EngineError::NotFound { .. }) => {
                 Err(self.table_not_found(&table.schema_name, &table.name))
             }

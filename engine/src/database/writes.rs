@@ -113,6 +113,55 @@ impl Database {
         self.gather(outcomes, 0, &options)
     }
 
+    /// Puts `rows` in the place of the rows of an append table that match an SQL predicate, in one
+    /// record: no reader sees both or neither. `rows` may be as they please, they are not compared
+    /// with the predicate. With `options.read_at` nothing is done if the table changed since.
+    ///
+    /// # Errors
+    /// [`WriteError`]; `TooLargeForAtomic` if the rows need more than one record.
+    pub async fn replace_where(
+        &self,
+        table: &TableHandle,
+        predicate: &str,
+        rows: Vec<RowBlock>,
+        options: WriteOptions,
+    ) -> Result<Commit, WriteError> {
+        let patience = self.write_patience(&options);
+        let mut count = 0;
+        for block in &rows {
+            block
+                .check()
+                .map_err(|e| WriteError::Invalid(e.to_string()))?;
+            if block.table != table.id || block.rows() == 0 {
+                return Err(WriteError::Invalid(
+                    "rows of another table, or none, in the place of others".into(),
+                ));
+            }
+            count += block.rows() as u64;
+        }
+        self.wait_for_memory(patience).await?;
+        let options = WriteOptions {
+            atomic: true,
+            ..options
+        };
+        let by_shard = BTreeMap::from([(table.shard, rows)]);
+        let mut outgoing = self.cut_all(by_shard, &options).await?;
+        let Some(mut outgoing) = outgoing.pop() else {
+            return Err(WriteError::Invalid("no rows in the place of others".into()));
+        };
+        // The delete comes before all rows of the record, whichever entry has it.
+        let entry = outgoing
+            .parts
+            .first_mut()
+            .and_then(|p| p.tables.first_mut());
+        let Some(entry) = entry else {
+            return Err(WriteError::Invalid("no rows in the place of others".into()));
+        };
+        entry.delete_where = Some(predicate.to_owned());
+        let outcomes = self.write_shard(outgoing, &options, patience).await;
+        self.gather(outcomes, count, &options)
+    }
+
     fn write_patience(&self, options: &WriteOptions) -> Duration {
         options.timeout.unwrap_or(Duration::from_millis(
             self.shared.env.config.write_timeout_ms,

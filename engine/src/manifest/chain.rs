@@ -116,14 +116,29 @@ impl Chain {
     /// The store's, or [`EngineError::Manifest`] naming the manifest that is damaged, missing or
     /// does not follow its predecessor.
     pub async fn load(&self, version: ManifestVersion) -> Result<ManifestState, EngineError> {
+        self.load_after(None, version).await
+    }
+
+    /// As [`Self::load`]; where the chain leads through `known`, only what came after it is read.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub async fn load_after(
+        &self,
+        known: Option<&ManifestState>,
+        version: ManifestVersion,
+    ) -> Result<ManifestState, EngineError> {
         let mut edits = Vec::new();
         let mut at = version;
-        let base = loop {
+        let mut state = loop {
             let Some(read) = self.read(at).await? else {
                 return Err(self.damaged(at, "it is missing from the chain".into()));
             };
             match &read.manifest.body {
-                Body::Snapshot(_) => break read,
+                Body::Snapshot(_) => {
+                    break ManifestState::from_snapshot(&read.manifest, read.bytes, read.hash)
+                        .map_err(|what| self.damaged(at, what))?;
+                }
                 Body::Edit(_) => {
                     let Some(before) = read.manifest.predecessor else {
                         return Err(self.damaged(at, "an edit without predecessor".into()));
@@ -133,11 +148,12 @@ impl Chain {
                     }
                     at = before.version;
                     edits.push(read);
+                    if let Some(known) = known.filter(|k| k.as_predecessor() == before) {
+                        break known.clone();
+                    }
                 }
             }
         };
-        let mut state = ManifestState::from_snapshot(&base.manifest, base.bytes, base.hash)
-            .map_err(|what| self.damaged(at, what))?;
         for read in edits.into_iter().rev() {
             let manifest = &read.manifest;
             if manifest.predecessor != Some(state.as_predecessor()) {
@@ -171,6 +187,23 @@ impl Chain {
         match self.newest().await? {
             None => Ok(None),
             Some(version) => self.load(version).await.map(Some),
+        }
+    }
+
+    /// The newest state, given one that was the newest at some time.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub async fn newest_after(
+        &self,
+        known: &Arc<ManifestState>,
+    ) -> Result<Arc<ManifestState>, EngineError> {
+        match self.newest().await? {
+            Some(version) if known.is_before(version) => {
+                self.load_after(Some(known), version).await.map(Arc::new)
+            }
+            // At the same number there may be another attempt only if `known` was never the newest.
+            _ => Ok(Arc::clone(known)),
         }
     }
 }

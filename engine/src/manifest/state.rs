@@ -12,8 +12,8 @@ use shoal_wal::fold::{FoldLimits, FoldState};
 use shoal_wal::record::ManifestRef;
 
 use super::format::{
-    Body, Edit, LogIdentity, Manifest, Obsolete, Predecessor, Publisher, Residue, Snapshot,
-    TableEdit, TableFiles,
+    Body, Edit, FileEntry, LogIdentity, Manifest, Obsolete, Predecessor, Publisher, Residue,
+    Snapshot, TableEdit, TableFiles,
 };
 
 /// Edits after a snapshot before another snapshot is due whatever their size: bounds the objects
@@ -24,6 +24,29 @@ const SNAPSHOT_BYTES_FLOOR: u64 = 64 << 10;
 
 /// Files of tables. A persistent map, so that holding an older state costs what changed since.
 pub type Tables = HashTrieMapSync<TableId, Arc<TableFiles>>;
+
+/// A number of files and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileSum {
+    /// Files.
+    pub count: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl FileSum {
+    fn of(files: &[FileEntry]) -> Self {
+        Self {
+            count: files.len() as u64,
+            bytes: files.iter().map(|f| f.file.bytes).sum(),
+        }
+    }
+
+    fn replace(&mut self, old: Self, new: Self) {
+        self.count = self.count - old.count + new.count;
+        self.bytes = self.bytes - old.bytes + new.bytes;
+    }
+}
 
 /// What one manifest, with its chain, says.
 #[derive(Clone, Debug)]
@@ -46,6 +69,9 @@ pub struct ManifestState {
     pub fold: FoldState,
     /// Files by table.
     pub tables: Tables,
+    /// How many files `tables` names, and their bytes: kept, because walking over all tables for
+    /// a gauge takes long where there are very many.
+    pub files: FileSum,
     /// Rows of small tables.
     pub residue: Option<Residue>,
     /// Objects not named any more and not yet deleted.
@@ -79,6 +105,7 @@ impl ManifestState {
             log: LogIdentity::default(),
             fold: FoldState::new(FoldLimits::default()),
             tables: Tables::new_sync(),
+            files: FileSum::default(),
             residue: None,
             obsolete: Arc::default(),
             snapshot: ManifestVersion(0),
@@ -99,6 +126,13 @@ impl ManifestState {
     #[must_use]
     pub fn version(&self) -> ManifestVersion {
         self.reference.version
+    }
+
+    /// Whether manifest `version` is newer than this one (any is newer than the state before the
+    /// first).
+    #[must_use]
+    pub fn is_before(&self, version: ManifestVersion) -> bool {
+        self.hash == 0 || version > self.version()
     }
 
     /// How a successor names this manifest.
@@ -172,6 +206,8 @@ impl ManifestState {
             ));
         }
         for (id, files) in &snapshot.tables {
+            let new = FileSum::of(&files.files);
+            state.files.replace(FileSum::default(), new);
             state.tables.insert_mut(*id, Arc::new(files.clone()));
         }
         state.residue = snapshot.residue.clone();
@@ -243,8 +279,12 @@ impl ManifestState {
         unname: &mut impl FnMut(String),
     ) -> Result<(), String> {
         let old = self.tables.get(&id).cloned();
+        let before = old
+            .as_ref()
+            .map_or_else(FileSum::default, |o| FileSum::of(&o.files));
         if edit.dropped {
             if let Some(old) = old {
+                self.files.replace(before, FileSum::default());
                 for entry in &old.files {
                     unname(entry.file.path.clone());
                 }
@@ -272,6 +312,7 @@ impl ManifestState {
         if edit.flushed_through.is_some() {
             files.flushed_through = edit.flushed_through;
         }
+        self.files.replace(before, FileSum::of(&files.files));
         if files.files.is_empty() && files.deletes.is_empty() {
             self.tables.remove_mut(&id);
         } else {

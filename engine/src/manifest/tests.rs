@@ -198,3 +198,57 @@ fn a_manifest_that_would_lose_or_double_rows_is_not_published() {
     let error = invariants::check(&base, &lower, &Edit::default()).expect_err("back");
     assert!(error.contains("goes back"), "{error}");
 }
+
+#[test]
+fn the_number_of_files_is_kept_through_every_kind_of_edit_and_a_snapshot() {
+    let table = TableId::from_bytes([4; 16]);
+    let sum = |state: &ManifestState| {
+        let files = state.tables.values().flat_map(|t| &t.files);
+        files.fold((0, 0), |(n, bytes), f| (n + 1, bytes + f.file.bytes))
+    };
+    let sized = |path: &str, bytes| {
+        let mut entry = file(path, (1 << 16, 2 << 16), (0, 9));
+        entry.file.bytes = bytes;
+        entry
+    };
+    let edits = [
+        TableEdit {
+            add: vec![sized("a", 10), sized("b", 20)],
+            ..TableEdit::default()
+        },
+        TableEdit {
+            remove: vec!["a".into()],
+            add: vec![sized("c", 5)],
+            ..TableEdit::default()
+        },
+        TableEdit {
+            remove: vec!["b".into(), "c".into()],
+            ..TableEdit::default()
+        },
+        TableEdit {
+            add: vec![sized("d", 7)],
+            ..TableEdit::default()
+        },
+        TableEdit {
+            dropped: true,
+            ..TableEdit::default()
+        },
+    ];
+    let expected = [(2, 30), (2, 25), (0, 0), (1, 7), (0, 0)];
+    let mut now = state(5);
+    for (edit, expected) in edits.into_iter().zip(expected) {
+        let edit = Edit {
+            tables: vec![(table, edit)],
+            ..Edit::default()
+        };
+        now = now
+            .apply(&edit, now.reference, now.publisher, 1)
+            .expect("applies");
+        assert_eq!((now.files.count, now.files.bytes), expected);
+        assert_eq!(sum(&now), expected);
+        let mut manifest = manifest();
+        manifest.body = Body::Snapshot(Box::new(now.to_snapshot()));
+        let read = ManifestState::from_snapshot(&manifest, 1, 1).expect("reads");
+        assert_eq!(read.files, now.files);
+    }
+}

@@ -20,6 +20,7 @@ use shoal_types::{
 
 use super::{MergeOptions, file_run, memory_run, merge_runs};
 use crate::EngineConfig;
+use crate::compaction::pick::is_bottom;
 use crate::compaction::{ByteBudget, CompactionJob, SstProducer};
 use crate::memtable::{MemtableView, TableMemtable};
 
@@ -148,7 +149,12 @@ fn text(values: Vec<Option<String>>) -> ArrayRef {
 }
 
 /// A random block for `schema`: some columns left out, some rows' cells not set or NULL.
-fn random_block(rng: &mut StdRng, schema: &TableSchema, stamp: &mut u64) -> RowBlock {
+fn random_block(
+    rng: &mut StdRng,
+    schema: &TableSchema,
+    stamp: &mut u64,
+    times: std::ops::Range<i64>,
+) -> RowBlock {
     let rows = rng.random_range(1..20);
     let hosts = rng.random_range(1..5_usize);
     let tags = schema.series_columns().to_vec();
@@ -218,7 +224,7 @@ fn random_block(rng: &mut StdRng, schema: &TableSchema, stamp: &mut u64) -> RowB
             .collect(),
         time: Some(ScalarBuffer::from(
             (0..rows)
-                .map(|_| rng.random_range(-3..12) * 40_000_000)
+                .map(|_| rng.random_range(times.clone()) * 40_000_000)
                 .collect::<Vec<i64>>(),
         )),
         columns,
@@ -311,6 +317,7 @@ pub(crate) async fn read(
 
 #[tokio::test]
 async fn any_history_of_writes_flushes_compactions_and_schema_changes_reads_as_a_map_would() {
+    let (mut above_others, mut bottoms_above) = (0, 0);
     for seed in 0..80 {
         let mut rng = StdRng::seed_from_u64(seed);
         let store = store();
@@ -326,7 +333,10 @@ async fn any_history_of_writes_flushes_compactions_and_schema_changes_reads_as_a
             match rng.random_range(0..12) {
                 0..=5 => {
                     // A writer may lag behind the schema by a version.
-                    let block = random_block(&mut rng, &schema, &mut stamp);
+                    // In every other history time goes on as well.
+                    let from = if seed % 2 == 0 { -3 } else { offset as i64 };
+                    let times = from..from + if seed % 2 == 0 { 15 } else { 3 };
+                    let block = random_block(&mut rng, &schema, &mut stamp, times);
                     model.apply(&block);
                     offset += 1;
                     memtable.apply(Arc::new(block), 0, Offset(offset), 0);
@@ -337,11 +347,14 @@ async fn any_history_of_writes_flushes_compactions_and_schema_changes_reads_as_a
                 6 | 7 => {
                     let view = memtable.view();
                     memtable = TableMemtable::new(Arc::clone(&schema));
-                    let bottom = runs.is_empty();
                     let files = producer
-                        .flush_memtable(&view, &schema, partition, bottom)
+                        .flush_memtable(&view, &schema, partition, Some(&runs.concat()))
                         .await
                         .expect("flushes");
+                    let whole = |f: &&SstFile| !f.has_deletes && !f.has_partial;
+                    if !runs.is_empty() && runs.concat().iter().any(|f| !whole(&f)) {
+                        above_others += files.iter().filter(whole).count();
+                    }
                     if !files.is_empty() {
                         runs.push(files);
                     }
@@ -349,13 +362,15 @@ async fn any_history_of_writes_flushes_compactions_and_schema_changes_reads_as_a
                 8 | 9 if runs.len() > 1 => {
                     let from = rng.random_range(0..runs.len() - 1);
                     let to = rng.random_range(from + 2..=runs.len());
+                    let inputs = runs[from..to].concat();
                     let job = CompactionJob {
-                        inputs: runs[from..to].concat(),
-                        bottom: from == 0,
+                        bottom: is_bottom(&schema, &runs[..from].concat(), &inputs),
+                        inputs,
                         level: 1,
                     };
+                    bottoms_above += usize::from(job.bottom && from > 0);
                     let files = producer
-                        .compact(&job, &schema, &[], 0)
+                        .compact(&job, &schema, &[], None)
                         .await
                         .expect("compacts");
                     runs.splice(from..to, [files]);
@@ -379,6 +394,14 @@ async fn any_history_of_writes_flushes_compactions_and_schema_changes_reads_as_a
             }
         }
     }
+    assert!(
+        above_others > 50,
+        "{above_others} files without hidden columns above others"
+    );
+    assert!(
+        bottoms_above > 0,
+        "{bottoms_above} merges were bottoms above others"
+    );
 }
 
 /// Prints rates: `cargo test -p shoal-engine rates -- --ignored --nocapture`.
@@ -439,7 +462,7 @@ async fn rates() {
     let store = store();
     let producer = producer(&store);
     let partition = PartitionId::generate();
-    let mut runs = Vec::new();
+    let mut runs: Vec<Vec<SstFile>> = Vec::new();
     for half in 0..2 {
         let mut memtable = TableMemtable::new(Arc::clone(&schema));
         let start = clock();
@@ -457,7 +480,7 @@ async fn rates() {
         let start = clock();
         let view = memtable.view();
         let files = producer
-            .flush_memtable(&view, &schema, partition, half == 0)
+            .flush_memtable(&view, &schema, partition, Some(&runs.concat()))
             .await;
         rate("flush", view.rows(), start);
         runs.push(files.expect("flushes"));
@@ -475,7 +498,7 @@ async fn rates() {
     };
     let start = clock();
     producer
-        .compact(&job, &schema, &[], 0)
+        .compact(&job, &schema, &[], None)
         .await
         .expect("compacts");
     rate("compact", rows as usize, start);

@@ -9,6 +9,7 @@
 //! A crash at any place loses nothing: memory is rebuilt by reading the same records again.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -78,6 +79,10 @@ pub(crate) async fn run(shard: Arc<Shard>, mut reader: Box<dyn LogReader>) {
                 Ok(None)
             }
             Some(Err(LogError::Closed)) => Err(Stopped::Closed),
+            // A follower that was slower than its leader's flush and trim.
+            Some(Err(error @ LogError::BelowStart { .. })) => {
+                Err(Stopped::Reopen(error.to_string()))
+            }
             Some(Err(e)) => Err(Stopped::Failed(e.to_string())),
         };
         // What came before a damaged place is applied before the shard stops there.
@@ -202,7 +207,8 @@ fn apply_part(shard: &Arc<Shard>, part: &[(Offset, Option<Step>)]) -> Result<(),
     let mut released = Released::default();
     let mut rows = 0;
     let mut foreign = 0;
-    let (before, after, next, claim) = {
+    let mut marks = Vec::new();
+    let (before, after, next, claim, unknown) = {
         let mut state = shard.state.write();
         let before = state.memory_bytes;
         for (offset, step) in part {
@@ -215,6 +221,9 @@ fn apply_part(shard: &Arc<Shard>, part: &[(Offset, Option<Step>)]) -> Result<(),
                     let record = &entry.record;
                     check_genesis(shard, &state.topic, record)?;
                     let verdict = state.apply(*offset, entry, now_ms, &mut released);
+                    if let Payload::Barrier(mark) = &record.payload {
+                        marks.push(*mark);
+                    }
                     if verdict == Verdict::Apply {
                         rows += entry.blocks.iter().map(|b| b.rows() as u64).sum::<u64>();
                     }
@@ -235,7 +244,14 @@ fn apply_part(shard: &Arc<Shard>, part: &[(Offset, Option<Step>)]) -> Result<(),
             }
         }
         let next = state.fold.next_offset();
-        (before, state.memory_bytes, next, state.fold.claim())
+        let unknown = state.unknown_manifest().is_some();
+        (
+            before,
+            state.memory_bytes,
+            next,
+            state.fold.claim(),
+            unknown,
+        )
     };
     shard.env.memory.change(before, after);
     drop(released);
@@ -250,11 +266,15 @@ fn apply_part(shard: &Arc<Shard>, part: &[(Offset, Option<Step>)]) -> Result<(),
         shard.env.wake.notify_one();
     }
     shard.applied.send_replace(next);
-    if claim.1 != shard.writer && claim.0 > shard.epoch() {
-        shard.stop(Stopped::Deposed(format!(
-            "a leader with epoch {} has taken over",
-            claim.0
-        )));
+    shard.barriers.passed(&marks);
+    if unknown {
+        shard.named.notify_one();
+    }
+    if shard.pipeline.is_deposed_by(claim) {
+        let why = format!("a leader with epoch {} has taken over", claim.0);
+        tracing::warn!(shard = %shard.id, why, "following");
+        shard.deposed.store(true, Ordering::Relaxed);
+        shard.pipeline.depose(shard.id, &why);
     }
     Ok(())
 }

@@ -15,7 +15,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use shoal_types::{Epoch, Seq};
+use shoal_types::{Epoch, Seq, WriterId};
 use shoal_wal::log::{LogError, receipt_outcome};
 use shoal_wal::record::{ManifestRef, Payload, Record};
 use tokio::sync::mpsc;
@@ -25,6 +25,9 @@ use super::{Shard, Stopped};
 
 /// How long an unclear claim is waited for before a higher one is sent.
 const UNCLEAR_WAIT: Duration = Duration::from_millis(100);
+/// How long a claim is waited for about which the log says nothing: longer than a disk that
+/// hesitates.
+const SILENT_WAIT: Duration = Duration::from_secs(5);
 /// Pause between claims that the log has no space for.
 const FULL_PAUSE: Duration = Duration::from_millis(250);
 /// How long receipts of a broken epoch are waited for. They are hints; the claim settles them.
@@ -52,21 +55,30 @@ pub(crate) async fn run(shard: Arc<Shard>, mut deliveries: mpsc::UnboundedReceiv
             shard.stop(Stopped::Closed);
             return;
         }
+        let tenure = shard.pipeline.writer();
         tracing::warn!(
             shard = %shard.id, epoch = %one.epoch, seq = %one.seq,
             error = %outcome.err().map(|e| e.to_string()).unwrap_or_default(),
             "delivery failed, claiming the log again"
         );
-        // Nothing new is sent from here on; what was sent gets its receipt.
-        while let Ok(rest) = deliveries.try_recv() {
-            let outcome = tokio::time::timeout(RECEIPT_WAIT, receipt_outcome(rest.receipt))
+        // Nothing new is sent from here on; what was sent gets its receipt. All are waited for at
+        // once: a log that never answers costs one wait, not one a record.
+        let shard_now = &shard;
+        let rest = std::iter::from_fn(|| deliveries.try_recv().ok());
+        let receipts = futures::future::join_all(rest.map(|one| async move {
+            let outcome = tokio::time::timeout(RECEIPT_WAIT, receipt_outcome(one.receipt))
                 .await
                 .unwrap_or_else(|_| Err(LogError::Unknown("no receipt".into())));
-            shard.pipeline.delivered(rest.epoch, rest.seq, &outcome);
+            let pipeline = &shard_now.pipeline;
+            pipeline.delivered(one.epoch, one.seq, &outcome);
+        }));
+        tokio::select! {
+            biased;
+            () = shard.stop.cancelled() => return,
+            _ = receipts => {}
         }
-        match shard.claim().await {
-            Some(epoch) => shard.serve(epoch),
-            None => return,
+        if let Some(epoch) = shard.claim(tenure).await {
+            shard.serve(epoch);
         }
     }
 }
@@ -80,14 +92,11 @@ enum Claimed {
 
 impl Shard {
     /// Claims the log with the next claim number, again and again until one of ours is read back.
-    /// `None`: the shard stopped.
-    pub(crate) async fn claim(&self) -> Option<Epoch> {
-        loop {
-            if self.stop.is_cancelled() {
-                return None;
-            }
-            let epoch = self.pipeline.next_epoch();
-            match self.claim_once(epoch).await {
+    /// `None`: the shard stopped, or this tenure is over.
+    pub(crate) async fn claim(&self, tenure: WriterId) -> Option<Epoch> {
+        while !self.stop.is_cancelled() {
+            let epoch = self.pipeline.next_epoch(tenure)?;
+            match self.claim_once(epoch, tenure).await {
                 Claimed::Mine => return Some(epoch),
                 Claimed::Ended => return None,
                 Claimed::Unclear => {}
@@ -100,6 +109,7 @@ impl Shard {
                 }
             }
         }
+        None
     }
 
     fn newest_known(&self) -> ManifestRef {
@@ -108,55 +118,47 @@ impl Shard {
         newest.reference
     }
 
-    async fn claim_once(&self, epoch: Epoch) -> Claimed {
+    async fn claim_once(&self, epoch: Epoch, tenure: WriterId) -> Claimed {
         let record = Record {
             epoch,
-            writer: self.writer,
+            writer: tenure,
             seq: Seq(0),
             stamp_ms: self.env.clock.now_ms(),
             payload: Payload::Claim(self.newest_known()),
         };
-        let receipt = self.log.append(record.encode());
+        let receipt = receipt_outcome(self.log.append(record.encode()));
+        let read_back = self.wait_for_claim(epoch, tenure);
+        tokio::pin!(read_back);
+        let judge = |mine| if mine { Claimed::Mine } else { Claimed::Ended };
+        // Reading it back is the proof; a log that keeps its receipts to itself is not waited for.
         let patience = tokio::select! {
             biased;
             () = self.stop.cancelled() => return Claimed::Ended,
-            outcome = receipt_outcome(receipt) => match outcome {
-                Ok(_) => None,
+            mine = &mut read_back => return judge(mine),
+            outcome = receipt => match outcome {
+                Ok(_) => return judge(read_back.await),
                 Err(LogError::Full(what)) => return Claimed::Full(what),
                 Err(LogError::Closed) => {
                     self.stop(Stopped::Closed);
                     return Claimed::Ended;
                 }
-                Err(_) => Some(UNCLEAR_WAIT),
+                Err(_) => UNCLEAR_WAIT,
             },
+            () = tokio::time::sleep(SILENT_WAIT) => Duration::ZERO,
         };
-        let read_back = self.wait_for_claim(epoch);
-        match patience {
-            None => {
-                if read_back.await {
-                    Claimed::Mine
-                } else {
-                    Claimed::Ended
-                }
-            }
-            Some(patience) => match tokio::time::timeout(patience, read_back).await {
-                Ok(true) => Claimed::Mine,
-                Ok(false) => Claimed::Ended,
-                Err(_) => Claimed::Unclear,
-            },
-        }
+        let read_back = tokio::time::timeout(patience, read_back).await;
+        read_back.map_or(Claimed::Unclear, judge)
     }
 
-    /// Waits until the fold's claim is this one; false: the shard stopped (also because a higher
-    /// claim of another leader was read).
-    async fn wait_for_claim(&self, epoch: Epoch) -> bool {
+    /// Waits until the fold's claim is this one; false: the shard stopped, or the tenure is over (a
+    /// higher claim of another leader was read).
+    async fn wait_for_claim(&self, epoch: Epoch, tenure: WriterId) -> bool {
         let mut applied = self.applied.subscribe();
-        let mine = (epoch, self.writer);
         loop {
-            if self.stop.is_cancelled() {
+            if self.stop.is_cancelled() || !self.pipeline.holds(tenure) {
                 return false;
             }
-            if self.state.read().fold.claim() == mine {
+            if self.state.read().fold.claim() == (epoch, tenure) {
                 return true;
             }
             tokio::select! {

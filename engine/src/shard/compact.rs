@@ -6,7 +6,9 @@
 //! and deleted by `gc.rs` after the retention.
 //!
 //! Outputs are written with the schema of the manifest, not the newest one: a manifest must be
-//! readable without the log behind it. Predicate deletes known when the merge began are applied to
+//! readable without the log behind it. The TTL alone is the newest one's, and looked at again
+//! before the publish: where it was raised meanwhile, rows are gone from the outputs that it
+//! keeps, and the outputs become garbage. Predicate deletes known when the merge began are applied to
 //! older rows; each output notes through which version that was done, so that a delete goes once
 //! every file has it.
 //!
@@ -15,12 +17,12 @@
 use std::sync::Arc;
 
 use shoal_sst::SstFile;
-use shoal_types::{TableId, TableSchema};
+use shoal_types::{TableId, TableSchema, TimestampMs};
 
 use super::flush::{on_blocking_thread, to_the_end};
 use super::state::{ShardState, needed_deletes, version_before};
 use super::{Counters, Shard};
-use crate::compaction::{CompactionJob, PickConfig, expired, pick, pick_full};
+use crate::compaction::{CompactionJob, PickConfig, TtlCut, expired, pick, pick_full};
 use crate::manifest::format::{Edit, FileEntry, TableEdit};
 use crate::manifest::{ManifestState, TableFiles};
 use crate::{EngineError, PredicateDelete};
@@ -59,6 +61,9 @@ struct Plan {
     schema: Arc<TableSchema>,
     deletes: Vec<PredicateDelete>,
     deletes_through: shoal_types::RowVersion,
+    /// When `cut` was taken.
+    now_ms: TimestampMs,
+    cut: Option<TtlCut>,
 }
 
 impl Shard {
@@ -148,6 +153,7 @@ impl Shard {
             return Ok(Compacted::default());
         };
         let producing = self.produce();
+        let now_ms = self.env.clock.now_ms();
         let plan = {
             let state = self.state.read();
             Plan {
@@ -155,13 +161,14 @@ impl Shard {
                 schema,
                 deletes: known_deletes(newest, &state, table),
                 deletes_through: version_before(&state.fold, state.fold.next_offset()),
+                now_ms,
+                cut: newest_cut(&state, table, now_ms),
             }
         };
         let producer = self.producer();
-        let now_ms = self.env.clock.now_ms();
         let (plan, outputs) = on_blocking_thread(move || async move {
             let outputs = producer
-                .compact(&plan.job, &plan.schema, &plan.deletes, now_ms)
+                .compact(&plan.job, &plan.schema, &plan.deletes, plan.cut)
                 .await?;
             Ok((plan, outputs))
         })
@@ -190,6 +197,11 @@ impl Shard {
         let still_named = |path: &String| named.files.iter().any(|f| f.file.path == *path);
         if !remove.iter().all(still_named) {
             // Dropped, truncated or expired meanwhile: the outputs are garbage.
+            return Ok(Compacted::default());
+        }
+        let cut = newest_cut(&self.state.read(), table, plan.now_ms);
+        if plan.cut.is_some_and(|c| !c.spares_all_of(cut)) {
+            tracing::info!(shard = %self.id, %table, "compaction dropped: the TTL was raised meanwhile");
             return Ok(Compacted::default());
         }
         let done = Compacted {
@@ -268,6 +280,11 @@ impl Shard {
         let manifest = Arc::clone(&self.state.read().manifest);
         manifest.tables.keys().copied().collect()
     }
+}
+
+/// Rows that the table's newest TTL hides.
+fn newest_cut(state: &ShardState, table: TableId, now_ms: TimestampMs) -> Option<TtlCut> {
+    TtlCut::of(state.fold.schema(table)?, now_ms)
 }
 
 /// All predicate deletes that files named by `newest` may need, as of the state's position.

@@ -1,6 +1,7 @@
 //! Flush: rows from memory into files (PROTOCOLS §2).
 //!
-//! Order: freeze all memtables at one position X → write SSTs (and one residue object for very
+//! Order: append a `Manifest` record that names what is in force already; where it is read back, at
+//! X, every replica freezes its memtables (`state.rs`, "Boundaries") → write SSTs (and one residue object for very
 //! small tables) → publish the manifest with `replay_offset = X + 1` and the fold state at X →
 //! append the `Manifest` record → on reading it, files take the frozen rows' place in one step →
 //! trim the log.
@@ -13,11 +14,13 @@
 //! written so far; the next call goes on where this one stopped.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectStoreExt, PutPayload, path::Path};
-use shoal_sst::SstError;
+use shoal_sst::{SstError, SstFile};
 use shoal_types::{Offset, RowVersion, TableId};
+use shoal_wal::record::Payload;
 
 use super::pins::Producing;
 use super::state::{Frozen, FrozenTable, needed_deletes, version_before};
@@ -101,34 +104,82 @@ impl Shard {
         }
     }
 
-    async fn begin_flush(&self, newest: &ManifestState) -> Result<Option<Begun>, EngineError> {
-        let waiting = {
+    /// Whether a flush is worth a manifest. Each manifest adds its own record to the log, so a
+    /// flush that writes nothing must at least free more of the log than that; else an idle shard
+    /// would publish for ever, and the log would grow by it. Replay stays bounded: records without
+    /// content count in the bytes that the log holds back.
+    async fn is_worth_flushing(&self, newest: &ManifestState) -> bool {
+        let config = &self.env.config;
+        {
             let state = self.state.read();
-            if state.fold.next_offset() == newest.replay_offset() && state.frozen.is_none() {
-                return Ok(None);
+            let frozen = !state.boundaries.is_empty() || state.flush_ready.is_some();
+            if frozen || state.content_end > newest.replay_offset() {
+                return true;
             }
-            state.frozen.is_some()
+            if state.memory_bytes > 0 && self.env.memory.used() > config.memtable_bytes_max {
+                // Residue that has become too much: its tables get files.
+                return state.fold.next_offset() > newest.replay_offset();
+            }
+        }
+        if self.log.held_back_bytes() <= config.log_bytes_max {
+            return false;
+        }
+        // Perhaps only an earlier trim failed.
+        self.trim(newest).await;
+        let position = self.state.read().fold.next_offset();
+        position > newest.replay_offset() && self.log.held_back_bytes() > config.log_bytes_max
+    }
+
+    async fn begin_flush(&self, newest: &ManifestState) -> Result<Option<Begun>, EngineError> {
+        if !self.is_worth_flushing(newest).await {
+            return Ok(None);
+        }
+        let unannounced = {
+            let mut state = self.state.write();
+            if let Some(frozen) = state.flush_ready.take() {
+                // Asked for by a flush that gave up waiting.
+                return Ok(Some(self.begun(frozen)));
+            }
+            !state.published.is_empty()
         };
-        if waiting {
+        if unannounced {
             // The last flush is published; its record was not applied yet.
             self.announce().await;
+            if !self.is_worth_flushing(newest).await {
+                return Ok(None);
+            }
         }
         // All shards' residue together stays within a quarter of the memory budget.
         let shards = self.env.catalog.shards().len().max(1);
         let residue_max = self.env.config.memtable_bytes_max / 4 / shards;
-        let frozen = self.state.write().freeze(residue_max);
+        let in_force = {
+            let mut state = self.state.write();
+            if !state.published.is_empty() {
+                return Err(crate::WriteError::Overloaded(format!(
+                    "shard {}: the last flush's manifest is not in force yet",
+                    self.id
+                ))
+                .into());
+            }
+            state.flush_asked = Some(residue_max);
+            state.manifest.reference
+        };
+        let patience = Duration::from_millis(self.env.config.write_timeout_ms);
+        self.submit(Payload::Manifest(in_force), Vec::new(), patience)
+            .await?;
+        let frozen = self.state.write().flush_ready.take();
         match frozen {
-            Some(frozen) => Ok(Some(Begun {
-                frozen,
-                written: Vec::new(),
-                residue: None,
-                _producing: self.produce(),
-            })),
-            None => Err(crate::WriteError::Overloaded(format!(
-                "shard {}: the last flush's manifest is not in force yet",
-                self.id
-            ))
-            .into()),
+            Some(frozen) => Ok(Some(self.begun(frozen))),
+            None => Err(crate::WriteError::NotLeader { shard: self.id }.into()),
+        }
+    }
+
+    fn begun(&self, frozen: Frozen) -> Begun {
+        Begun {
+            frozen,
+            written: Vec::new(),
+            residue: None,
+            _producing: self.produce(),
         }
     }
 
@@ -140,15 +191,25 @@ impl Shard {
         let done = begun.written.len();
         let frozen = &begun.frozen;
         let deletes_through = version_before(&frozen.fold, frozen.fold.next_offset());
-        let rest: Vec<(FrozenTable, bool)> = frozen.tables[done..]
+        let rest: Vec<(FrozenTable, Option<Vec<SstFile>>)> = frozen.tables[done..]
             .iter()
-            .map(|table| {
-                let bottom = newest.table(table.id).is_none_or(|t| t.files.is_empty());
-                (table.clone(), bottom)
+            .enumerate()
+            .map(|(at, table)| {
+                // A table may have several parts, the oldest first: only that one can be the
+                // bottom.
+                let first = (done + at)
+                    .checked_sub(1)
+                    .is_none_or(|before| frozen.tables[before].id != table.id);
+                let older = first.then(|| {
+                    let named = newest.table(table.id).into_iter();
+                    let older = named.flat_map(|t| t.of_incarnation(table.schema.incarnation));
+                    older.map(|f| f.file.clone()).collect()
+                });
+                (table.clone(), older)
             })
             .collect();
         let mut written = futures::stream::iter(rest)
-            .map(|(table, bottom)| self.write_file(table, bottom, deletes_through))
+            .map(|(table, older)| self.write_file(table, older, deletes_through))
             // In order: on failure, what is done is a prefix.
             .buffered(FILES_AT_ONCE);
         let mut fresh = Vec::new();
@@ -171,7 +232,7 @@ impl Shard {
     async fn write_file(
         &self,
         table: FrozenTable,
-        bottom: bool,
+        older: Option<Vec<SstFile>>,
         deletes_through: RowVersion,
     ) -> Result<(TableId, Vec<FileEntry>), EngineError> {
         let id = table.id;
@@ -184,7 +245,12 @@ impl Shard {
         let producer = self.producer();
         let files = on_blocking_thread(move || async move {
             producer
-                .flush_memtable(&table.view, &table.schema, placed.partition, bottom)
+                .flush_memtable(
+                    &table.view,
+                    &table.schema,
+                    placed.partition,
+                    older.as_deref(),
+                )
                 .await
         })
         .await?;
@@ -206,7 +272,7 @@ impl Shard {
             "{root}residue/{}-{}-{}",
             ulid::Ulid::new(),
             self.id,
-            self.term
+            self.epoch().term
         );
         let path = Path::from(name);
         let crc = crc32fast::hash(&bytes);

@@ -153,7 +153,8 @@ impl Shard {
     /// begun in an older term, or in ours before everything that is being written now.
     fn is_orphan(&self, name: &SstName, settled_before_ms: u64) -> bool {
         let settled = name.ulid.timestamp_ms() + CLOCK_SLACK_MS < settled_before_ms;
-        name.shard == self.id && (name.term < self.term || (name.term == self.term && settled))
+        let term = self.epoch().term;
+        name.shard == self.id && (name.term < term || (name.term == term && settled))
     }
 
     /// Deletes objects with this shard's name that nothing names. `listed` was taken before

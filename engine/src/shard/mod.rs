@@ -7,20 +7,25 @@
 //!                                     publish.rs ◄── flush.rs, compact.rs, gc.rs
 //! ```
 //!
-//! - `open.rs`: becoming leader.
+//! - `open.rs`: opening as follower; `promote.rs`: becoming leader, and ceasing to be it;
+//!   `follow.rs`: switching to manifests that another leader published; `barrier.rs`: reads that
+//!   are as fresh as they were asked to be.
 //! - `write.rs`: from a request to a record in flight; `claim.rs`: what follows a failed delivery.
 //! - `apply.rs`: the one reader of the log; `state.rs`: what an applied record changes.
 //! - `publish.rs`: one manifest at a time, announced through the log; `flush.rs`, `compact.rs`,
 //!   `gc.rs`, `trim.rs`: what is published and what may go afterwards.
 
 pub(crate) mod apply;
+pub(crate) mod barrier;
 pub(crate) mod claim;
 pub(crate) mod compact;
 pub(crate) mod flush;
+pub(crate) mod follow;
 pub(crate) mod gc;
 pub(crate) mod open;
 pub(crate) mod parts;
 pub(crate) mod pins;
+pub(crate) mod promote;
 pub(crate) mod publish;
 pub(crate) mod residue;
 pub(crate) mod state;
@@ -29,18 +34,20 @@ pub(crate) mod write;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
-use shoal_types::{Epoch, Offset, ShardId, TableId, TableSchema, WriterId};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use shoal_types::{Epoch, Offset, ShardId, TableId, TableSchema};
 use shoal_wal::log::Log;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::compaction::SstProducer;
 use crate::env::Env;
 use crate::manifest::Chain;
-use crate::{EngineError, ReadView};
+use crate::{EngineError, ReadLevel, ReadView};
+use barrier::Barriers;
 use pins::{Pins, Producing, Production};
 use publish::Publishing;
 use state::ShardState;
@@ -51,10 +58,6 @@ use write::Pipeline;
 pub(crate) enum Stopped {
     /// Damage or loss: only an operator can help.
     Failed(String),
-    /// The claim of another leader was read: what of ours was not applied below it never will be.
-    Deposed(String),
-    /// Another leader published a manifest; its claim may still be on its way.
-    Overtaken(String),
     /// It must be opened again from the newest manifest.
     Reopen(String),
     /// The process is shutting down.
@@ -64,9 +67,7 @@ pub(crate) enum Stopped {
 impl Stopped {
     pub(crate) fn why(&self) -> String {
         match self {
-            Self::Failed(why) | Self::Deposed(why) | Self::Overtaken(why) | Self::Reopen(why) => {
-                why.clone()
-            }
+            Self::Failed(why) | Self::Reopen(why) => why.clone(),
             Self::Closed => "it is being closed".to_owned(),
         }
     }
@@ -78,11 +79,12 @@ pub(crate) struct Shard {
     pub env: Arc<Env>,
     pub chain: Chain,
     pub log: Arc<dyn Log>,
-    pub term: u64,
-    pub writer: WriterId,
     pub state: RwLock<ShardState>,
     /// One past the last offset applied.
     pub applied: watch::Sender<Offset>,
+    pub barriers: Barriers,
+    /// Told when an applied record named a manifest that is not in force.
+    pub named: Notify,
     pub pipeline: Pipeline,
     pub publishing: tokio::sync::Mutex<Publishing>,
     pub pins: Arc<Pins>,
@@ -94,6 +96,8 @@ pub(crate) struct Shard {
     pub tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     pub stop: CancellationToken,
     stopped: Mutex<Option<Stopped>>,
+    /// Another leader took over; this replica leads again only when it is told to.
+    pub deposed: AtomicBool,
     pub counters: Counters,
     /// The last failure of background work, until it succeeds again.
     pub trouble: Mutex<Option<String>>,
@@ -140,7 +144,7 @@ impl Shard {
             }
             *stopped = Some(reason.clone());
         }
-        self.pipeline.stop(self.id, &reason);
+        self.pipeline.stop(&reason);
         self.stop.cancel();
         let held = self.state.write().drop_rows();
         self.env.memory.change(held.bytes, 0);
@@ -181,13 +185,23 @@ impl Shard {
             Arc::clone(&self.env.sst),
             self.chain.layout.clone(),
             self.id,
-            self.term,
+            self.epoch().term,
             Arc::clone(&self.env.compaction_budget),
             self.env.predicate.clone(),
         )
     }
 
-    /// The current epoch of this leader.
+    /// Whether this replica leads, or is about to.
+    pub(crate) fn leads(&self) -> bool {
+        self.pipeline.leads()
+    }
+
+    /// Whether a tenure ended though no other leader took over.
+    pub(crate) fn has_lost_its_lead(&self) -> bool {
+        !self.leads() && !self.deposed.load(Ordering::Relaxed)
+    }
+
+    /// The current epoch of this leader; of its last tenure, while it follows.
     pub(crate) fn epoch(&self) -> Epoch {
         self.pipeline.epoch()
     }
@@ -213,22 +227,18 @@ impl Shard {
         }
     }
 
-    /// A view of one table that holds everything acknowledged before the call (and, in a log whose
-    /// end is a barrier, everything durable).
+    /// A view of one table, at least as fresh as `level` asks.
     ///
     /// # Errors
-    /// The shard stopped, or the table was dropped.
-    pub(crate) async fn view(&self, table: TableId) -> Result<ReadView, EngineError> {
-        let (_, end) = self.log.bounds().await?;
-        self.wait_applied(end).await?;
-        let epoch = self.epoch();
-        let state = self.state.read();
-        // Under the lock: a stop is noted before it takes the rows out, so that a view without
-        // them is never handed out.
-        if self.stopped().is_some() {
-            drop(state);
-            return Err(self.unavailable());
-        }
+    /// The shard stopped, the table was dropped, or the level cannot be had within `patience`.
+    pub(crate) async fn view(
+        self: &Arc<Self>,
+        table: TableId,
+        level: &ReadLevel,
+        patience: Duration,
+    ) -> Result<ReadView, EngineError> {
+        self.reach(level, patience).await?;
+        let state = self.readable()?;
         let Some(schema) = state.fold.schema(table).cloned() else {
             return Err(EngineError::NotFound {
                 what: "table",
@@ -236,19 +246,61 @@ impl Shard {
                 nearest: None,
             });
         };
-        let shown = state.shown(table, &schema);
-        Ok(ReadView {
+        Ok(self.view_of(&state, schema))
+    }
+
+    /// As [`Self::view`], of every table that has rows, ascending by id, all at one position; the
+    /// position. Takes memory in proportion to the number of tables and files.
+    ///
+    /// # Errors
+    /// The shard stopped.
+    pub(crate) async fn views(
+        self: &Arc<Self>,
+        level: &ReadLevel,
+        patience: Duration,
+    ) -> Result<(Offset, Vec<ReadView>), EngineError> {
+        self.reach(level, patience).await?;
+        let state = self.readable()?;
+        let mut schemas: Vec<_> = state.fold.schemas().cloned().collect();
+        schemas.sort_unstable_by_key(|s| s.table);
+        let views = schemas
+            .into_iter()
+            .map(|schema| self.view_of(&state, schema))
+            .filter(|view| !view.files.is_empty() || view.memory.iter().any(|m| m.rows() > 0))
+            .collect();
+        Ok((position(&state), views))
+    }
+
+    fn readable(&self) -> Result<RwLockReadGuard<'_, ShardState>, EngineError> {
+        let state = self.state.read();
+        // Under the lock: a stop is noted before it takes the rows out, so that a view without
+        // them is never handed out.
+        if self.stopped().is_some() {
+            drop(state);
+            return Err(self.unavailable());
+        }
+        Ok(state)
+    }
+
+    fn view_of(&self, state: &ShardState, schema: Arc<TableSchema>) -> ReadView {
+        let shown = state.shown(schema.table, &schema);
+        ReadView {
             schema,
             shard: self.id,
-            epoch,
-            position: Offset(state.fold.next_offset().0.saturating_sub(1)),
+            epoch: state.fold.claim().0,
+            position: position(state),
             memory: shown.memory,
             files: shown.files,
             deletes: shown.deletes,
             predicate: self.env.predicate.clone(),
             _pin: Some(Arc::new(self.pins.pin(state.manifest.version()))),
-        })
+        }
     }
+}
+
+/// The last offset applied.
+fn position(state: &ShardState) -> Offset {
+    Offset(state.fold.next_offset().0.saturating_sub(1))
 }
 
 impl Drop for Shard {

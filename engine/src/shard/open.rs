@@ -1,54 +1,47 @@
-//! Opening a shard as its leader (PROTOCOLS §2, "Open as leader").
+//! Opening a shard: as a follower. `promote.rs` makes a leader of it.
 //!
-//! Order: raise the term in meta → read the newest manifest → publish a manifest with that term →
-//! read the log from its replay offset → append `Claim`, naming that manifest → apply through it →
-//! read the newest manifest again; still ours → serve.
-//!
-//! Why: the term in the manifest keeps an older leader from publishing; the claim keeps its late
-//! records from applying. Between the two it may still append, and what it appends before the claim
-//! is applied here as by everybody. The last look catches a leader with a higher term that came in
-//! between.
-//!
-//! A crash after any step leaves a raised term, a manifest that changes nothing, or a claim that
-//! nobody uses; the next open does it all again.
+//! Order: read the newest manifest → put its residue into memory → read the log from its replay
+//! offset. If the log was trimmed past that meanwhile, a newer manifest was published: begin again.
 //!
 //! A shard whose log, manifest or files are damaged or missing is not opened; the error names the
 //! place, nothing is changed or deleted, and other shards are not concerned.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use object_store::{ObjectStoreExt, path::Path};
 use parking_lot::{Mutex, RwLock};
-use shoal_meta::{MetaError, ShardEntry};
+use shoal_meta::ShardEntry;
 use shoal_sst::SstError;
-use shoal_types::{Epoch, ShardId, WriterId};
-use shoal_wal::log::Log;
+use shoal_types::{ShardId, WriterId};
+use shoal_wal::log::{Log, LogError, LogReader};
 use shoal_wal::record::AttemptId;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::barrier::Barriers;
 use super::pins::Pins;
 use super::publish::Publishing;
+use super::residue::Applied;
 use super::state::ShardState;
 use super::write::Pipeline;
-use super::{Counters, Shard, Stopped, apply, claim, residue};
+use super::{Counters, Shard, Stopped, apply, claim, follow, residue};
 use crate::EngineError;
 use crate::env::Env;
-use crate::manifest::format::{Edit, Publisher};
-use crate::manifest::publish::{PublishError, confirm_newest, prepare, publish};
+use crate::manifest::format::Publisher;
 use crate::manifest::{Chain, ManifestState};
 
-/// Terms tried before giving up: each miss means that somebody else opened the shard meanwhile.
-const TERMS_MAX: u32 = 16;
+/// Manifests tried before giving up: each miss means that the log was trimmed meanwhile.
+const TRIES_MAX: u32 = 16;
 /// Largest memtable that may be carried over as residue.
 const RESIDUE_TABLE_BYTES_MAX: usize = 64 << 10;
 
 /// Sizes of all objects, by path, taken before the manifests were read.
 pub(crate) type Listed = HashMap<String, u64>;
 
-/// Opens a shard; `listed` (if given) is checked for every file the manifest names.
+/// Opens a shard as follower; `listed` (if given) is checked for every file the manifest names.
 ///
 /// # Errors
 /// Why it cannot be served.
@@ -64,30 +57,21 @@ pub(crate) async fn open(
         shard: id,
     };
     let log = open_log(&env, id).await?;
-    let writer = WriterId::generate();
-    let (term, newest) = take_term(&env, &chain, writer).await?;
-    if let Some(listed) = &listed {
-        check_files(&newest, listed)?;
-    }
-    let newest = Arc::new(newest);
-    let mut state = ShardState::new(Arc::clone(&newest), RESIDUE_TABLE_BYTES_MAX);
-    load_residue(&env, &newest, &mut state).await?;
-    let reader = log.read(newest.replay_offset()).await?;
-
+    let (state, reader) = begin(&env, &chain, &*log, listed.as_deref()).await?;
+    let newest = Arc::clone(&state.manifest);
     let (deliveries, to_deliver) = mpsc::unbounded_channel();
-    let epoch = Epoch { term, claim: 0 };
     env.memory.change(0, state.memory_bytes);
     let (applied, _) = watch::channel(state.fold.next_offset());
     let shard = Arc::new(Shard {
         id,
-        pipeline: Pipeline::new(epoch, writer, env.config.inflight_bytes_max, deliveries),
+        pipeline: Pipeline::new(env.config.inflight_bytes_max, deliveries),
         env,
         chain,
         log,
-        term,
-        writer,
         state: RwLock::new(state),
         applied,
+        barriers: Barriers::default(),
+        named: Notify::new(),
         publishing: tokio::sync::Mutex::new(Publishing {
             newest: Arc::clone(&newest),
             undecided: None,
@@ -99,40 +83,69 @@ pub(crate) async fn open(
         tasks: Mutex::default(),
         stop: CancellationToken::new(),
         stopped: Mutex::default(),
+        deposed: AtomicBool::new(false),
         counters: Counters::default(),
         trouble: Mutex::default(),
     });
-    shard.look_for_compactions();
-    let reading = {
-        let shard = Arc::clone(&shard);
-        tokio::spawn(async move {
-            let _ends = StopsIfPanicked(Arc::clone(&shard));
-            apply::run(shard, reader).await;
-        })
-    };
-    shard.tasks.lock().push(reading);
-    let Some(epoch) = shard.claim().await else {
-        return Err(shard.unavailable());
-    };
-    if let Err(error) = confirm_newest(&shard.chain, &newest).await {
-        let error = EngineError::from(error);
-        shard.stop(Stopped::Overtaken(error.to_string()));
-        return Err(error);
-    }
-    shard.serve(epoch);
-    let delivering = {
-        let shard = Arc::clone(&shard);
-        tokio::spawn(async move {
-            let _ends = StopsIfPanicked(Arc::clone(&shard));
-            claim::run(shard, to_deliver).await;
-        })
-    };
-    shard.tasks.lock().push(delivering);
+    shard.start(apply::run(Arc::clone(&shard), reader));
+    shard.start(claim::run(Arc::clone(&shard), to_deliver));
+    shard.start(follow::run(Arc::clone(&shard)));
     tracing::info!(
-        shard = %id, %epoch, manifest = %newest.version(),
-        replay_offset = %newest.replay_offset(), "shard open"
+        shard = %id, manifest = %newest.version(), replay_offset = %newest.replay_offset(),
+        "shard open"
     );
     Ok(shard)
+}
+
+impl Shard {
+    fn start(self: &Arc<Self>, work: impl Future<Output = ()> + Send + 'static) {
+        let ends = StopsIfPanicked(Arc::clone(self));
+        let task = tokio::spawn(async move {
+            let _ends = ends;
+            work.await;
+        });
+        self.tasks.lock().push(task);
+    }
+}
+
+/// The state of the newest manifest and a reader of what follows it.
+async fn begin(
+    env: &Env,
+    chain: &Chain,
+    log: &dyn Log,
+    listed: Option<&Listed>,
+) -> Result<(ShardState, Box<dyn LogReader>), EngineError> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let newest = match chain.load_newest().await? {
+            Some(newest) => newest,
+            None => ManifestState::before_first(chain.shard, &chain.cluster, nobody()),
+        };
+        if let Some(listed) = listed {
+            check_files(&newest, listed)?;
+        }
+        let newest = Arc::new(newest);
+        let mut state = ShardState::new(Arc::clone(&newest), RESIDUE_TABLE_BYTES_MAX);
+        let residue = load_residue(env, &newest).await?;
+        state.take_all(&residue);
+        match log.read(newest.replay_offset()).await {
+            Ok(reader) => return Ok((state, reader)),
+            Err(LogError::BelowStart { .. }) if tries < TRIES_MAX => {
+                tracing::info!(shard = %chain.shard, "the log was trimmed meanwhile, opening again");
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The publisher of what is before the first manifest.
+fn nobody() -> Publisher {
+    Publisher {
+        term: 0,
+        writer: WriterId(Uuid::nil()),
+        attempt: AttemptId(Uuid::nil()),
+    }
 }
 
 /// A task of a shard that panics (a defect) must not leave readers and writers waiting for ever.
@@ -143,6 +156,18 @@ impl Drop for StopsIfPanicked {
         if std::thread::panicking() {
             let why = "a task of it panicked (a defect); start the process again";
             self.0.stop(Stopped::Failed(why.to_owned()));
+        }
+    }
+}
+
+/// An opener that goes away halfway (the process shuts down) leaves no reader behind, which would
+/// hold on to the log, the store and the lock of the data folder.
+pub(crate) struct StopsIfDropped(pub(crate) Option<Arc<Shard>>);
+
+impl Drop for StopsIfDropped {
+    fn drop(&mut self) {
+        if let Some(shard) = &self.0 {
+            shard.stop(Stopped::Closed);
         }
     }
 }
@@ -164,54 +189,6 @@ async fn open_log(env: &Env, id: ShardId) -> Result<Arc<dyn Log>, EngineError> {
     Ok(log)
 }
 
-/// Takes a term above all before and publishes a manifest with it.
-async fn take_term(
-    env: &Env,
-    chain: &Chain,
-    writer: WriterId,
-) -> Result<(u64, ManifestState), EngineError> {
-    for _ in 0..TERMS_MAX {
-        let Some(entry) = env.catalog.reload_shard(chain.shard).await? else {
-            return Err(EngineError::Invalid("the shard is not in meta".into()));
-        };
-        let found = chain.load_newest().await?;
-        let published = found.as_ref().map_or(0, |m| m.publisher.term);
-        let term = entry.term.max(published) + 1;
-        let raised = ShardEntry { term, ..entry };
-        match env
-            .catalog
-            .put_shard(chain.shard, Some(entry), raised)
-            .await
-        {
-            Ok(()) => {}
-            Err(MetaError::Conflict) => continue,
-            Err(e) => return Err(e.into()),
-        }
-        let base = found.unwrap_or_else(|| {
-            let nobody = Publisher {
-                term: 0,
-                writer,
-                attempt: AttemptId(Uuid::nil()),
-            };
-            ManifestState::before_first(chain.shard, &chain.cluster, nobody)
-        });
-        let now_ms = env.clock.now_ms();
-        let prepared = prepare(chain, &base, Edit::default(), term, writer, now_ms)?;
-        match publish(chain, &prepared).await {
-            Ok(()) => return Ok((term, prepared.state)),
-            Err(PublishError::Undecided(e) | PublishError::Refused(e)) => return Err(e),
-            Err(other) => {
-                let why = EngineError::from(other);
-                tracing::info!(shard = %chain.shard, term, %why, "trying a higher term");
-            }
-        }
-    }
-    Err(EngineError::ShardUnavailable {
-        shard: chain.shard,
-        why: format!("{TERMS_MAX} terms in a row were overtaken by another opener"),
-    })
-}
-
 fn check_files(newest: &ManifestState, listed: &Listed) -> Result<(), EngineError> {
     let files = newest.tables.values().flat_map(|t| &t.files);
     let files = files.map(|f| (f.file.path.as_str(), f.file.bytes));
@@ -230,13 +207,16 @@ fn check_files(newest: &ManifestState, listed: &Listed) -> Result<(), EngineErro
     Ok(())
 }
 
-async fn load_residue(
+/// The rows of a manifest's residue object; none, if it names none.
+///
+/// # Errors
+/// The store's, or [`SstError::Damaged`].
+pub(crate) async fn load_residue(
     env: &Env,
-    newest: &ManifestState,
-    state: &mut ShardState,
-) -> Result<(), EngineError> {
-    let Some(named) = &newest.residue else {
-        return Ok(());
+    manifest: &ManifestState,
+) -> Result<Vec<Applied>, EngineError> {
+    let Some(named) = &manifest.residue else {
+        return Ok(Vec::new());
     };
     let path = Path::from(named.path.as_str());
     let read = async { env.store.get(&path).await?.bytes().await };
@@ -248,8 +228,5 @@ async fn load_residue(
     if crc32fast::hash(&bytes) != named.crc {
         return Err(damaged("its checksum differs from the manifest's".to_owned()).into());
     }
-    for applied in residue::decode(&bytes).map_err(damaged)? {
-        state.take_rows(applied.offset, applied.first_row, &applied.block);
-    }
-    Ok(())
+    Ok(residue::decode(&bytes).map_err(damaged)?)
 }

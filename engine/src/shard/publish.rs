@@ -10,6 +10,7 @@
 //! log) leaves the manifest queued; the next `Manifest` or `Claim` record names it or a newer one.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Shard, Stopped};
@@ -47,8 +48,8 @@ impl Shard {
             &self.chain,
             &publishing.newest,
             edit,
-            self.term,
-            self.writer,
+            self.epoch().term,
+            self.pipeline.writer(),
             now_ms,
         )?;
         self.put(publishing, prepared).await?;
@@ -62,6 +63,9 @@ impl Shard {
     pub(crate) async fn settle(&self, publishing: &mut Publishing) -> Result<(), EngineError> {
         if self.stopped().is_some() {
             return Err(self.unavailable());
+        }
+        if !self.leads() {
+            return Err(crate::WriteError::NotLeader { shard: self.id }.into());
         }
         match publishing.undecided.take() {
             None => Ok(()),
@@ -88,9 +92,10 @@ impl Shard {
             }
             Err(PublishError::Refused(error)) => Err(error),
             Err(taken @ (PublishError::HigherTerm { .. } | PublishError::SameTerm)) => {
+                let higher = matches!(taken, PublishError::HigherTerm { .. });
+                self.deposed.store(higher, Ordering::Relaxed);
                 let error = EngineError::from(taken);
-                self.stop(Stopped::Overtaken(error.to_string()));
-                Err(error)
+                Err(self.overtaken(&error.to_string()))
             }
             // A late put of an older leader stands where ours should: its rows are in files that
             // our memory knows nothing of. Opening again replays from it.

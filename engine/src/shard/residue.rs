@@ -15,14 +15,20 @@
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes};
-use shoal_rows::{decode_blocks, encode_blocks};
+use shoal_rows::{RowBlock, decode_blocks, encode_blocks};
 use shoal_types::Offset;
-
-use super::state::Applied;
 
 const MAGIC: &[u8; 8] = b"SHOALRES";
 const VERSION: u16 = 1;
 const ENTRY_BYTES: usize = 14;
+
+/// Rows of one applied record, kept to be carried over by a residue object.
+#[derive(Clone, Debug)]
+pub(crate) struct Applied {
+    pub offset: Offset,
+    pub first_row: u16,
+    pub block: Arc<RowBlock>,
+}
 
 /// Rows of one small table.
 #[derive(Debug)]

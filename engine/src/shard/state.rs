@@ -1,9 +1,13 @@
 //! What a shard holds in memory, and what an applied record changes in it.
 //!
-//! Rows of a table are in at most three places, oldest first: the files of the manifest in force,
-//! the frozen memtable (being flushed), the active memtable. A flush's manifest takes the frozen
-//! rows' place in one step ([`ShardState::switch_to`]), so that no reader sees rows twice or not
-//! at all.
+//! Rows of a table are in these places, oldest first: the files of the manifest in force, frozen
+//! memtables (being flushed), the active memtable. A flush's manifest takes the frozen rows' place
+//! in one step ([`ShardState::switch_to`]), so that no reader sees rows twice or not at all.
+//!
+//! **Boundaries.** A leader freezes only where it reads back a `Manifest` record that names nothing
+//! new; every follower freezes there too. So a manifest's replay offset is always a place at which
+//! a follower's memtables end, and the follower drops exactly the rows that are in files now,
+//! without sorting, copying or reading the log again.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,11 +15,11 @@ use std::sync::Arc;
 use ahash::{AHashMap, AHashSet};
 use shoal_rows::RowBlock;
 use shoal_sst::SstFile;
-use shoal_types::{Incarnation, Offset, RowVersion, TableId, TableSchema, TimestampMs};
+use shoal_types::{Incarnation, Offset, RowVersion, TableId, TableSchema, TimestampMs, WriterId};
 use shoal_wal::fold::{FoldState, Verdict, fold};
 use shoal_wal::record::{ManifestRef, Payload, Record, SchemaChange, WriteHeader};
 
-use super::residue::ResidueTable;
+use super::residue::{Applied, ResidueTable};
 use crate::PredicateDelete;
 use crate::manifest::{FileEntry, ManifestState};
 use crate::memtable::{MemtableView, TableMemtable};
@@ -31,25 +35,41 @@ pub(crate) struct LogEntry {
     pub blocks: Vec<Arc<RowBlock>>,
 }
 
-/// Rows of one applied record, kept to be carried over by a residue object.
-#[derive(Clone, Debug)]
-pub(crate) struct Applied {
-    pub offset: Offset,
-    pub first_row: u16,
-    pub block: Arc<RowBlock>,
+/// A memtable and what the shard has to know of it.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub memtable: TableMemtable,
+    /// What it counts for in `memory_bytes`. Readers make memtables grow (sorted rows are kept),
+    /// so that its size at the end is not what was added for it.
+    pub counted: usize,
+    /// What it holds, while that is little enough for a residue object; `None`: it is not, or a
+    /// predicate delete hides some of it.
+    pub small: Option<Vec<Applied>>,
+}
+
+/// Rows of a table below a boundary.
+#[derive(Debug)]
+pub(crate) struct FrozenRows {
+    /// One past the last offset that may be in it.
+    pub end: Offset,
+    pub rows: Held,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct TableRows {
-    pub active: Option<TableMemtable>,
-    pub frozen: Option<TableMemtable>,
-    /// What `active` and `frozen` count for in `memory_bytes`. Readers make memtables grow (sorted
-    /// rows are kept), so that their size at the end is not what was added for them.
-    pub active_bytes: usize,
-    pub frozen_bytes: usize,
-    /// What `active` holds, while that is little enough for a residue object; `None`: it is not,
-    /// or a predicate delete hides some of it.
-    pub small: Option<Vec<Applied>>,
+    pub active: Option<Held>,
+    /// Oldest first.
+    pub frozen: VecDeque<FrozenRows>,
+}
+
+impl TableRows {
+    fn all(&self) -> impl Iterator<Item = &Held> {
+        self.frozen.iter().map(|f| &f.rows).chain(&self.active)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.active.is_none() && self.frozen.is_empty()
+    }
 }
 
 #[derive(Debug)]
@@ -64,10 +84,20 @@ pub(crate) struct ShardState {
     pub deletes: AHashMap<TableId, Vec<PredicateDelete>>,
     /// Tables dropped or truncated whose files are still named.
     pub gone: AHashSet<TableId>,
-    /// Tables that have a frozen memtable, and where they were frozen.
-    pub frozen: Option<(Offset, Vec<TableId>)>,
+    /// Boundaries above the replay offset of the manifest in force, and the tables that have rows
+    /// frozen at each.
+    pub boundaries: VecDeque<(Offset, Vec<TableId>)>,
+    /// Who this replica writes as, if it leads.
+    pub me: Option<WriterId>,
+    /// A flush waits for the next boundary; the bytes of residue that it may leave in memory.
+    pub flush_asked: Option<usize>,
+    /// What was frozen at the boundary that a flush asked for.
+    pub flush_ready: Option<Frozen>,
     /// Bytes of all memtables.
     pub memory_bytes: usize,
+    /// One past the last applied record that changed rows or schemas. What lies behind it (claims,
+    /// announcements of manifests, barriers) no flush would write down.
+    pub content_end: Offset,
     /// When the oldest row in an active memtable was applied.
     pub dirty_since_ms: Option<TimestampMs>,
     /// The log's own name, from its `Genesis`.
@@ -134,15 +164,19 @@ impl ShardState {
         Self {
             fold: manifest.fold.clone(),
             tables: AHashMap::new(),
-            manifest,
             published: VecDeque::new(),
             deletes: AHashMap::new(),
             gone: AHashSet::new(),
-            frozen: None,
+            boundaries: VecDeque::new(),
+            me: None,
+            flush_asked: None,
+            flush_ready: None,
             memory_bytes: 0,
+            content_end: manifest.replay_offset(),
             dirty_since_ms: None,
             topic,
             small_bytes_max,
+            manifest,
         }
     }
 
@@ -160,16 +194,36 @@ impl ShardState {
         if let (Payload::Genesis(genesis), Verdict::Noted) = (&entry.record.payload, &verdict) {
             self.topic = Some(genesis.topic.clone());
         }
+        if let (Payload::Manifest(_), Verdict::Noted) = (&entry.record.payload, &verdict) {
+            self.pass_boundary();
+        }
         if verdict != Verdict::Apply {
             return verdict;
+        }
+        if let Payload::Write(_) | Payload::Schema(_) = &entry.record.payload {
+            self.content_end = offset.next();
         }
         match &entry.record.payload {
             Payload::Write(write) => self.apply_write(offset, &write.header, entry, now_ms),
             Payload::Schema(changes) => self.apply_schema(changes, &incarnations, released),
-            Payload::Manifest(named) | Payload::Claim(named) => self.switch_to(*named, released),
+            Payload::Manifest(named) => self.switch_to(*named, released),
+            Payload::Claim(named) => {
+                self.switch_to(*named, released);
+                if self.leads() {
+                    self.gather_small();
+                } else {
+                    self.flush_asked = None;
+                    self.flush_ready = None;
+                }
+            }
             Payload::Genesis(_) | Payload::Barrier(_) => {}
         }
         verdict
+    }
+
+    /// Whether the claim in force is this replica's.
+    pub(crate) fn leads(&self) -> bool {
+        self.me == Some(self.fold.claim().1)
     }
 
     fn incarnations_before(&self, payload: &Payload) -> Vec<Option<Incarnation>> {
@@ -189,6 +243,13 @@ impl ShardState {
         entry: &LogEntry,
         now_ms: TimestampMs,
     ) {
+        // Before the rows: a record that has both replaces rows, and the delete is not meant for
+        // those it brings.
+        for write in &header.tables {
+            if let Some(predicate) = &write.delete_where {
+                self.delete_where(write.table, offset, predicate);
+            }
+        }
         let mut first_row = 0_usize;
         for block in &entry.blocks {
             // At most 65,536 rows a record (checked where the record is built and decoded).
@@ -201,11 +262,6 @@ impl ShardState {
             if flushed.is_none_or(|through| offset > through) {
                 self.take_rows(offset, row, block);
                 self.dirty_since_ms.get_or_insert(now_ms);
-            }
-        }
-        for write in &header.tables {
-            if let Some(predicate) = &write.delete_where {
-                self.delete_where(write.table, offset, predicate);
             }
         }
     }
@@ -221,25 +277,23 @@ impl ShardState {
             return;
         };
         let rows = self.tables.entry(block.table).or_default();
-        if rows.active.is_none() {
-            rows.active = Some(TableMemtable::new(Arc::clone(schema)));
-            rows.small = Some(Vec::new());
-        }
-        let Some(active) = &mut rows.active else {
-            return;
-        };
-        active.apply(
+        let active = rows.active.get_or_insert_with(|| Held {
+            memtable: TableMemtable::new(Arc::clone(schema)),
+            counted: 0,
+            small: Some(Vec::new()),
+        });
+        active.memtable.apply(
             Arc::clone(block),
             self.fold.version_base(),
             offset,
             first_row,
         );
-        let after = active.memory_bytes();
-        let before = std::mem::replace(&mut rows.active_bytes, after);
+        let after = active.memtable.memory_bytes();
+        let before = std::mem::replace(&mut active.counted, after);
         self.memory_bytes = (self.memory_bytes + after).saturating_sub(before);
-        if let Some(small) = &mut rows.small {
+        if let Some(small) = &mut active.small {
             if after > self.small_bytes_max {
-                rows.small = None;
+                active.small = None;
             } else {
                 small.push(Applied {
                     offset,
@@ -256,16 +310,14 @@ impl ShardState {
         if let Some(rows) = self.tables.get_mut(&table) {
             // Frozen rows are older than the delete too; the file they become gets it as every
             // other file does.
-            let frozen = (&mut rows.frozen, &mut rows.frozen_bytes);
-            let active = (&mut rows.active, &mut rows.active_bytes);
-            for (memtable, counted) in [frozen, active] {
-                let Some(memtable) = memtable else { continue };
-                memtable.delete_where(version, Arc::clone(&text));
-                let after = memtable.memory_bytes();
-                let before = std::mem::replace(counted, after);
+            let frozen = rows.frozen.iter_mut().map(|f| &mut f.rows);
+            for held in frozen.chain(&mut rows.active) {
+                held.memtable.delete_where(version, Arc::clone(&text));
+                let after = held.memtable.memory_bytes();
+                let before = std::mem::replace(&mut held.counted, after);
                 self.memory_bytes = (self.memory_bytes + after).saturating_sub(before);
+                held.small = None;
             }
-            rows.small = None;
         }
         self.deletes
             .entry(table)
@@ -295,27 +347,26 @@ impl ShardState {
 
     fn forget_rows(&mut self, table: TableId, released: &mut Released) {
         if let Some(rows) = self.tables.remove(&table) {
-            let frozen = rows.frozen.map(|m| (m, rows.frozen_bytes));
-            let active = rows.active.map(|m| (m, rows.active_bytes));
-            for (memtable, counted) in [frozen, active].into_iter().flatten() {
-                self.release(memtable, counted, released);
+            let frozen = rows.frozen.into_iter().map(|f| f.rows);
+            for held in frozen.chain(rows.active) {
+                self.release(held, released);
             }
         }
         self.deletes.remove(&table);
         self.gone.insert(table);
     }
 
-    /// `bytes`: what the memtable counted for.
-    fn release(&mut self, memtable: TableMemtable, bytes: usize, released: &mut Released) {
-        self.memory_bytes = self.memory_bytes.saturating_sub(bytes);
-        released.bytes += bytes;
-        released.tables.push(memtable);
+    fn release(&mut self, held: Held, released: &mut Released) {
+        self.memory_bytes = self.memory_bytes.saturating_sub(held.counted);
+        released.bytes += held.counted;
+        released.tables.push(held.memtable);
     }
 
-    /// Puts the named manifest in force, if it is newer and known here. A leader knows all that
-    /// it may be named: it published them. Lower versions change nothing.
+    /// Puts the named manifest in force, if it is newer and known here; a replica that does not
+    /// know it (a follower) loads it and comes back with [`Self::take_manifest`]. Lower versions
+    /// change nothing.
     pub(crate) fn switch_to(&mut self, named: ManifestRef, released: &mut Released) {
-        if named.version <= self.manifest.version() {
+        if !self.manifest.is_before(named.version) {
             return;
         }
         let Some(at) = self.published.iter().position(|m| m.reference == named) else {
@@ -324,33 +375,43 @@ impl ShardState {
         let Some(next) = self.published.drain(..=at).next_back() else {
             return;
         };
-        self.manifest = next;
-        let replay = self.manifest.replay_offset();
-        if let Some((frozen_at, tables)) = self.frozen.take_if(|(at, _)| *at <= replay) {
-            tracing::trace!(%frozen_at, tables = tables.len(), "rows are in files now");
-            self.drop_frozen(&tables, released);
-            let first = self.fold.row_version(replay, 0);
-            self.deletes.retain(|_, deletes| {
-                deletes.retain(|d| d.version >= first);
-                !deletes.is_empty()
-            });
-        }
+        self.put_in_force(next, released);
     }
 
-    fn drop_frozen(&mut self, tables: &[TableId], released: &mut Released) {
+    fn put_in_force(&mut self, next: Arc<ManifestState>, released: &mut Released) {
+        let before = self.manifest.replay_offset();
+        self.manifest = next;
+        let replay = self.manifest.replay_offset();
+        if replay == before {
+            // Residue at this very boundary is still in no file.
+            return;
+        }
+        while let Some((end, tables)) = self.boundaries.pop_front_if(|(end, _)| *end <= replay) {
+            tracing::trace!(%end, tables = tables.len(), "rows are in files now");
+            self.drop_frozen(end, &tables, released);
+        }
+        let first = self.fold.row_version(replay, 0);
+        self.deletes.retain(|_, deletes| {
+            deletes.retain(|d| d.version >= first);
+            !deletes.is_empty()
+        });
+    }
+
+    fn drop_frozen(&mut self, end: Offset, tables: &[TableId], released: &mut Released) {
         for table in tables {
-            let Some(rows) = self.tables.get_mut(table) else {
-                // Dropped or truncated while it was flushed: its new file must go again.
-                self.gone.insert(*table);
-                continue;
+            let dropped = match self.tables.get_mut(table) {
+                Some(rows) => {
+                    let dropped = rows.frozen.pop_front_if(|f| f.end <= end);
+                    if rows.is_empty() {
+                        self.tables.remove(table);
+                    }
+                    dropped
+                }
+                None => None,
             };
-            let frozen = rows.frozen.take();
-            let counted = std::mem::take(&mut rows.frozen_bytes);
-            if rows.active.is_none() {
-                self.tables.remove(table);
-            }
-            match frozen {
-                Some(memtable) => self.release(memtable, counted, released),
+            match dropped {
+                Some(frozen) => self.release(frozen.rows, released),
+                // Dropped or truncated while it was flushed: its new file must go again.
                 None => {
                     self.gone.insert(*table);
                 }
@@ -358,14 +419,174 @@ impl ShardState {
         }
     }
 
-    /// Freezes all rows at the current position; `None` while a flush is under way. Tables whose
-    /// rows fit a residue object stay as they are and are only listed, at most `residue_max` bytes
-    /// of them.
-    pub(crate) fn freeze(&mut self, residue_max: usize) -> Option<Frozen> {
-        if self.frozen.is_some() {
-            return None;
+    /// A boundary was read: freezes, if this replica is to.
+    fn pass_boundary(&mut self) {
+        if !self.leads() {
+            self.freeze_below(self.fold.next_offset(), &AHashSet::new());
+        } else if let Some(residue_max) = self.flush_asked.take() {
+            self.flush_ready = Some(self.freeze(residue_max));
         }
-        let small_tables = self.tables.values().filter(|r| r.small.is_some()).count();
+    }
+
+    /// A follower that becomes leader: small tables are made whole again, so that their rows can
+    /// stay in memory beyond the next flush as a leader's do.
+    fn gather_small(&mut self) {
+        let small_bytes_max = self.small_bytes_max;
+        let small: Vec<TableId> = self
+            .tables
+            .iter()
+            .filter(|(_, rows)| {
+                let bytes: usize = rows.all().map(|held| held.counted).sum();
+                !rows.frozen.is_empty()
+                    && bytes <= small_bytes_max
+                    && rows.all().all(|held| held.small.is_some())
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        if small.is_empty() {
+            return;
+        }
+        let gathered: AHashSet<TableId> = small.iter().copied().collect();
+        for (_, tables) in &mut self.boundaries {
+            tables.retain(|table| !gathered.contains(table));
+        }
+        for table in small {
+            let Some(rows) = self.tables.remove(&table) else {
+                continue;
+            };
+            let frozen = rows.frozen.into_iter().map(|f| f.rows);
+            for held in frozen.chain(rows.active) {
+                self.memory_bytes = self.memory_bytes.saturating_sub(held.counted);
+                self.take_all(&held.small.unwrap_or_default());
+            }
+        }
+    }
+
+    /// Applies the predicate deletes from a version on to rows that are older.
+    fn delete_since(&mut self, table: TableId, first: RowVersion, held: &mut Held) {
+        for delete in self.deletes.get(&table).into_iter().flatten() {
+            if delete.version >= first {
+                let text = delete.predicate.as_str().into();
+                held.memtable.delete_where(delete.version, text);
+                held.small = None;
+            }
+        }
+        let after = held.memtable.memory_bytes();
+        let before = std::mem::replace(&mut held.counted, after);
+        self.memory_bytes = (self.memory_bytes + after).saturating_sub(before);
+    }
+
+    pub(crate) fn take_all(&mut self, applied: &[Applied]) {
+        for one in applied {
+            self.take_rows(one.offset, one.first_row, &one.block);
+        }
+    }
+
+    /// The manifest that the last applied `Manifest` or `Claim` named, where it is not in force:
+    /// another leader published it.
+    pub(crate) fn unknown_manifest(&self) -> Option<ManifestRef> {
+        let named = self.fold.manifest()?;
+        let ours = self.published.iter().any(|m| m.reference == named);
+        (self.manifest.is_before(named.version) && !ours).then_some(named)
+    }
+
+    /// Puts a manifest in force that was loaded because an applied record named it (or a newer
+    /// one). `residue`: the rows of its residue object, if that is another than now.
+    ///
+    /// # Errors
+    /// Its replay offset is no boundary here (the replica read only later than it): the shard must
+    /// be opened again from it.
+    pub(crate) fn take_manifest(
+        &mut self,
+        next: Arc<ManifestState>,
+        residue: Option<Vec<Applied>>,
+        released: &mut Released,
+    ) -> Result<(), String> {
+        if !self.manifest.is_before(next.version()) {
+            return Ok(());
+        }
+        let replay = next.replay_offset();
+        let known = replay == self.manifest.replay_offset()
+            || self.boundaries.iter().any(|(end, _)| *end == replay);
+        if !known {
+            return Err(format!(
+                "manifest {} replays from {replay}, where this replica has no boundary",
+                next.version()
+            ));
+        }
+        self.published.retain(|m| m.version() > next.version());
+        self.put_in_force(Arc::clone(&next), released);
+        if let Some(residue) = residue {
+            self.take_residue(replay, residue);
+        }
+        let fold = &self.fold;
+        self.gone.retain(|table| {
+            let incarnation = fold.schema(*table).map(|s| s.incarnation);
+            next.table(*table).is_some_and(|t| {
+                t.files
+                    .iter()
+                    .any(|f| Some(f.file.incarnation) != incarnation)
+            })
+        });
+        Ok(())
+    }
+
+    /// Rows below `replay` that are in no file. They are older than all else in memory.
+    fn take_residue(&mut self, replay: Offset, residue: Vec<Applied>) {
+        let mut by_table: AHashMap<TableId, Vec<Applied>> = AHashMap::new();
+        for applied in residue {
+            by_table
+                .entry(applied.block.table)
+                .or_default()
+                .push(applied);
+        }
+        let first = self.fold.row_version(replay, 0);
+        let mut kept = Vec::new();
+        for (table, applied) in by_table {
+            let mut newer = self.tables.remove(&table).unwrap_or_default();
+            self.take_all(&applied);
+            let older = self.tables.remove(&table).and_then(|rows| rows.active);
+            if let Some(mut older) = older {
+                self.delete_since(table, first, &mut older);
+                newer.frozen.push_front(FrozenRows {
+                    end: replay,
+                    rows: older,
+                });
+                kept.push(table);
+            }
+            if !newer.is_empty() {
+                self.tables.insert(table, newer);
+            }
+        }
+        if !kept.is_empty() {
+            self.boundaries.push_front((replay, kept));
+        }
+    }
+
+    /// Moves the active rows of all tables but `kept` below a boundary.
+    fn freeze_below(&mut self, end: Offset, kept: &AHashSet<TableId>) {
+        let mut tables = Vec::new();
+        for (id, rows) in &mut self.tables {
+            if kept.contains(id) {
+                continue;
+            }
+            if let Some(active) = rows.active.take() {
+                rows.frozen.push_back(FrozenRows { end, rows: active });
+                tables.push(*id);
+            }
+        }
+        self.boundaries.push_back((end, tables));
+    }
+
+    /// Freezes all rows at the current position. Tables whose rows fit a residue object stay as
+    /// they are and are only listed, at most `residue_max` bytes of them.
+    fn freeze(&mut self, residue_max: usize) -> Frozen {
+        let small = |rows: &TableRows| match &rows.active {
+            // Rows frozen before go with their boundary, so they cannot stay.
+            Some(active) if rows.frozen.is_empty() => active.small.is_some(),
+            _ => false,
+        };
+        let small_tables = self.tables.values().filter(|r| small(r)).count();
         let residue_max = if small_tables < RESIDUE_TABLES_MIN {
             0
         } else {
@@ -373,54 +594,53 @@ impl ShardState {
         };
         let mut residue_bytes = 0;
         let mut residue = Vec::new();
+        let mut kept = AHashSet::new();
+        for (id, rows) in self.tables.iter().filter(|(_, rows)| small(rows)) {
+            let Some(active) = &rows.active else { continue };
+            if let Some(applied) = &active.small
+                && residue_bytes + active.counted <= residue_max
+            {
+                residue_bytes += active.counted;
+                residue.push(ResidueTable {
+                    applied: applied.clone(),
+                });
+                kept.insert(*id);
+            }
+        }
+        let end = self.fold.next_offset();
+        self.freeze_below(end, &kept);
         let mut tables = Vec::new();
         for (id, rows) in &mut self.tables {
-            let Some(active) = rows.active.take() else {
+            let Some(schema) = self.fold.schema(*id) else {
                 continue;
             };
-            let bytes = active.memory_bytes();
-            if let Some(small) = &rows.small
-                && residue_bytes + bytes <= residue_max
-            {
-                residue_bytes += bytes;
-                residue.push(ResidueTable {
-                    applied: small.clone(),
-                });
-                rows.active = Some(active);
-                continue;
-            }
-            rows.small = None;
-            if let Some(schema) = self.fold.schema(*id) {
+            for frozen in &mut rows.frozen {
+                frozen.rows.small = None;
                 tables.push(FrozenTable {
                     id: *id,
                     schema: Arc::clone(schema),
-                    view: active.view(),
+                    view: frozen.rows.memtable.view(),
                 });
             }
-            rows.frozen = Some(active);
-            rows.frozen_bytes = std::mem::take(&mut rows.active_bytes);
         }
-        tables.sort_unstable_by_key(|t| t.id);
-        let ids = tables.iter().map(|t| t.id).collect();
-        self.frozen = Some((self.fold.next_offset(), ids));
+        // Stable: a table's parts stay in their order.
+        tables.sort_by_key(|t| t.id);
         self.dirty_since_ms = None;
-        Some(Frozen {
+        Frozen {
             fold: self.fold.clone(),
             tables,
             residue,
             deletes: self.deletes.iter().map(|(t, d)| (*t, d.clone())).collect(),
             gone: self.gone.drain().collect(),
             topic: self.topic.clone(),
-        })
+        }
     }
 
     /// What a view of the table shows now.
     pub(crate) fn shown(&self, table: TableId, schema: &TableSchema) -> Shown {
-        let mut memory = Vec::with_capacity(2);
-        if let Some(rows) = self.tables.get(&table) {
-            let parts = [&rows.frozen, &rows.active];
-            memory.extend(parts.into_iter().flatten().map(TableMemtable::view));
-        }
+        let memory = self.tables.get(&table).map_or_else(Vec::new, |rows| {
+            rows.all().map(|held| held.memtable.view()).collect()
+        });
         let named = self.manifest.table(table);
         let current: Vec<FileEntry> = named
             .into_iter()
@@ -450,10 +670,11 @@ impl ShardState {
             tables: Vec::new(),
         };
         for (_, rows) in self.tables.drain() {
-            released
-                .tables
-                .extend([rows.frozen, rows.active].into_iter().flatten());
+            let frozen = rows.frozen.into_iter().map(|f| f.rows);
+            let all = frozen.chain(rows.active).map(|held| held.memtable);
+            released.tables.extend(all);
         }
+        self.boundaries.clear();
         self.memory_bytes = 0;
         released
     }

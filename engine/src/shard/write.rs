@@ -50,6 +50,8 @@ type Answer = Result<Acknowledged, WriteError>;
 /// Whether records may be sent.
 #[derive(Clone, Debug)]
 enum Health {
+    /// Another replica leads.
+    Following,
     /// A claim is on its way.
     Claiming,
     Serving,
@@ -103,19 +105,15 @@ enum Sending {
 }
 
 impl Pipeline {
-    pub(crate) fn new(
-        epoch: Epoch,
-        writer: WriterId,
-        bytes_max: usize,
-        deliveries: mpsc::UnboundedSender<Delivery>,
-    ) -> Self {
+    /// A follower's: it sends nothing.
+    pub(crate) fn new(bytes_max: usize, deliveries: mpsc::UnboundedSender<Delivery>) -> Self {
         let units = bytes_max.div_ceil(BUDGET_UNIT_BYTES).clamp(1, 1 << 28);
         Self {
             state: Mutex::new(State {
-                epoch,
-                writer,
+                epoch: Epoch::default(),
+                writer: WriterId(uuid::Uuid::nil()),
                 next_seq: Seq(0),
-                health: Health::Claiming,
+                health: Health::Following,
                 in_flight: BTreeMap::new(),
             }),
             changed: Notify::new(),
@@ -129,6 +127,69 @@ impl Pipeline {
         self.state.lock().epoch
     }
 
+    pub(crate) fn writer(&self) -> WriterId {
+        self.state.lock().writer
+    }
+
+    pub(crate) fn leads(&self) -> bool {
+        !matches!(
+            self.state.lock().health,
+            Health::Following | Health::Stopped(_)
+        )
+    }
+
+    /// Begins a tenure: the log is to be claimed with this epoch. What an earlier tenure left in
+    /// flight is settled when that claim is read back.
+    pub(crate) fn begin(&self, epoch: Epoch, writer: WriterId) {
+        let mut state = self.state.lock();
+        if matches!(state.health, Health::Stopped(_)) {
+            return;
+        }
+        state.epoch = epoch;
+        state.writer = writer;
+        state.next_seq = Seq(0);
+        state.health = Health::Claiming;
+    }
+
+    /// Sends nothing more: another leader has published a manifest. Records in flight may still
+    /// be read back below its claim, so they wait.
+    pub(crate) fn overtaken(&self) {
+        let mut state = self.state.lock();
+        if !matches!(state.health, Health::Stopped(_)) {
+            state.health = Health::Following;
+        }
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// Whether `claim`, which was read, ends this replica's tenure.
+    pub(crate) fn is_deposed_by(&self, claim: (Epoch, WriterId)) -> bool {
+        let state = self.state.lock();
+        claim.1 != state.writer
+            && claim.0 > state.epoch
+            && !(matches!(state.health, Health::Following) && state.in_flight.is_empty())
+    }
+
+    /// The claim of another leader was read: what of ours was not applied below it never will be.
+    pub(crate) fn depose(&self, shard: ShardId, why: &str) {
+        let mut state = self.state.lock();
+        if !matches!(state.health, Health::Stopped(_)) {
+            state.health = Health::Following;
+        }
+        for (_, waiting) in std::mem::take(&mut state.in_flight) {
+            // What this replica read back is durable, whoever leads now.
+            let answer = waiting.answer.unwrap_or_else(|| {
+                Err(WriteError::ShardUnavailable {
+                    shard,
+                    why: why.to_owned(),
+                })
+            });
+            let _ = waiting.waiting.send(answer);
+        }
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
     /// Bytes of writes in flight.
     pub(crate) fn in_flight_bytes(&self) -> usize {
         (self.budget_units as usize).saturating_sub(self.budget.available_permits())
@@ -138,7 +199,7 @@ impl Pipeline {
     /// Why records are not taken now; `None`: they are.
     pub(crate) fn trouble(&self) -> Option<String> {
         match &self.state.lock().health {
-            Health::Serving => None,
+            Health::Serving | Health::Following => None,
             Health::Claiming => Some("the log is being claimed".to_owned()),
             Health::Full(what) => Some(format!("the log has no space: {what}")),
             Health::Stopped(why) => Some(why.clone()),
@@ -148,11 +209,9 @@ impl Pipeline {
     /// The decoded rows of a record that this leader has in flight.
     pub(crate) fn in_flight(&self, id: &RecordId) -> Option<Arc<LogEntry>> {
         let state = self.state.lock();
-        if id.writer != state.writer {
-            return None;
-        }
         let found = state.in_flight.get(&(id.epoch, id.seq))?;
-        (found.crc == id.crc).then(|| Arc::clone(&found.entry))
+        let same = found.crc == id.crc && found.entry.record.writer == id.writer;
+        same.then(|| Arc::clone(&found.entry))
     }
 
     /// Takes the verdicts of records that the reader passed.
@@ -167,12 +226,12 @@ impl Pipeline {
         };
         for one in judged {
             let key = (one.epoch, one.seq);
-            if one.writer != state.writer {
-                continue;
-            }
             let Some(waiting) = state.in_flight.get_mut(&key) else {
                 continue;
             };
+            if waiting.entry.record.writer != one.writer {
+                continue;
+            }
             match answer_of(shard, &one, waiting.write_id) {
                 None => {
                     waiting.refused = true;
@@ -231,22 +290,32 @@ impl Pipeline {
         broken
     }
 
-    /// Begins the next epoch: raises the claim number. Nothing is sent until [`Self::serve`].
-    pub(crate) fn next_epoch(&self) -> Epoch {
+    /// Begins the next epoch of a tenure: raises the claim number. Nothing is sent until
+    /// [`Shard::serve`]. `None`: the tenure is over.
+    pub(crate) fn next_epoch(&self, tenure: WriterId) -> Option<Epoch> {
         let mut state = self.state.lock();
+        let over = matches!(state.health, Health::Stopped(_) | Health::Following);
+        if over || state.writer != tenure {
+            return None;
+        }
         state.epoch.claim += 1;
         state.next_seq = Seq(0);
-        if !matches!(state.health, Health::Stopped(_)) {
-            state.health = Health::Claiming;
-        }
-        state.epoch
+        state.health = Health::Claiming;
+        Some(state.epoch)
+    }
+
+    /// Whether a tenure goes on.
+    pub(crate) fn holds(&self, tenure: WriterId) -> bool {
+        let state = self.state.lock();
+        let over = matches!(state.health, Health::Stopped(_) | Health::Following);
+        !over && state.writer == tenure
     }
 
     /// The claim could not be written for lack of space. Whatever is known to have had no effect
     /// is answered so; the rest waits for a claim.
     pub(crate) fn no_space(&self, what: &str) {
         let mut state = self.state.lock();
-        if matches!(state.health, Health::Stopped(_)) {
+        if matches!(state.health, Health::Stopped(_) | Health::Following) {
             return;
         }
         state.health = Health::Full(what.to_owned());
@@ -271,20 +340,13 @@ impl Pipeline {
     }
 
     /// Stops taking records and answers those in flight as far as their outcome is certain.
-    pub(crate) fn stop(&self, shard: ShardId, reason: &Stopped) {
+    pub(crate) fn stop(&self, reason: &Stopped) {
         let mut state = self.state.lock();
         state.health = Health::Stopped(reason.why());
         for (_, waiting) in std::mem::take(&mut state.in_flight) {
-            let answer = match (waiting.answer, reason) {
-                // What this replica read back is durable, whoever leads now.
-                (Some(answer), _) => answer,
-                // Read below the claim that deposed us, or never to be applied.
-                (None, Stopped::Deposed(why)) => Err(WriteError::ShardUnavailable {
-                    shard,
-                    why: why.clone(),
-                }),
-                (None, other) => Err(WriteError::OutcomeUnknown(other.why())),
-            };
+            // What this replica read back is durable, whoever leads now.
+            let unknown = || Err(WriteError::OutcomeUnknown(reason.why()));
+            let answer = waiting.answer.unwrap_or_else(unknown);
             let _ = waiting.waiting.send(answer);
         }
         drop(state);
@@ -383,6 +445,9 @@ impl Shard {
         match &state.health {
             Health::Serving => {}
             Health::Claiming => return Sending::Later,
+            Health::Following => {
+                return Sending::Refused(WriteError::NotLeader { shard: self.id });
+            }
             Health::Full(what) => return Sending::Refused(WriteError::NoSpace(what.clone())),
             Health::Stopped(why) => {
                 return Sending::Refused(WriteError::ShardUnavailable {
@@ -420,7 +485,7 @@ impl Shard {
     fn record(&self, state: &State, payload: Payload) -> Record {
         Record {
             epoch: state.epoch,
-            writer: self.writer,
+            writer: state.writer,
             seq: state.next_seq,
             stamp_ms: self.env.clock.now_ms(),
             payload,
@@ -448,7 +513,8 @@ impl Shard {
     /// now, or will never have effect.
     pub(crate) fn serve(&self, epoch: Epoch) {
         let mut state = self.pipeline.state.lock();
-        if state.epoch != epoch || matches!(state.health, Health::Stopped(_)) {
+        let over = matches!(state.health, Health::Stopped(_) | Health::Following);
+        if state.epoch != epoch || over {
             return;
         }
         let current = state.in_flight.split_off(&(epoch, Seq(0)));

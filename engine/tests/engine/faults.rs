@@ -9,7 +9,7 @@ use object_store::memory::InMemory;
 use shoal_engine::manifest::Chain;
 use shoal_engine::manifest::format::Edit;
 use shoal_engine::manifest::publish::{prepare, publish};
-use shoal_engine::{WriteError, WriteOptions};
+use shoal_engine::{EngineConfig, ReadLevel, WriteError, WriteOptions};
 use shoal_types::{Retry, TableMode};
 use shoal_wal::simulated::{Faults, SimulatedLogStore};
 
@@ -112,7 +112,11 @@ async fn a_full_log_refuses_writes_and_goes_on_by_itself() {
             "{refused:?}"
         );
     }
-    assert_eq!(read(&db, &table).await, rows(&[("a", 1, 1)]), "reads go on");
+    let seen = db
+        .read_view_at(&table, &ReadLevel::Eventual, Duration::ZERO)
+        .await
+        .expect("reads of what is here go on");
+    assert_eq!(seen.memory.iter().map(|m| m.rows()).sum::<usize>(), 1);
     logs.set_faults(Faults::default());
     let mut wrote = false;
     for _ in 0..100 {
@@ -207,11 +211,11 @@ async fn a_put_whose_answer_is_lost_is_found_and_used() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_zombie_leader_can_neither_write_nor_publish_nor_answer() {
-    a_zombie_can_do_nothing(Arc::new(InMemory::new())).await;
+async fn a_zombie_leader_can_neither_write_nor_publish_and_follows() {
+    a_zombie_follows(Arc::new(InMemory::new())).await;
 }
 
-pub async fn a_zombie_can_do_nothing(store: Arc<dyn ObjectStore>) {
+pub async fn a_zombie_follows(store: Arc<dyn ObjectStore>) {
     let logs = SimulatedLogStore::new(6);
     let world = World::new(Arc::new(logs), store);
     let zombie = world.open(config()).await;
@@ -227,14 +231,22 @@ pub async fn a_zombie_can_do_nothing(store: Arc<dyn ObjectStore>) {
     let late = vec![block(&schema, &[("a", 3, 3)], false)];
     let refused = zombie.write(late, WriteOptions::default()).await;
     assert!(
-        matches!(&refused, Err(WriteError::ShardUnavailable { .. })),
+        matches!(
+            &refused,
+            Err(WriteError::ShardUnavailable { .. } | WriteError::NotLeader { .. })
+        ),
         "{refused:?}"
     );
-    assert!(zombie.flush(None).await.is_err() || zombie.status()[0].role == "none");
-    let view = zombie.read_view(&table).await;
-    assert!(view.is_err(), "a deposed leader serves no strong read");
+    let unflushed = zombie
+        .flush(None)
+        .await
+        .expect_err("only the leader flushes");
+    assert!(unflushed.to_string().contains("leads"), "{unflushed}");
+    assert_eq!(zombie.status()[0].role, "follower");
+    assert_eq!(list(&zombie, &table).await.len(), 2, "a strong read");
     leader.flush(None).await.expect("flush");
     assert_eq!(list(&leader, &table).await.len(), 2);
+    assert_eq!(list(&zombie, &table).await.len(), 2, "after the switch");
     drop((zombie, leader));
     let again = world.open(config()).await;
     assert_eq!(list(&again, &table).await.len(), 2);
@@ -267,8 +279,8 @@ pub async fn an_overtaken_leader_steps_down(store: Arc<dyn ObjectStore>) {
     publish(&chain, &higher).await.expect("publish");
     let error = db.flush(None).await.expect_err("overtaken").to_string();
     assert!(error.contains("higher term"), "{error}");
-    assert_eq!(db.status()[0].role, "none");
-    assert!(db.read_view(&table).await.is_err());
+    assert_eq!(db.status()[0].role, "follower");
+    assert_eq!(list(&db, &table).await.len(), 1);
     // And it does not overwrite: the newest is still the other's.
     let newest = chain.load_newest().await.expect("load").expect("manifest");
     assert_eq!(newest.reference, higher.state.reference);
@@ -302,4 +314,230 @@ async fn memory_counted_after_a_flush_is_that_of_the_rows_that_stayed() {
     store.full.store(false, Ordering::SeqCst);
     db.flush(None).await.expect("goes on");
     assert_eq!(db.status()[0].memory_bytes, staying);
+}
+
+/// Records in flight whose receipts never come are waited for together, not one after the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_answers_nothing_about_many_records_holds_writers_up_only_once() {
+    let logs = SilentLogs::new(SimulatedLogStore::new(9));
+    let world = World::new(logs.clone(), Arc::new(InMemory::new()));
+    let db = world.open(config()).await;
+    let table = make(&db, "log", TableMode::Append).await;
+    // The first is lost, and that is known only once the others are under way.
+    logs.silence(20);
+    let began = tokio::time::Instant::now();
+    let writers = (0..20_i64).map(|v| {
+        let (db, table) = (Arc::clone(&db), table.clone());
+        async move { put(&db, &table, &[("a", v, v)], WriteOptions::default()).await }
+    });
+    for outcome in futures::future::join_all(writers).await {
+        outcome.expect("sent again under the next claim");
+    }
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert_eq!(list(&db, &table).await.len(), 20);
+}
+
+/// A shard that is being opened again when the database closes must leave nothing behind that holds
+/// on to the log or the data folder.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closing_while_a_shard_is_being_opened_again_ends_its_reader() {
+    let store = FaultyStore::new(Arc::new(InMemory::new()));
+    let logs = SimulatedLogStore::new(10);
+    let mut world = World::new(Arc::new(logs.clone()), store.clone());
+    drop(world.open(config()).await);
+    let clock: Arc<dyn shoal_types::Clock> = Arc::new(shoal_types::SystemClock);
+    world.clock = Arc::clone(&clock);
+    store.full.store(true, Ordering::SeqCst);
+    let db = world.open(config()).await;
+    assert_eq!(db.status()[0].state, "unavailable");
+    // It gets as far as its claim, for which the log has no space.
+    logs.set_faults(Faults {
+        full: 1.0,
+        ..Faults::default()
+    });
+    store.full.store(false, Ordering::SeqCst);
+    let shard = db.status()[0].id;
+    let before = newest(&world, shard).await;
+    for _ in 0..500 {
+        if newest(&world, shard).await > before {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(newest(&world, shard).await > before, "it is being opened");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    db.shutdown().await;
+    drop(db);
+    for _ in 0..100 {
+        // One here, one in the world.
+        if Arc::strong_count(&clock) == 2 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{} still hold the clock", Arc::strong_count(&clock) - 2);
+}
+
+async fn newest(world: &World, shard: shoal_types::ShardId) -> Option<u64> {
+    let newest = chain(world, shard).newest().await.expect("list");
+    newest.map(|version| version.0)
+}
+
+fn chain(world: &World, shard: shoal_types::ShardId) -> Chain {
+    Chain {
+        store: Arc::clone(&world.store),
+        layout: shoal_sst::ObjectLayout::new("", "simulated"),
+        cluster: "simulated".into(),
+        shard,
+    }
+}
+
+/// The put of a leader that died arrives just before its successor's, at the same number: the
+/// successor must build on it, and its files, not on what it had read before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lower_term_that_wins_the_number_late_is_built_upon() {
+    let store = FaultyStore::new(Arc::new(InMemory::new()));
+    let logs = SimulatedLogStore::new(11);
+    let world = World::new(Arc::new(logs.clone()), store.clone());
+    let old = world.open(config()).await;
+    let table = make(&old, "log", TableMode::Append).await;
+    for v in 0..3 {
+        put(&old, &table, &[("a", v, v)], WriteOptions::default())
+            .await
+            .expect("write");
+    }
+    let base = chain(&world, table.shard)
+        .load_newest()
+        .await
+        .expect("load");
+    let base = base.expect("manifest");
+    // The old leader's flush: its files are there, its manifest is on its way.
+    store.withhold(chain(&world, table.shard).path(base.version().next()));
+    old.flush(None).await.expect_err("nobody knows yet");
+    drop(old);
+    store.deliver_before_next_put();
+    let new = world.open(config()).await;
+    let newest = chain(&world, table.shard)
+        .load_newest()
+        .await
+        .expect("load");
+    let newest = newest.expect("manifest");
+    assert_eq!(
+        newest.version().0,
+        base.version().0 + 2,
+        "the next number, not the one that was lost"
+    );
+    assert!(newest.replay_offset() > base.replay_offset());
+    // What the late manifest has in files may go from the log: nothing else must need it.
+    let log = shoal_wal::log::LogStore::open(&logs, table.shard, false)
+        .await
+        .expect("log");
+    log.trim(newest.replay_offset()).await.expect("trim");
+    assert_eq!(list(&new, &table).await.len(), 3, "once each");
+    assert_eq!(new.table_status(&table).expect("status").files, 1);
+    drop(new);
+    let again = world.open(config()).await;
+    assert_eq!(list(&again, &table).await.len(), 3);
+    assert!(again.status()[0].epoch.term > newest.publisher.term);
+}
+
+/// A client that goes away in the middle of a statement must not leave a name that meta has and
+/// this process does not know, or columns without a name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_is_made_or_dropped_to_the_end_when_its_client_goes_away() {
+    let mut world = World::new(
+        Arc::new(SimulatedLogStore::new(12)),
+        Arc::new(InMemory::new()),
+    );
+    let meta = SlowMeta::new(Arc::clone(&world.meta));
+    world.meta = meta.clone();
+    let db = world.open(config()).await;
+    let until = async |what: &str, done: &dyn Fn() -> bool| {
+        for _ in 0..200 {
+            if done() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{what}");
+    };
+    let goes_away = Duration::from_millis(50);
+    meta.delay_ms.store(200, Ordering::SeqCst);
+    let made = db.create_tables(vec![new_table("cpu", TableMode::Upsert)], false);
+    tokio::time::timeout(goes_away, made)
+        .await
+        .expect_err("it was given up");
+    until("the table is made", &|| db.table("public", "cpu").is_some()).await;
+    let table = db.table("public", "cpu").expect("table");
+    put(&db, &table, &[("a", 1, 1)], WriteOptions::default())
+        .await
+        .expect("a table as any other");
+    let renamed = db.rename_table(&table, "mem");
+    tokio::time::timeout(goes_away, renamed)
+        .await
+        .expect_err("it was given up");
+    until("it is renamed", &|| db.table("public", "mem").is_some()).await;
+    assert!(db.table("public", "cpu").is_none());
+    let dropped = db.drop_table(&table);
+    tokio::time::timeout(goes_away, dropped)
+        .await
+        .expect_err("it was given up");
+    until("it is dropped", &|| db.table_schema(&table).is_err()).await;
+    assert!(db.table("public", "mem").is_none());
+}
+
+/// A shard without anything to flush publishes nothing, however long its log is taken to be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_shard_publishes_no_manifest_after_manifest() {
+    let dir = tempfile::tempdir().expect("dir");
+    let clock = Arc::new(ManualClock(1_700_000_000_000_u64.into()));
+    let mut local = shoal_wal::local::LocalLogConfig::new(dir.path());
+    local.cluster = "simulated".into();
+    local.segment_bytes = 1 << 20;
+    let logs = Arc::new(shoal_wal::local::LocalLogStore::open(local).expect("log"));
+    let mut world = World::new(logs.clone(), Arc::new(InMemory::new()));
+    let dynamic: Arc<dyn shoal_types::Clock> = clock.clone();
+    world.clock = dynamic;
+    let db = world
+        .open(EngineConfig {
+            shards: 2,
+            log_bytes_max: 256 << 10,
+            ..config()
+        })
+        .await;
+    let table = make(&db, "cpu", TableMode::Upsert).await;
+    // A segment and a half; the other shard's first records hold all of it back.
+    let noise =
+        |round: i64, i: i64| (round * 7919 + i).wrapping_mul(0x9E37_79B9_7F4A_7C15_u64 as i64);
+    for round in 0..100 {
+        let rows: Vec<_> = (0..1000)
+            .map(|i| ("a", noise(round, i), noise(i, round)))
+            .collect();
+        put(&db, &table, &rows, WriteOptions::default())
+            .await
+            .expect("write");
+    }
+    let ten_seconds_pass = async || {
+        clock.0.fetch_add(11_000, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(450)).await;
+    };
+    for _ in 0..3 {
+        ten_seconds_pass().await;
+    }
+    let segments = logs.stats().segments;
+    assert!(segments <= 2, "{segments} segments are left");
+    db.flush(None).await.expect("flush");
+    let manifests = || db.status().iter().map(|s| s.manifest).collect::<Vec<_>>();
+    let settled = manifests();
+    for _ in 0..3 {
+        ten_seconds_pass().await;
+        db.flush(None).await.expect("flush");
+    }
+    assert_eq!(manifests(), settled);
+    put(&db, &table, &[("a", 1, 1)], WriteOptions::default())
+        .await
+        .expect("write");
+    db.flush(None).await.expect("flush");
+    assert_ne!(manifests(), settled, "rows are flushed");
 }

@@ -189,6 +189,59 @@ async fn memory_over_budget_is_flushed_in_the_background_and_writers_go_on() {
     assert_eq!(read(&db, &table).await.len(), 12_000);
 }
 
+/// The manifest's schema is older than the table's until the next flush.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ttl_that_was_just_raised_keeps_rows_from_a_compaction() {
+    let clock = Arc::new(ManualClock(AtomicU64::new(1_700_000_000_000)));
+    let mut world = World::new(
+        Arc::new(SimulatedLogStore::new(2)),
+        Arc::new(InMemory::new()),
+    );
+    let dynamic: Arc<dyn shoal_types::Clock> = clock.clone();
+    world.clock = dynamic;
+    let db = world.open(config()).await;
+    let mut new = new_table("cpu", TableMode::Upsert);
+    new.schema.ttl_ms = Some(3_600_000);
+    let made = db.create_tables(vec![new], false).await;
+    let table = made.expect("create").remove(0);
+    let now_ns = 1_700_000_000_000_000_000_i64;
+    let minute_ns = 60_000_000_000;
+    // Young and old rows in both files, so that no file is past its TTL as a whole.
+    for v in 0..2 {
+        let written = [("a", now_ns - 50 * minute_ns, v), ("a", now_ns, v)];
+        put(&db, &table, &written, WriteOptions::default())
+            .await
+            .expect("write");
+        db.flush(None).await.expect("flush");
+    }
+    clock.0.fetch_add(30 * 60_000, Ordering::SeqCst);
+    let raise = |schema: &shoal_types::TableSchema| {
+        Ok(Some(shoal_types::TableSchema {
+            ttl_ms: Some(24 * 3_600_000),
+            ..schema.clone()
+        }))
+    };
+    db.alter_table(&table, &raise).await.expect("alter");
+    let done = db.compact(Some(&table)).await.expect("compact");
+    assert_eq!((done.jobs, done.expired), (1, 0));
+    let expected = rows(&[("a", now_ns - 50 * minute_ns, 1), ("a", now_ns, 1)]);
+    assert_eq!(read(&db, &table).await, expected);
+    // And one that was lowered takes them, before any flush.
+    let lower = |schema: &shoal_types::TableSchema| {
+        Ok(Some(shoal_types::TableSchema {
+            ttl_ms: Some(3_600_000),
+            ..schema.clone()
+        }))
+    };
+    db.alter_table(&table, &lower).await.expect("alter");
+    put(&db, &table, &[("a", now_ns, 2)], WriteOptions::default())
+        .await
+        .expect("write");
+    db.flush(None).await.expect("flush");
+    db.compact(Some(&table)).await.expect("compact");
+    assert_eq!(read(&db, &table).await, rows(&[("a", now_ns, 2)]));
+}
+
 /// Figures for many tables; run by hand: `--ignored --nocapture`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement of about a minute"]
@@ -241,6 +294,14 @@ async fn a_hundred_thousand_tables_are_made_written_and_opened_again() {
     assert_eq!(read(&db, &tables[77_777]).await, rows(&[("a", 1, 1)]));
     let status = std::fs::read_to_string("/proc/self/status").expect("status");
     println!("{:?}", status.lines().find(|l| l.starts_with("VmHWM")));
+    let began = tokio::time::Instant::now();
+    for _ in 0..100 {
+        assert_eq!(
+            db.status().iter().map(|s| s.files).sum::<u64>(),
+            db.metrics().files
+        );
+    }
+    println!("status and metrics in {:?}", began.elapsed() / 100);
 }
 
 /// A file of rows without a time meets, by key, every other file of the same flush.

@@ -1,9 +1,12 @@
 //! The engine as its users see it, on embedded backends and on simulated ones with faults.
 
 mod basics;
+mod checksum;
 mod damage;
 mod faults;
 mod files;
+mod follow;
+mod late;
 mod model;
 mod remote;
 mod support;

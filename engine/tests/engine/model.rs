@@ -109,11 +109,28 @@ async fn act(
         8 => {
             let below = dice.roll(DELETABLE as u64) as i64;
             let predicate = format!("v < {below}");
-            let deleted =
-                t.db.delete_where(&t.log, &predicate, WriteOptions::default())
-                    .await;
+            let options = WriteOptions::default();
+            // Rows in the place of those deleted, which the predicate would match as well.
+            let rows: Vec<(&str, i64, i64)> = (0..dice.roll(4))
+                .map(|_| {
+                    *next += 1;
+                    (host, *next * 10_000, dice.roll(DELETABLE as u64) as i64)
+                })
+                .collect();
+            let deleted = if rows.is_empty() {
+                t.db.delete_where(&t.log, &predicate, options).await
+            } else {
+                let schema = t.db.table_schema(&t.log).expect("schema");
+                let block = block(&schema, &rows, false);
+                t.db.replace_where(&t.log, &predicate, vec![block], options)
+                    .await
+            };
             let commit = deleted.unwrap_or_else(|e| panic!("seed {seed}: {e}"));
-            known.deleted.push((below, commit.tokens[0].offset.0));
+            let offset = commit.tokens[0].offset.0;
+            known.deleted.push((below, offset));
+            known
+                .appended
+                .extend(rows.iter().map(|row| (row.2, offset)));
         }
         _ => {
             let mut mine = read(&t.db, &t.up).await;

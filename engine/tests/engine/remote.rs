@@ -373,7 +373,7 @@ async fn the_rules_of_manifests_and_files_hold_on_a_real_store() {
         };
         RemoteStore::untried(&config).expect("settings").store
     };
-    faults::a_zombie_can_do_nothing(store("zombie")).await;
+    faults::a_zombie_follows(store("zombie")).await;
     faults::an_overtaken_leader_steps_down(store("overtaken")).await;
     files::replaced_files_go_in_time(store("retention")).await;
     let world = World::new(Arc::new(SimulatedLogStore::new(15)), store("model"));

@@ -12,6 +12,7 @@ use arrow_array::{
     ArrayRef, BooleanArray, Int64Array, RecordBatch, StringViewArray, TimestampNanosecondArray,
 };
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::TryStreamExt;
 use futures::stream::BoxStream;
 use object_store::path::Path;
@@ -19,19 +20,22 @@ use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
     ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
+use parking_lot::Mutex;
 use shoal_engine::merge::{MergeOptions, file_run, memory_run, merge_runs};
 use shoal_engine::{
-    Backends, Commit, Database, EngineConfig, NewTable, RowPredicate, TableHandle, WriteError,
-    WriteOptions,
+    Backends, Commit, Database, EngineConfig, NewTable, ReadView, RowPredicate, TableHandle,
+    WriteError, WriteOptions,
 };
-use shoal_meta::{MemoryMetaStore, MetaStore};
+use shoal_meta::{MemoryMetaStore, MetaError, MetaStore, Txn};
 use shoal_rows::{RowBlock, block_from_batch};
 use shoal_sst::{ReadCounters, ScanOptions};
 use shoal_types::{
-    Clock, Column, ColumnId, ColumnType, Incarnation, SystemClock, TableId, TableMode, TableOrigin,
-    TableSchema, TimePrecision,
+    Clock, Column, ColumnId, ColumnType, Incarnation, Offset, ShardId, SystemClock, TableId,
+    TableMode, TableOrigin, TableSchema, TimePrecision,
 };
-use shoal_wal::log::LogStore;
+use shoal_wal::log::{AppendReceipt, Log, LogError, LogReader, LogStore};
+use shoal_wal::simulated::SimulatedLogStore;
+use tokio::sync::oneshot;
 
 pub type Rows = BTreeMap<(String, i64), i64>;
 
@@ -114,6 +118,11 @@ pub async fn put(
 /// All rows of a table, one entry a row, ordered by key.
 pub async fn list(db: &Database, table: &TableHandle) -> Vec<((String, i64), i64)> {
     let view = db.read_view(table).await.expect("view");
+    list_of(db, &view).await
+}
+
+/// All rows of a view.
+pub async fn list_of(db: &Database, view: &ReadView) -> Vec<((String, i64), i64)> {
     let mut runs = Vec::new();
     for file in &view.files {
         let stream = db
@@ -253,15 +262,25 @@ impl World {
         }
     }
 
-    pub async fn open(&self, config: EngineConfig) -> Arc<Database> {
-        let backends = Backends {
+    fn backends(&self) -> Backends {
+        Backends {
             logs: Arc::clone(&self.logs),
             store: Arc::clone(&self.store),
             meta: Arc::clone(&self.meta),
             clock: Arc::clone(&self.clock),
             predicate: Some(Arc::new(BelowPredicate)),
-        };
-        Database::open(config, backends).await.expect("open")
+        }
+    }
+
+    pub async fn open(&self, config: EngineConfig) -> Arc<Database> {
+        let opened = Database::open(config, self.backends()).await;
+        opened.expect("open")
+    }
+
+    /// One node of several: it serves nothing until it is told to.
+    pub async fn open_node(&self, config: EngineConfig) -> Arc<Database> {
+        let opened = Database::open_node(config, self.backends()).await;
+        opened.expect("open")
     }
 }
 
@@ -272,6 +291,15 @@ pub struct FaultyStore {
     pub full: AtomicBool,
     /// Puts that take effect and report failure.
     pub lost_acks: AtomicU64,
+    withheld: Mutex<Withheld>,
+}
+
+/// A put that is slow on its way.
+#[derive(Debug, Default)]
+struct Withheld {
+    path: Option<Path>,
+    payload: Option<PutPayload>,
+    is_due: bool,
 }
 
 impl FaultyStore {
@@ -280,7 +308,32 @@ impl FaultyStore {
             inner,
             full: AtomicBool::new(false),
             lost_acks: AtomicU64::new(0),
+            withheld: Mutex::default(),
         })
+    }
+
+    /// The put of this object fails for its caller, and is kept back.
+    pub fn withhold(&self, path: Path) {
+        self.withheld.lock().path = Some(path);
+    }
+
+    /// The put kept back arrives just before the next one of the same object.
+    pub fn deliver_before_next_put(&self) {
+        self.withheld.lock().is_due = true;
+    }
+
+    /// What arrives before a put of this object; `Err`: the put itself is kept back.
+    fn withheld(&self, location: &Path, payload: &PutPayload) -> Result<Option<PutPayload>> {
+        let mut withheld = self.withheld.lock();
+        if withheld.path.as_ref() != Some(location) {
+            return Ok(None);
+        }
+        if withheld.is_due {
+            withheld.path = None;
+            return Ok(withheld.payload.take());
+        }
+        withheld.payload = Some(payload.clone());
+        Err(Self::failed(std::io::ErrorKind::TimedOut))
     }
 
     fn failed(kind: std::io::ErrorKind) -> Error {
@@ -307,6 +360,9 @@ impl ObjectStore for FaultyStore {
     ) -> Result<PutResult> {
         if self.full.load(Ordering::SeqCst) {
             return Err(Self::failed(std::io::ErrorKind::StorageFull));
+        }
+        if let Some(earlier) = self.withheld(location, &payload)? {
+            self.inner.put_opts(location, earlier, opts.clone()).await?;
         }
         let done = self.inner.put_opts(location, payload, opts).await?;
         let lose = |n: u64| n.checked_sub(1);
@@ -349,5 +405,124 @@ impl ObjectStore for FaultyStore {
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         self.inner.copy_opts(from, to, options).await
+    }
+}
+
+/// A meta store that takes a while to answer a commit it has done.
+#[derive(Debug)]
+pub struct SlowMeta {
+    inner: Arc<dyn MetaStore>,
+    pub delay_ms: AtomicU64,
+}
+
+impl SlowMeta {
+    pub fn new(inner: Arc<dyn MetaStore>) -> Arc<Self> {
+        Arc::new(Self {
+            inner,
+            delay_ms: AtomicU64::new(0),
+        })
+    }
+}
+
+#[async_trait]
+impl MetaStore for SlowMeta {
+    async fn get(&self, key: &str) -> std::result::Result<Option<(Vec<u8>, u64)>, MetaError> {
+        self.inner.get(key).await
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+    ) -> std::result::Result<Vec<(String, Vec<u8>, u64)>, MetaError> {
+        self.inner.list(prefix).await
+    }
+
+    async fn commit(&self, txn: Txn) -> std::result::Result<u64, MetaError> {
+        let revision = self.inner.commit(txn).await?;
+        let delay_ms = self.delay_ms.load(Ordering::SeqCst);
+        tokio::time::sleep(std::time::Duration::from_millis(delay_ms)).await;
+        Ok(revision)
+    }
+}
+
+/// Logs that lose records and say nothing of it.
+#[derive(Debug)]
+pub struct SilentLogs {
+    inner: SimulatedLogStore,
+    silence: Arc<Mutex<Silence>>,
+}
+
+#[derive(Debug, Default)]
+struct Silence {
+    records: usize,
+    receipts: Vec<oneshot::Sender<std::result::Result<Offset, LogError>>>,
+}
+
+impl SilentLogs {
+    pub fn new(inner: SimulatedLogStore) -> Arc<Self> {
+        Arc::new(Self {
+            inner,
+            silence: Arc::default(),
+        })
+    }
+
+    /// Loses the next `records`. The last makes the failure of the first known; the others never
+    /// hear anything.
+    pub fn silence(&self, records: usize) {
+        self.silence.lock().records = records;
+    }
+}
+
+#[async_trait]
+impl LogStore for SilentLogs {
+    async fn open(
+        &self,
+        shard: ShardId,
+        create: bool,
+    ) -> std::result::Result<Arc<dyn Log>, LogError> {
+        Ok(Arc::new(SilentLog {
+            inner: self.inner.open(shard, create).await?,
+            silence: Arc::clone(&self.silence),
+        }))
+    }
+}
+
+#[derive(Debug)]
+struct SilentLog {
+    inner: Arc<dyn Log>,
+    silence: Arc<Mutex<Silence>>,
+}
+
+#[async_trait]
+impl Log for SilentLog {
+    fn append(&self, record: Bytes) -> AppendReceipt {
+        let mut silence = self.silence.lock();
+        if silence.records == 0 {
+            return self.inner.append(record);
+        }
+        let (sender, receipt) = oneshot::channel();
+        silence.records -= 1;
+        silence.receipts.push(sender);
+        if silence.records == 0 {
+            let first = silence.receipts.remove(0);
+            let _ = first.send(Err(LogError::NotAppended("lost".into())));
+        }
+        receipt
+    }
+
+    async fn read(&self, from: Offset) -> std::result::Result<Box<dyn LogReader>, LogError> {
+        self.inner.read(from).await
+    }
+
+    async fn bounds(&self) -> std::result::Result<(Offset, Offset), LogError> {
+        self.inner.bounds().await
+    }
+
+    async fn trim(&self, below: Offset) -> std::result::Result<(), LogError> {
+        self.inner.trim(below).await
+    }
+
+    fn retained_bytes(&self) -> u64 {
+        self.inner.retained_bytes()
     }
 }

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use arrow_array::{ArrayRef, Int32Array, RecordBatch, StringViewArray};
-use arrow_schema::{DataType, Field, Schema, SchemaRef};
+use arrow_array::RecordBatch;
+use arrow_schema::SchemaRef;
 use async_trait::async_trait;
 use shoal_engine::{Database, TableHandle};
 use shoal_types::{ColumnDefault, ColumnType, TableSchema};
 
+use super::cells::{Cell, CellColumn, Holds, batch_of, number, schema_of, tables, text};
 use super::virtual_table::{VirtualRows, VirtualSchema, Wanted};
 use super::{CATALOG, INFORMATION_SCHEMA, SYSTEM};
 use crate::QueryError;
@@ -45,85 +46,73 @@ struct InformationTable {
     view: View,
 }
 
-/// A cell: text or number.
-enum Cell {
-    Text(Option<String>),
-    Number(Option<i32>),
-}
-
-fn text(value: impl Into<String>) -> Cell {
-    Cell::Text(Some(value.into()))
-}
-
-/// Columns of a view; those that end in `#` are numbers.
-fn columns_of(view: View) -> &'static [&'static str] {
+/// Columns of a view.
+fn columns_of(view: View) -> &'static [CellColumn] {
+    use Holds::{Integer, Text};
     match view {
-        View::Schemata => &["catalog_name", "schema_name", "schema_owner"],
-        View::Tables => &["table_catalog", "table_schema", "table_name", "table_type"],
+        View::Schemata => &[
+            ("catalog_name", Text),
+            ("schema_name", Text),
+            ("schema_owner", Text),
+        ],
+        View::Tables => &[
+            ("table_catalog", Text),
+            ("table_schema", Text),
+            ("table_name", Text),
+            ("table_type", Text),
+        ],
         View::Columns => &[
-            "table_catalog",
-            "table_schema",
-            "table_name",
-            "column_name",
-            "ordinal_position#",
-            "column_default",
-            "is_nullable",
-            "data_type",
-            "character_maximum_length#",
-            "character_octet_length#",
-            "numeric_precision#",
-            "numeric_precision_radix#",
-            "numeric_scale#",
-            "datetime_precision#",
-            "interval_type",
-            "udt_name",
-            "is_identity",
-            "is_generated",
+            ("table_catalog", Text),
+            ("table_schema", Text),
+            ("table_name", Text),
+            ("column_name", Text),
+            ("ordinal_position", Integer),
+            ("column_default", Text),
+            ("is_nullable", Text),
+            ("data_type", Text),
+            ("character_maximum_length", Integer),
+            ("character_octet_length", Integer),
+            ("numeric_precision", Integer),
+            ("numeric_precision_radix", Integer),
+            ("numeric_scale", Integer),
+            ("datetime_precision", Integer),
+            ("interval_type", Text),
+            ("udt_name", Text),
+            ("is_identity", Text),
+            ("is_generated", Text),
         ],
         View::Constraints => &[
-            "constraint_catalog",
-            "constraint_schema",
-            "constraint_name",
-            "table_catalog",
-            "table_schema",
-            "table_name",
-            "constraint_type",
+            ("constraint_catalog", Text),
+            ("constraint_schema", Text),
+            ("constraint_name", Text),
+            ("table_catalog", Text),
+            ("table_schema", Text),
+            ("table_name", Text),
+            ("constraint_type", Text),
         ],
         View::Keys => &[
-            "constraint_catalog",
-            "constraint_schema",
-            "constraint_name",
-            "table_catalog",
-            "table_schema",
-            "table_name",
-            "column_name",
-            "ordinal_position#",
+            ("constraint_catalog", Text),
+            ("constraint_schema", Text),
+            ("constraint_name", Text),
+            ("table_catalog", Text),
+            ("table_schema", Text),
+            ("table_name", Text),
+            ("column_name", Text),
+            ("ordinal_position", Integer),
         ],
         View::Views => &[
-            "table_catalog",
-            "table_schema",
-            "table_name",
-            "view_definition",
+            ("table_catalog", Text),
+            ("table_schema", Text),
+            ("table_name", Text),
+            ("view_definition", Text),
         ],
     }
-}
-
-fn arrow_schema(view: View) -> SchemaRef {
-    Arc::new(Schema::new(
-        columns_of(view)
-            .iter()
-            .map(|name| match name.strip_suffix('#') {
-                Some(name) => Field::new(name, DataType::Int32, true),
-                None => Field::new(*name, DataType::Utf8View, true),
-            })
-            .collect::<Vec<_>>(),
-    ))
 }
 
 #[async_trait]
 impl VirtualRows for InformationTable {
     fn schema(&self) -> SchemaRef {
-        arrow_schema(self.view)
+        schema_of(columns_of(self.view))
     }
 
     async fn rows(&self, wanted: &Wanted) -> Result<RecordBatch, QueryError> {
@@ -140,7 +129,7 @@ impl VirtualRows for InformationTable {
                 );
             }
             View::Tables => {
-                for table in self.tables(wanted) {
+                for table in tables(&self.db, wanted) {
                     rows.push(vec![
                         text(CATALOG),
                         text(table.schema_name),
@@ -160,38 +149,24 @@ impl VirtualRows for InformationTable {
             View::Keys => self.each_schema(wanted, |table, schema| {
                 for (i, id) in schema.key.iter().enumerate() {
                     if let Some(column) = schema.column_by_id(*id) {
-                        let number = Cell::Number(i32::try_from(i + 1).ok());
-                        rows.push(constraint(table, text(&column.name), Some(number)));
+                        let place = number(i + 1);
+                        rows.push(constraint(table, text(&column.name), Some(place)));
                     }
                 }
             })?,
             View::Views => {}
         }
-        to_batch(self.view, rows)
+        batch_of(columns_of(self.view), &rows)
     }
 }
 
 impl InformationTable {
-    fn tables(&self, wanted: &Wanted) -> Vec<TableHandle> {
-        let schemas = self
-            .db
-            .schema_names()
-            .into_iter()
-            .filter(|schema| wanted.may_be("table_schema", schema));
-        match wanted.value("table_name") {
-            Some(name) => schemas
-                .filter_map(|schema| self.db.table(&schema, name))
-                .collect(),
-            None => schemas.flat_map(|schema| self.db.tables(&schema)).collect(),
-        }
-    }
-
     fn each_schema(
         &self,
         wanted: &Wanted,
         mut each: impl FnMut(&TableHandle, &TableSchema),
     ) -> Result<(), QueryError> {
-        for table in self.tables(wanted) {
+        for table in tables(&self.db, wanted) {
             // A table dropped since it was listed is simply not there.
             if let Ok(schema) = self.db.table_schema(&table) {
                 each(&table, &schema);
@@ -229,7 +204,7 @@ fn columns(table: &TableHandle, schema: &TableSchema, rows: &mut Vec<Vec<Cell>>)
             text(&table.schema_name),
             text(&table.name),
             text(&column.name),
-            Cell::Number(i32::try_from(i + 1).ok()),
+            number(i + 1),
             Cell::Text(
                 column
                     .default
@@ -240,10 +215,10 @@ fn columns(table: &TableHandle, schema: &TableSchema, rows: &mut Vec<Vec<Cell>>)
             text(names.0),
             Cell::Number(None),
             Cell::Number(None),
-            Cell::Number(precision),
-            Cell::Number(radix),
-            Cell::Number(scale),
-            Cell::Number(datetime),
+            Cell::Number(precision.map(i64::from)),
+            Cell::Number(radix.map(i64::from)),
+            Cell::Number(scale.map(i64::from)),
+            Cell::Number(datetime.map(i64::from)),
             Cell::Text(None),
             text(names.1),
             text("NO"),
@@ -283,35 +258,4 @@ fn numeric(column_type: ColumnType) -> (Option<i32>, Option<i32>, Option<i32>) {
         }
         _ => (None, None, None),
     }
-}
-
-fn to_batch(view: View, rows: Vec<Vec<Cell>>) -> Result<RecordBatch, QueryError> {
-    let schema = arrow_schema(view);
-    let columns: Vec<ArrayRef> = schema
-        .fields()
-        .iter()
-        .enumerate()
-        .map(|(i, field)| -> ArrayRef {
-            if field.data_type() == &DataType::Int32 {
-                Arc::new(
-                    rows.iter()
-                        .map(|row| match row.get(i) {
-                            Some(Cell::Number(number)) => *number,
-                            _ => None,
-                        })
-                        .collect::<Int32Array>(),
-                )
-            } else {
-                Arc::new(
-                    rows.iter()
-                        .map(|row| match row.get(i) {
-                            Some(Cell::Text(value)) => value.as_deref(),
-                            _ => None,
-                        })
-                        .collect::<StringViewArray>(),
-                )
-            }
-        })
-        .collect();
-    Ok(RecordBatch::try_new(schema, columns)?)
 }

@@ -1,6 +1,7 @@
 //! The catalog as DataFusion sees it: tables are looked up by name when a statement names them,
 //! never listed unless a statement asks for the list.
 
+mod cells;
 mod information_schema;
 mod system;
 mod virtual_table;

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringViewArray, TimestampMillisecondArray};
-use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use arrow_array::RecordBatch;
+use arrow_schema::SchemaRef;
 use async_trait::async_trait;
-use shoal_engine::{Database, TableHandle};
+use shoal_engine::Database;
 use shoal_types::{Clock, SystemClock, TableMode};
 
+use super::cells::{Cell, CellColumn, Holds, batch_of, number, schema_of, tables, text};
 use super::virtual_table::{VirtualRows, VirtualSchema, Wanted};
 use crate::QueryError;
 use crate::running::Running;
@@ -53,130 +54,101 @@ struct SystemTable {
     view: View,
 }
 
-/// Name of a column and whether it is text (`t`), a number (`n`) or a time (`m`).
-fn columns_of(view: View) -> &'static [(&'static str, char)] {
+/// Columns of a view.
+fn columns_of(view: View) -> &'static [CellColumn] {
+    use Holds::{Number, Text, Time};
     match view {
         View::Tables => &[
-            ("table_schema", 't'),
-            ("table_name", 't'),
-            ("id", 't'),
-            ("mode", 't'),
-            ("primary_key", 't'),
-            ("time_column", 't'),
-            ("ttl_ms", 'n'),
-            ("columns", 'n'),
-            ("schema_version", 'n'),
-            ("shard", 't'),
+            ("table_schema", Text),
+            ("table_name", Text),
+            ("id", Text),
+            ("mode", Text),
+            ("primary_key", Text),
+            ("time_column", Text),
+            ("ttl_ms", Number),
+            ("columns", Number),
+            ("schema_version", Number),
+            ("shard", Text),
         ],
         View::Partitions => &[
-            ("table_schema", 't'),
-            ("table_name", 't'),
-            ("id", 't'),
-            ("shard", 't'),
+            ("table_schema", Text),
+            ("table_name", Text),
+            ("id", Text),
+            ("shard", Text),
         ],
         View::Shards => &[
-            ("id", 't'),
-            ("role", 't'),
-            ("state", 't'),
-            ("why", 't'),
-            ("epoch", 't'),
-            ("position", 'n'),
-            ("manifest", 'n'),
-            ("replay_offset", 'n'),
-            ("tables", 'n'),
-            ("memory_bytes", 'n'),
-            ("log_bytes", 'n'),
-            ("files", 'n'),
-            ("bytes", 'n'),
+            ("id", Text),
+            ("role", Text),
+            ("state", Text),
+            ("why", Text),
+            ("epoch", Text),
+            ("position", Number),
+            ("manifest", Number),
+            ("replay_offset", Number),
+            ("tables", Number),
+            ("memory_bytes", Number),
+            ("log_bytes", Number),
+            ("files", Number),
+            ("bytes", Number),
         ],
         View::Ssts => &[
-            ("table_schema", 't'),
-            ("table_name", 't'),
-            ("partition", 't'),
-            ("shard", 't'),
-            ("path", 't'),
-            ("bytes", 'n'),
-            ("rows", 'n'),
-            ("series", 'n'),
-            ("level", 'n'),
-            ("time_min", 'n'),
-            ("time_max", 'n'),
-            ("version_min", 'n'),
-            ("version_max", 'n'),
+            ("table_schema", Text),
+            ("table_name", Text),
+            ("partition", Text),
+            ("shard", Text),
+            ("path", Text),
+            ("bytes", Number),
+            ("rows", Number),
+            ("series", Number),
+            ("level", Number),
+            ("time_min", Number),
+            ("time_max", Number),
+            ("version_min", Number),
+            ("version_max", Number),
         ],
         View::Queries => &[
-            ("id", 'n'),
-            ("user", 't'),
-            ("schema", 't'),
-            ("started", 'm'),
-            ("elapsed_ms", 'n'),
-            ("rows", 'n'),
-            ("bytes_read", 'n'),
-            ("sql", 't'),
+            ("id", Number),
+            ("user", Text),
+            ("schema", Text),
+            ("started", Time),
+            ("elapsed_ms", Number),
+            ("rows", Number),
+            ("bytes_read", Number),
+            ("sql", Text),
         ],
         View::Nodes => &[
-            ("id", 't'),
-            ("state", 't'),
-            ("version", 't'),
-            ("leaders", 'n'),
-            ("replicas", 'n'),
-            ("statements", 'n'),
-            ("memory_bytes", 'n'),
-            ("log_bytes", 'n'),
-            ("bytes", 'n'),
+            ("id", Text),
+            ("state", Text),
+            ("version", Text),
+            ("leaders", Number),
+            ("replicas", Number),
+            ("statements", Number),
+            ("memory_bytes", Number),
+            ("log_bytes", Number),
+            ("bytes", Number),
         ],
         View::Replicas => &[
-            ("shard", 't'),
-            ("node", 't'),
-            ("role", 't'),
-            ("state", 't'),
-            ("why", 't'),
-            ("epoch", 't'),
-            ("position", 'n'),
+            ("shard", Text),
+            ("node", Text),
+            ("role", Text),
+            ("state", Text),
+            ("why", Text),
+            ("epoch", Text),
+            ("position", Number),
         ],
     }
-}
-
-enum Cell {
-    Text(Option<String>),
-    Number(Option<i64>),
-}
-
-fn text(value: impl ToString) -> Cell {
-    Cell::Text(Some(value.to_string()))
-}
-
-fn number(value: impl TryInto<i64>) -> Cell {
-    Cell::Number(value.try_into().ok())
-}
-
-fn arrow_schema(view: View) -> SchemaRef {
-    Arc::new(Schema::new(
-        columns_of(view)
-            .iter()
-            .map(|(name, kind)| {
-                let data_type = match kind {
-                    'n' => DataType::Int64,
-                    'm' => DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into())),
-                    _ => DataType::Utf8View,
-                };
-                Field::new(*name, data_type, true)
-            })
-            .collect::<Vec<_>>(),
-    ))
 }
 
 #[async_trait]
 impl VirtualRows for SystemTable {
     fn schema(&self) -> SchemaRef {
-        arrow_schema(self.view)
+        schema_of(columns_of(self.view))
     }
 
     async fn rows(&self, wanted: &Wanted) -> Result<RecordBatch, QueryError> {
         let rows = match self.view {
             View::Tables => self.table_rows(wanted),
-            View::Partitions => self
-                .tables(wanted)
+            View::Partitions => tables(&self.db, wanted)
                 .into_iter()
                 .map(|t| {
                     vec![
@@ -193,28 +165,14 @@ impl VirtualRows for SystemTable {
             View::Nodes => vec![self.node_row()],
             View::Replicas => self.replica_rows(),
         };
-        to_batch(self.view, &rows)
+        batch_of(columns_of(self.view), &rows)
     }
 }
 
 impl SystemTable {
-    fn tables(&self, wanted: &Wanted) -> Vec<TableHandle> {
-        let schemas = self
-            .db
-            .schema_names()
-            .into_iter()
-            .filter(|schema| wanted.may_be("table_schema", schema));
-        match wanted.value("table_name") {
-            Some(name) => schemas
-                .filter_map(|schema| self.db.table(&schema, name))
-                .collect(),
-            None => schemas.flat_map(|schema| self.db.tables(&schema)).collect(),
-        }
-    }
-
     fn table_rows(&self, wanted: &Wanted) -> Vec<Vec<Cell>> {
         let mut rows = Vec::new();
-        for table in self.tables(wanted) {
+        for table in tables(&self.db, wanted) {
             let Ok(schema) = self.db.table_schema(&table) else {
                 continue;
             };
@@ -301,7 +259,7 @@ impl SystemTable {
 
     async fn sst_rows(&self, wanted: &Wanted) -> Result<Vec<Vec<Cell>>, QueryError> {
         let mut rows = Vec::new();
-        for table in self.tables(wanted) {
+        for table in tables(&self.db, wanted) {
             let view = self.db.read_view(&table).await?;
             for file in &view.files {
                 rows.push(vec![
@@ -343,36 +301,4 @@ impl SystemTable {
             })
             .collect()
     }
-}
-
-fn to_batch(view: View, rows: &[Vec<Cell>]) -> Result<RecordBatch, QueryError> {
-    let numbers = |i: usize| {
-        rows.iter().map(move |row| match row.get(i) {
-            Some(Cell::Number(number)) => *number,
-            _ => None,
-        })
-    };
-    let columns: Vec<ArrayRef> = columns_of(view)
-        .iter()
-        .enumerate()
-        .map(|(i, (_, kind))| -> ArrayRef {
-            match kind {
-                'n' => Arc::new(numbers(i).collect::<Int64Array>()),
-                'm' => Arc::new(
-                    numbers(i)
-                        .collect::<TimestampMillisecondArray>()
-                        .with_timezone("UTC"),
-                ),
-                _ => Arc::new(
-                    rows.iter()
-                        .map(|row| match row.get(i) {
-                            Some(Cell::Text(value)) => value.as_deref(),
-                            _ => None,
-                        })
-                        .collect::<StringViewArray>(),
-                ),
-            }
-        })
-        .collect();
-    Ok(RecordBatch::try_new(arrow_schema(view), columns)?)
 }

@@ -95,6 +95,9 @@ pub(super) fn from_arrow(error: &ArrowError) -> QueryError {
     match error {
         ArrowError::DivideByZero => QueryError::new(Kind::DIVISION_BY_ZERO, "division by zero"),
         ArrowError::ArithmeticOverflow(what) => QueryError::new(Kind::OUT_OF_RANGE, what.clone()),
+        ArrowError::CastError(what) if what.starts_with("Can't cast value") => {
+            QueryError::new(Kind::OUT_OF_RANGE, what.clone())
+        }
         ArrowError::CastError(what) | ArrowError::ParseError(what) => {
             QueryError::new(Kind::INVALID_TEXT, what.clone())
         }

@@ -4,6 +4,9 @@
 //! with that position. The engine refuses the write if the table changed since, and everything is
 //! done again on a new view: no concurrent write is lost, and none is overwritten by a value that
 //! was computed from an older one.
+//!
+//! Rows of append tables have no key. DELETE writes its predicate; UPDATE writes the predicate of
+//! the rows that go and the rows that come, in one record and with the position it read at.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +32,7 @@ use super::insert::{TargetTable, block_of, cast_to, is_upsert, target};
 use super::names::{fold, position};
 use super::{Outcome, Run};
 use crate::error::{Kind, Result};
-use crate::{QueryError, predicate};
+use crate::{QueryError, decimals, predicate};
 
 /// How often a statement is done again because the table changed meanwhile.
 const CONFLICTS_MAX: u32 = 64;
@@ -61,6 +64,7 @@ impl Run<'_> {
                 "UPDATE … {clause} is not supported"
             )));
         }
+        let written = update;
         let mut update = update.clone();
         let mut set = Vec::new();
         for assignment in &mut update.assignments {
@@ -87,7 +91,8 @@ impl Run<'_> {
             set.push(folded);
         }
         let body = DfStatement::Statement(Box::new(SqlStatement::Update(update)));
-        self.change(body, Action::Set(set)).await
+        let outcome = self.change(body, Action::Set(set)).await;
+        outcome.map_err(|error| self.blame_assignments(written, error))
     }
 
     /// `DELETE`.
@@ -110,17 +115,11 @@ impl Run<'_> {
     async fn change(&self, body: DfStatement, action: Action) -> Result<Outcome> {
         let dml = self.dml(body.clone()).await?;
         let table = target(&dml)?;
-        if !is_upsert(&table.schema) {
-            return match action {
-                Action::Delete => self.delete_where(&dml, &table).await,
-                Action::Set(_) => Err(QueryError::unsupported(format!(
-                    "table {:?} keeps every row (mode 'append') and its rows have no key to update them by; DELETE and INSERT instead, or use a table of mode 'upsert'",
-                    table.handle.name
-                ))),
-            };
-        }
-        if let Action::Set(columns) = &action {
-            check_assignments(&table.schema, columns)?;
+        let upsert = is_upsert(&table.schema);
+        match &action {
+            Action::Delete if !upsert => return self.delete_where(&dml, &table).await,
+            Action::Set(columns) if upsert => check_assignments(&table.schema, columns)?,
+            _ => {}
         }
         // Statements of this process take turns on a table; only other writers are conflicts.
         let lock = self.session.engine().change_lock(table.handle.id);
@@ -156,6 +155,10 @@ impl Run<'_> {
         let dml = self.dml(body).await?;
         let table = target(&dml)?;
         let view = self.views()?.view(&table.handle).await?;
+        let replaced = match action {
+            Action::Set(_) if !is_upsert(&table.schema) => Some(self.replaced(&dml, &table)?),
+            _ => None,
+        };
         let (plan, columns) = rows_to_change(&dml, &table.schema, action)?;
         let deletes = matches!(action, Action::Delete);
         let mut stream = self.stream(plan).await?;
@@ -196,11 +199,17 @@ impl Run<'_> {
                     shard: view.shard,
                     position: view.position,
                 }),
-                timeout: self.guard.time_left(),
-                ..WriteOptions::default()
+                ..self.write_options()
             };
             let db = self.session.engine().database();
-            Some(db.write(blocks, options).await.map_err(stale_is_conflict)?)
+            let written = match replaced {
+                None => db.write(blocks, options).await,
+                Some(predicate) => {
+                    db.replace_where(&table.handle, &predicate, blocks, options)
+                        .await
+                }
+            };
+            Some(written.map_err(stale_is_conflict)?)
         };
         Ok(affected(
             if deletes { "DELETE" } else { "UPDATE" },
@@ -209,15 +218,22 @@ impl Run<'_> {
         ))
     }
 
+    /// The predicate of the rows of an append table that an UPDATE replaces.
+    fn replaced(&self, dml: &DmlStatement, table: &TargetTable) -> Result<String> {
+        match dml.input.as_ref() {
+            LogicalPlan::Projection(projection) => {
+                self.predicate_text(&projection.input, table, "UPDATE")
+            }
+            _ => Err(QueryError::new(
+                Kind::INTERNAL,
+                "UPDATE without a projection",
+            )),
+        }
+    }
+
     /// Deletes rows of an append table: the predicate itself is what is written.
     async fn delete_where(&self, dml: &DmlStatement, table: &TargetTable) -> Result<Outcome> {
-        let text = match dml.input.as_ref() {
-            LogicalPlan::Filter(filter) => self.predicate_text(&filter.predicate, dml)?,
-            _ => "TRUE".to_owned(),
-        };
-        predicate::kept(&table.schema, &text).map_err(|what| {
-            QueryError::unsupported(format!("this DELETE cannot be kept as a predicate: {what}"))
-        })?;
+        let text = self.predicate_text(&dml.input, table, "DELETE")?;
         let counted = LogicalPlanBuilder::from(dml.input.as_ref().clone())
             .aggregate(Vec::<Expr>::new(), vec![count(lit(1))])?
             .build()?;
@@ -236,18 +252,24 @@ impl Run<'_> {
         if rows == 0 {
             return Ok(affected("DELETE", 0, None));
         }
-        let options = WriteOptions {
-            timeout: self.guard.time_left(),
-            ..WriteOptions::default()
-        };
+        let options = self.write_options();
         let db = self.session.engine().database();
         let commit = db.delete_where(&table.handle, &text, options).await?;
         Ok(affected("DELETE", rows, Some(commit)))
     }
 
-    /// The predicate as SQL that means the same at any time and in any session: parameters and
-    /// the current time are values in it.
-    fn predicate_text(&self, predicate: &Expr, dml: &DmlStatement) -> Result<String> {
+    /// The condition of a plan's rows as SQL that means the same at any time and in any session:
+    /// parameters and the current time are values in it.
+    fn predicate_text(
+        &self,
+        rows: &LogicalPlan,
+        table: &TargetTable,
+        verb: &str,
+    ) -> Result<String> {
+        let LogicalPlan::Filter(filter) = rows else {
+            return Ok("TRUE".to_owned());
+        };
+        let (predicate, schema) = (&filter.predicate, filter.input.schema());
         let mut has_query = false;
         predicate.apply(|expr| {
             has_query |= matches!(
@@ -257,19 +279,19 @@ impl Run<'_> {
             Ok(TreeNodeRecursion::Continue)
         })?;
         if has_query || predicate.is_volatile() {
-            return Err(QueryError::unsupported(
-                "a DELETE on a table of mode 'append' takes conditions on its columns only: no queries, no random values",
-            ));
+            return Err(QueryError::unsupported(format!(
+                "{verb} of a table of mode 'append' takes conditions on its columns only: no queries, no random values",
+            )));
         }
         let context = SimplifyContext::builder()
-            .with_schema(Arc::clone(dml.input.schema()))
+            .with_schema(Arc::clone(schema))
             .with_config_options(Arc::clone(self.state.config_options()))
             .with_query_execution_start_time(
                 self.state.execution_props().query_execution_start_time,
             )
             .build();
         let simplifier = ExprSimplifier::new(context);
-        let coerced = simplifier.coerce(predicate.clone(), dml.input.schema())?;
+        let coerced = simplifier.coerce(predicate.clone(), schema)?;
         let zone = self.state.config_options().execution.time_zone.as_deref();
         let read = crate::literals::read_in(coerced, zone)?.data;
         let simple = simplifier
@@ -279,12 +301,16 @@ impl Run<'_> {
                     Expr::Column(column) => {
                         Transformed::yes(Expr::Column(Column::new_unqualified(column.name)))
                     }
-                    other => Transformed::no(other),
+                    other => decimals::as_text(other),
                 })
             })
             .data()?;
         let dialect = PostgreSqlDialect {};
-        Ok(Unparser::new(&dialect).expr_to_sql(&simple)?.to_string())
+        let text = Unparser::new(&dialect).expr_to_sql(&simple)?.to_string();
+        predicate::kept(&table.schema, &text).map_err(|what| {
+            QueryError::unsupported(format!("this {verb} cannot be kept as a predicate: {what}"))
+        })?;
+        Ok(text)
     }
 }
 
@@ -300,6 +326,11 @@ fn affected(verb: &str, rows: u64, commit: Option<Commit>) -> Outcome {
 fn stale_is_conflict(error: WriteError) -> QueryError {
     match error {
         WriteError::StaleSchema { table } => WriteError::Conflict { table }.into(),
+        WriteError::TooLargeForAtomic { what } => QueryError::new(
+            Kind::INVALID_VALUE,
+            format!("rows that must change together: {what}"),
+        )
+        .with_hint("narrow the WHERE, so that each statement changes fewer rows"),
         other => other.into(),
     }
 }
@@ -344,7 +375,8 @@ fn rows_to_change(
                 ));
             };
             for (expr, column) in projection.expr.iter().zip(&schema.columns) {
-                if schema.is_key(column.id) || set.contains(&column.name) {
+                // Rows of an append table are written whole: nothing of the old ones stays.
+                if !is_upsert(schema) || schema.is_key(column.id) || set.contains(&column.name) {
                     exprs.push(expr.clone());
                     columns.push(column.id);
                 }

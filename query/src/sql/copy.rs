@@ -6,7 +6,7 @@ use std::sync::Arc;
 use datafusion::common::ScalarValue;
 use datafusion::config::CsvOptions;
 use datafusion::dataframe::{DataFrame, DataFrameWriteOptions};
-use datafusion::logical_expr::{Expr, LogicalPlan, cast, col};
+use datafusion::logical_expr::{Expr, LogicalPlan, col};
 use datafusion::prelude::{CsvReadOptions, ParquetReadOptions, SessionContext};
 use datafusion::sql::sqlparser::ast::{
     CopyLegacyOption, CopyOption, CopySource, CopyTarget, Ident, Query,
@@ -239,7 +239,8 @@ impl Run<'_> {
                 .any(|f| f.name() == field.name());
             if is_there {
                 let column = col(datafusion::common::Column::new_unqualified(field.name()));
-                exprs.push(cast(column, field.data_type().clone()).alias(field.name()));
+                // The writer casts, and names the column where that fails.
+                exprs.push(column.alias(field.name()));
                 ids.push(schema.columns[i].id);
             } else if !columns.is_empty() {
                 return Err(QueryError::new(

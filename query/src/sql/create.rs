@@ -15,9 +15,9 @@ use super::insert::Writer;
 use super::names::{fold, position, position_of};
 use super::types::{TableOptions, column_type};
 use super::{Outcome, Run};
-use crate::QueryError;
 use crate::catalog::{INFORMATION_SCHEMA, SYSTEM};
 use crate::error::{Kind, Result, nearest};
+use crate::{QueryError, decimals, predicate};
 
 /// A column as `CREATE TABLE` and `ADD COLUMN` write it.
 pub(super) struct ColumnSpec {
@@ -132,8 +132,8 @@ impl Run<'_> {
 
     /// Checks a default: it may not name columns.
     pub(super) fn default(&self, expr: &Expr) -> Result<ColumnDefault> {
-        let sql = expr.to_string();
-        self.state.create_logical_expr(&sql, &DFSchema::empty())?;
+        let sql = decimals::unmark_text(&expr.to_string());
+        predicate::constant(&sql)?;
         Ok(ColumnDefault::Sql(sql))
     }
 }

@@ -6,11 +6,11 @@ use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use arrow_select::concat::concat_batches;
 use datafusion::execution::SendableRecordBatchStream;
-use datafusion::logical_expr::{DmlStatement, LogicalPlan};
+use datafusion::logical_expr::{DmlStatement, Expr, LogicalPlan, Projection};
 use datafusion::sql::parser::Statement as DfStatement;
 use datafusion::sql::sqlparser::ast::{Insert, Statement as SqlStatement};
 use futures::StreamExt;
-use shoal_engine::{Commit, WriteOptions};
+use shoal_engine::{Commit, WriteError};
 use shoal_rows::{BatchError, RowBlock, block_from_batch};
 use shoal_types::{ColumnId, Retry, TableMode, TableSchema};
 
@@ -28,6 +28,11 @@ const BLOCK_BYTES_MAX: usize = 16 << 20;
 impl Run<'_> {
     /// `INSERT INTO … VALUES` and `INSERT INTO … SELECT`.
     pub(super) async fn insert(&self, insert: &Insert) -> Result<Outcome> {
+        let outcome = self.insert_rows(insert).await;
+        outcome.map_err(|error| self.blame_values(insert, error))
+    }
+
+    async fn insert_rows(&self, insert: &Insert) -> Result<Outcome> {
         if insert.returning.is_some() {
             return Err(QueryError::unsupported("RETURNING is not supported"));
         }
@@ -57,7 +62,7 @@ impl Run<'_> {
                 return Err(not_null(&column.name));
             }
         }
-        let stream = self.stream(dml.input.as_ref().clone()).await?;
+        let stream = self.stream(uncast(&dml.input)?).await?;
         let input = stream.schema();
         let projected = stream.map(move |batch| Ok(batch?.project(&places)?));
         let projected = Box::pin(
@@ -75,6 +80,26 @@ impl Run<'_> {
             commit,
         })
     }
+}
+
+/// The rows of an INSERT before the casts to the table's types: the writer does these, and names the
+/// column where one fails.
+fn uncast(plan: &LogicalPlan) -> Result<LogicalPlan> {
+    let LogicalPlan::Projection(projection) = plan else {
+        return Ok(plan.clone());
+    };
+    let exprs = projection.expr.iter().map(|expr| {
+        let (relation, name) = expr.qualified_name();
+        match expr.clone().unalias() {
+            // A literal is read by rules of its own.
+            Expr::Cast(cast) if !matches!(*cast.expr, Expr::Literal(..)) => {
+                cast.expr.alias_qualified(relation, name)
+            }
+            _ => expr.clone(),
+        }
+    });
+    let projection = Projection::try_new(exprs.collect(), Arc::clone(&projection.input))?;
+    Ok(LogicalPlan::Projection(projection))
 }
 
 fn places_of(schema: &TableSchema, ids: &[ColumnId]) -> Vec<usize> {
@@ -150,8 +175,19 @@ impl<'a> Writer<'a> {
                 held_bytes += batch.get_array_memory_size();
                 held.push(batch);
             }
+            // A second block with the same id would count as the first one once more.
+            let once = self.run.session.write_id().is_some();
+            if once && (held_rows > BLOCK_ROWS_MAX || held_bytes > BLOCK_BYTES_MAX) {
+                return Err(WriteError::TooLargeForAtomic {
+                    what: format!(
+                        "with a write id a statement takes {BLOCK_ROWS_MAX} rows and {} MiB at most",
+                        BLOCK_BYTES_MAX >> 20
+                    ),
+                }
+                .into());
+            }
             if held_rows > 0
-                && (end || held_rows >= BLOCK_ROWS_MAX || held_bytes >= BLOCK_BYTES_MAX)
+                && (end || !once && (held_rows >= BLOCK_ROWS_MAX || held_bytes >= BLOCK_BYTES_MAX))
             {
                 let written = self.write(&held).await.map_err(|e| after(rows, e))?;
                 rows += held_rows as u64;
@@ -167,10 +203,7 @@ impl<'a> Writer<'a> {
 
     async fn write(&self, batches: &[RecordBatch]) -> Result<Commit> {
         let block = self.block(batches)?;
-        let options = WriteOptions {
-            timeout: self.run.guard.time_left(),
-            ..WriteOptions::default()
-        };
+        let options = self.run.write_options();
         let db = self.run.session.engine().database();
         Ok(db.write(vec![block], options).await?)
     }
@@ -199,9 +232,13 @@ pub(super) fn cast_to(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordB
                 safe: false,
                 ..Default::default()
             };
-            arrow_cast::cast_with_options(column, field.data_type(), &options)
+            arrow_cast::cast_with_options(column, field.data_type(), &options).map_err(|error| {
+                let error = QueryError::from(error);
+                let message = format!("column {:?}: {}", field.name(), error.message);
+                QueryError { message, ..error }
+            })
         })
-        .collect::<Result<Vec<_>, _>>()?;
+        .collect::<Result<Vec<_>>>()?;
     let options = arrow_array::RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
     Ok(RecordBatch::try_new_with_options(
         Arc::clone(schema),
@@ -224,7 +261,7 @@ pub(super) fn block_of(
     })
 }
 
-fn not_null(column: &str) -> QueryError {
+pub(super) fn not_null(column: &str) -> QueryError {
     QueryError::new(
         Kind::NOT_NULL,
         format!("null value in column {column:?}, which is NOT NULL"),

@@ -2,10 +2,12 @@
 
 mod alter;
 mod change;
+mod constants;
 mod copy;
 mod create;
 mod definition;
 mod insert;
+mod named;
 mod names;
 mod parse;
 mod prepare;
@@ -15,7 +17,8 @@ mod set;
 mod show;
 mod types;
 
+pub(crate) use named::NamedStatements;
 pub use parse::check_complexity;
-pub(crate) use parse::{Statement, parse_one, parse_script};
+pub(crate) use parse::{Statement, parse_one, parse_script, takes_write_id};
 pub(crate) use prepare::prepare;
 pub(crate) use run::{Outcome, Run};

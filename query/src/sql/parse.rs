@@ -10,7 +10,7 @@ use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 
 use crate::error::{Kind, Result};
-use crate::{QueryError, StatementKind};
+use crate::{QueryError, StatementKind, decimals};
 
 /// Nesting of expressions and queries, at most.
 const DEPTH_MAX: usize = 64;
@@ -103,6 +103,7 @@ pub(crate) fn parse_script(sql: &str) -> Result<Vec<Statement>> {
         })?;
     refuse_chains(&tokens)?;
     refuse_partitions(&tokens)?;
+    let tokens = decimals::mark(tokens);
     let text: Arc<str> = sql.into();
     let mut parser = DFParserBuilder::new(tokens)
         .with_dialect(&dialect)
@@ -138,6 +139,17 @@ pub(crate) fn parse_script(sql: &str) -> Result<Vec<Statement>> {
     }
 }
 
+/// Whether a write id can be given with it: its rows are one write.
+pub(crate) fn takes_write_id(body: &DfStatement) -> bool {
+    let DfStatement::Statement(statement) = body else {
+        return false;
+    };
+    matches!(
+        statement.as_ref(),
+        SqlStatement::Insert(_) | SqlStatement::Update(_) | SqlStatement::Delete(_)
+    )
+}
+
 fn kind(body: &DfStatement) -> StatementKind {
     match body {
         DfStatement::Statement(statement) => match statement.as_ref() {
@@ -163,6 +175,7 @@ fn kind(body: &DfStatement) -> StatementKind {
             | SqlStatement::Savepoint { .. }
             | SqlStatement::ReleaseSavepoint { .. }
             | SqlStatement::Discard { .. }
+            | SqlStatement::Prepare { .. }
             | SqlStatement::Deallocate { .. }
             | SqlStatement::LISTEN { .. }
             | SqlStatement::UNLISTEN { .. } => StatementKind::Session,

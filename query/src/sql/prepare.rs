@@ -12,7 +12,7 @@ use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
 use super::Statement;
 use super::run::plan_statement;
 use crate::error::{Kind, Result};
-use crate::{Prepared, QueryError, Session, StatementKind};
+use crate::{Prepared, QueryError, Session, StatementKind, decimals};
 
 /// Most parameters of a statement (PostgreSQL's own limit).
 const PARAMETERS_MAX: usize = 65_535;
@@ -34,6 +34,7 @@ pub(crate) async fn prepare(
         None => HashMap::new(),
     };
     let parameter_types = parameter_types(&inferred, announced)?;
+    let plan = plan.map(decimals::exact).transpose()?;
     let schema = match (&plan, statement.kind) {
         (Some(LogicalPlan::Dml(_)), _) => None,
         (Some(plan), _) => Some(Arc::new(plan.schema().as_arrow().clone())),

@@ -10,14 +10,14 @@ use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::execute_stream;
 use datafusion::sql::parser::Statement as DfStatement;
 use datafusion::sql::sqlparser::ast::{Query, Statement as SqlStatement};
-use shoal_engine::{Commit, EngineError};
+use shoal_engine::{Commit, EngineError, WriteOptions};
 
 use super::Statement;
 use super::definition::schema_name;
 use crate::error::{Kind, Result, missing_table};
 use crate::running::StatementGuard;
 use crate::table::{StatementViews, is_small};
-use crate::{QueryError, Session, literals};
+use crate::{QueryError, Session, decimals, literals};
 
 /// What a statement came to.
 pub(crate) enum Outcome {
@@ -79,6 +79,11 @@ impl Run<'_> {
             SqlStatement::Delete(delete) => self.delete(delete).await,
             SqlStatement::CreateTable(create) => self.create_table(create).await,
             SqlStatement::AlterTable(alter) => self.alter_table(alter).await,
+            SqlStatement::Prepare {
+                name,
+                data_types,
+                statement,
+            } => self.prepare_named(name, data_types, statement).await,
             SqlStatement::Truncate(truncate) => self.truncate(truncate).await,
             SqlStatement::CreateSchema {
                 schema_name: name,
@@ -144,9 +149,10 @@ impl Run<'_> {
             SqlStatement::ReleaseSavepoint { .. } => Ok(Outcome::done("RELEASE")),
             SqlStatement::Discard { .. } => {
                 self.session.reset("all")?;
+                self.session.named().lock().clear();
                 Ok(Outcome::done("DISCARD ALL"))
             }
-            SqlStatement::Deallocate { .. } => Ok(Outcome::done("DEALLOCATE")),
+            SqlStatement::Deallocate { name, .. } => Ok(self.deallocate(name)),
             SqlStatement::LISTEN { .. } => Ok(Outcome::done("LISTEN")),
             SqlStatement::UNLISTEN { .. } => Ok(Outcome::done("UNLISTEN")),
             other => {
@@ -170,6 +176,17 @@ impl Run<'_> {
         }
     }
 
+    /// How the statement's rows are written.
+    pub(super) fn write_options(&self) -> WriteOptions {
+        let write_id = self.session.write_id();
+        WriteOptions {
+            write_id,
+            atomic: write_id.is_some(),
+            timeout: self.guard.time_left(),
+            ..WriteOptions::default()
+        }
+    }
+
     /// The views of this attempt.
     pub(super) fn views(&self) -> Result<Arc<StatementViews>> {
         self.state
@@ -187,7 +204,7 @@ impl Run<'_> {
     /// Plans a statement with DataFusion and puts the parameters in.
     pub(crate) async fn plan(&self, body: DfStatement) -> Result<LogicalPlan> {
         let plan = plan_statement(self.session, &self.state, body).await?;
-        bind(plan, self.params, &self.state)
+        Ok(decimals::exact(bind(plan, self.params, &self.state)?)?)
     }
 
     /// A query whose rows go to the client.

@@ -86,6 +86,33 @@ async fn a_sort_larger_than_memory_spills_and_what_cannot_is_refused() {
     assert_eq!(db.ok("SELECT 1").await, ["1"]);
 }
 
+/// With several keys the merge of what a sort holds needs more than the rows do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sort_on_several_keys_spills_too_also_beside_another() {
+    let db = Fixture::with(|config| {
+        config.memory_bytes_max = 48 << 20;
+        config.target_partitions = 2;
+    })
+    .await;
+    db.ok("CREATE TABLE t (k BIGINT PRIMARY KEY, host TEXT, region TEXT, n BIGINT)")
+        .await;
+    db.ok("INSERT INTO t SELECT x, 'host-' || (x * 7919 % 4001), 'a longer name of region ' || x % 7, x * 31 % 1009 FROM generate_series(1, 600000) AS g(x)")
+        .await;
+    db.flush().await;
+    let sql = "SELECT count(*), min(k), sum(r % 10) FROM (SELECT *, row_number() OVER (ORDER BY host, region DESC, n, k) AS r FROM t) s";
+    let other = db.engine.session(SessionOptions::default());
+    let (one, two) = tokio::join!(db.run(sql), run(&other, sql));
+    for rows in [one, two] {
+        assert_eq!(rows.expect("rows"), ["600000|1|2700000"]);
+    }
+    let error = db
+        .err("SELECT array_agg(x) FROM generate_series(1, 20000000) AS g(x)")
+        .await;
+    assert_eq!(error.code, "out_of_memory");
+    let hint = error.hint.expect("a remedy");
+    assert!(hint.contains("query.memory_bytes_max"), "{hint}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn statements_beyond_the_limit_wait_and_then_say_so() {
     let db = Fixture::with(|config| config.concurrent_statements_max = 1).await;

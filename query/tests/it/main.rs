@@ -2,9 +2,12 @@
 
 mod bench;
 mod concurrency;
+mod decimals;
+mod faults;
 mod limits;
 mod literals;
 mod pruning;
 mod reads;
+mod replaced;
 mod statements;
 mod support;

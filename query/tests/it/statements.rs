@@ -189,7 +189,7 @@ async fn append_tables_keep_every_row_and_delete_by_predicate() {
         > SELECT n, level FROM log ORDER BY n
         2|warn
         5|info
-        > UPDATE log SET n = 1
+        > UPDATE log SET n = 1 WHERE n IN (SELECT 2)
         ! not_supported
         > DELETE FROM log WHERE n IN (SELECT 2)
         ! not_supported
@@ -198,6 +198,56 @@ async fn append_tables_keep_every_row_and_delete_by_predicate() {
         ",
     )
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_keeps_statements_under_names() {
+    let db = Fixture::new().await;
+    db.script(
+        r"
+        > CREATE TABLE t (k BIGINT PRIMARY KEY, d DECIMAL(38, 10), ts TIMESTAMP(3))
+        CREATE TABLE
+        > PREPARE put (BIGINT, DECIMAL(38, 10)) AS INSERT INTO t (k, d, ts) VALUES ($1, $2, $3)
+        PREPARE
+        > EXECUTE put(1, 12345678901234567890.0123456789, '2026-01-01 02:00')
+        INSERT 0 1
+        > EXECUTE put(1 + 1, -0.1, NULL)
+        INSERT 0 1
+        > PREPARE find AS SELECT k, d FROM t WHERE d < $1 ORDER BY k
+        PREPARE
+        > EXECUTE find(1e20)
+        1|12345678901234567890.0123456789
+        2|-0.1000000000
+        > EXECUTE find('0')
+        2|-0.1000000000
+        > EXECUTE find
+        ! undefined_parameter
+        > EXECUTE fnid(1)
+        ! undefined_statement
+        > PREPARE find AS SELECT 1
+        ! duplicate_statement
+        > PREPARE bad AS SELECT nothing FROM t
+        ! undefined_column
+        > PREPARE bad AS DROP TABLE t
+        ! not_supported
+        > DEALLOCATE find
+        DEALLOCATE
+        > EXECUTE find(1)
+        ! undefined_statement
+        > DEALLOCATE ALL
+        DEALLOCATE ALL
+        > EXECUTE put(1, 1, NULL)
+        ! undefined_statement
+        ",
+    )
+    .await;
+    db.ok("PREPARE put AS INSERT INTO t (k) VALUES (9)").await;
+    let prepared = db.session.prepare("EXECUTE put", &[]).await.expect("plan");
+    assert!(prepared.schema.is_none());
+    assert!(prepared.parameter_types.is_empty());
+    let other = db.engine.session(SessionOptions::default());
+    let error = run(&other, "EXECUTE put").await.expect_err("not its own");
+    assert_eq!(error.code, "undefined_statement");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::{Client, ClientArgs};
-use super::{CliError, CliResult};
+use super::{CliError, CliResult, counted};
 
 /// Look at a running server and maintain it.
 #[derive(Debug, clap::Args)]
@@ -35,6 +35,18 @@ enum What {
     Flush(Scope),
     /// Merge files.
     Compact(Scope),
+    /// Compare copies: a checksum of the rows that a table or shard shows, however they are stored.
+    Checksum {
+        /// Only this table.
+        #[arg(long, conflicts_with = "shard")]
+        table: Option<String>,
+        /// The table's schema.
+        #[arg(long, default_value = "public", requires = "table")]
+        schema: String,
+        /// Only this shard.
+        #[arg(long, value_name = "ID")]
+        shard: Option<String>,
+    },
     /// Delete what no manifest names any more.
     Gc {
         /// Only say what would be deleted.
@@ -55,8 +67,12 @@ struct Scope {
 
 impl Scope {
     fn body(&self) -> Value {
-        match &self.table {
-            Some(table) => json!({ "schema": self.schema, "table": table }),
+        Self::of(self.table.as_ref(), &self.schema)
+    }
+
+    fn of(table: Option<&String>, schema: &str) -> Value {
+        match table {
+            Some(table) => json!({ "schema": schema, "table": table }),
             None => json!({}),
         }
     }
@@ -105,6 +121,22 @@ pub async fn run(args: AdminArgs) -> CliResult {
             client.post_json("/v1/admin/compact", &scope.body()).await?,
             &[],
         ),
+        What::Checksum {
+            table,
+            schema,
+            shard,
+        } => {
+            let mut body = Scope::of(table.as_ref(), schema);
+            if let Some(shard) = shard {
+                body["shard"] = shard.as_str().into();
+            }
+            let sums = client.post_json("/v1/admin/checksum", &body).await?;
+            let sums = if args.json { sums } else { flat(&sums) };
+            (
+                sums,
+                &["shard", "position", "schema", "table", "rows", "checksum"],
+            )
+        }
         What::Gc { dry_run } => {
             let body = json!({ "dry_run": dry_run });
             (client.post_json("/v1/admin/gc", &body).await?, &[])
@@ -124,11 +156,27 @@ pub async fn run(args: AdminArgs) -> CliResult {
         .filter(|row| row["state"].as_str().is_some_and(|s| s == "unavailable"))
         .count();
     if unserved > 0 {
+        let are = if unserved == 1 { "is" } else { "are" };
         return Err(CliError::failed(format!(
-            "{unserved} shards are not served"
+            "{} {are} not served",
+            counted(unserved as u64, "shard")
         )));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Checksums as rows: each shard's own, then its tables'.
+fn flat(sums: &Value) -> Value {
+    let mut rows = Vec::new();
+    for sum in sums.as_array().into_iter().flatten() {
+        rows.push(sum.clone());
+        for table in sum["tables"].as_array().into_iter().flatten() {
+            let mut row = table.clone();
+            row["shard"] = sum["shard"].clone();
+            rows.push(row);
+        }
+    }
+    rows.into()
 }
 
 /// Rows of objects, one column a member; columns that no row has are left out.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use shoal_engine::manifest::Manifest;
 use shoal_wal::local::inspect::{FrameRecord, LogContent, LogItem, inspect};
 
-use super::{CliError, CliResult, chain};
+use super::{CliError, CliResult, chain, counted};
 
 /// Show logs, manifests and files on disk.
 #[derive(Debug, clap::Args)]
@@ -57,7 +57,10 @@ pub async fn run(args: InspectArgs) -> CliResult {
         What::Sst { paths } => ssts(&mut out, &paths).await?,
     }
     if out.damage > 0 {
-        return Err(CliError::failed(format!("{} damaged places", out.damage)));
+        return Err(CliError::failed(counted(
+            out.damage as u64,
+            "damaged place",
+        )));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,15 +4,17 @@
 mod admin;
 mod bench;
 pub mod client;
+mod completions;
 mod config;
 pub mod import;
 mod inspect;
 pub mod sql;
 mod standalone;
+mod state;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// ShoalDB: a shared-storage time-series and SQL database.
 #[derive(Debug, Parser)]
@@ -38,6 +40,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Print or check the configuration.
     Config(config::ConfigCommandArgs),
+    /// Print a script that completes commands and flags in a shell.
+    Completions(completions::CompletionsArgs),
 }
 
 /// Exit code when the server cannot be reached.
@@ -89,6 +93,25 @@ impl<E: std::error::Error> From<E> for CliError {
     }
 }
 
+/// `1 row`, `2 rows`: a number with its thousands set apart, and what is counted.
+pub(crate) fn counted(n: u64, one: &str) -> String {
+    let plural = if n == 1 { "" } else { "s" };
+    format!("{} {one}{plural}", grouped(n))
+}
+
+/// `1234567` as `1,234,567`.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
 /// An error with its sources, each said once.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -116,6 +139,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => block_on(inspect::run(args)),
         Command::Bench(args) => bench::run(args),
         Command::Config(args) => config::run(&args),
+        Command::Completions(args) => completions::run(&args, Cli::command()),
     };
     result.unwrap_or_else(|error| {
         eprintln!("shoal: {}", error.message);

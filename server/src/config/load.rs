@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::{Config, KEYS, Key};
+use crate::nearest::nearest;
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +66,13 @@ pub struct Layers {
 }
 
 /// Variables that are not keys: they belong to the client commands.
-const CLIENT_VARIABLES: &[&str] = &["SHOAL_CONFIG", "SHOAL_URL", "SHOAL_TOKEN", "SHOAL_HISTORY"];
+const CLIENT_VARIABLES: &[&str] = &[
+    "SHOAL_CONFIG",
+    "SHOAL_URL",
+    "SHOAL_TOKEN",
+    "SHOAL_SCHEMA",
+    "SHOAL_HISTORY",
+];
 
 impl Layers {
     /// The configuration, and warnings about variables that look like keys but are none.
@@ -90,7 +97,7 @@ impl Layers {
                 Some(key) => set(&mut config, key, value, &format!("environment, {variable}"))?,
                 // Only a warning: Kubernetes puts SHOAL_SERVICE_HOST and the like into every pod
                 // beside a service named shoal.
-                None => warnings.push(match nearest(variable, KEYS.iter().map(Key::variable)) {
+                None => warnings.push(match nearest_variable(variable) {
                     Some(near) => format!(
                         "environment variable {variable} is no key of ours and is ignored; did you mean {near}?"
                     ),
@@ -108,6 +115,11 @@ impl Layers {
         config.check()?;
         Ok((config, warnings))
     }
+}
+
+fn nearest_variable(asked: &str) -> Option<String> {
+    let variables: Vec<String> = KEYS.iter().map(Key::variable).collect();
+    nearest(asked, variables.iter().map(String::as_str)).map(str::to_owned)
 }
 
 fn set(config: &mut Config, key: &Key, value: &str, place: &str) -> Result<(), ConfigError> {
@@ -154,7 +166,7 @@ fn apply_value(
         return Err(ConfigError::UnknownKey {
             key: name.to_owned(),
             place: place.to_owned(),
-            nearest: nearest(name, KEYS.iter().map(|k| k.name.to_owned())),
+            nearest: nearest(name, KEYS.iter().map(|k| k.name)).map(str::to_owned),
         });
     };
     let text = match value {
@@ -173,29 +185,21 @@ fn apply_value(
     set(config, key, &text, place)
 }
 
-/// The closest of `names`, if it is close enough to be meant.
-fn nearest(asked: &str, names: impl Iterator<Item = String>) -> Option<String> {
-    // A bare `addr` or `token` is meant for the key that ends with it.
-    names
-        .map(|name| {
-            let whole = strsim::jaro_winkler(asked, &name);
-            let tail = name
-                .rsplit_once('.')
-                .map_or(0.0, |(_, tail)| strsim::jaro_winkler(asked, tail));
-            (whole.max(tail), name)
-        })
-        .filter(|(score, _)| *score > 0.8)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, name)| name)
+/// What a help page calls a value: `BYTES`, or the words to choose from, as in `text|json`.
+fn value_name(unit: &str) -> String {
+    let (unit, _more) = unit.split_once(',').unwrap_or((unit, ""));
+    let words = unit.replace(" or ", "|").replace('"', "");
+    match words.split(' ').next() {
+        Some(choice) if choice.contains('|') => choice.to_owned(),
+        Some(first) => first.to_uppercase(),
+        None => "VALUE".to_owned(),
+    }
 }
 
 /// Flag and value name of every key; clap wants them for the life of the process.
 static SPELLINGS: LazyLock<Vec<(String, String)>> = LazyLock::new(|| {
     KEYS.iter()
-        .map(|key| {
-            let unit = key.unit.split([' ', '|']).next().unwrap_or("VALUE");
-            (key.flag(), unit.to_uppercase())
-        })
+        .map(|key| (key.flag(), value_name(key.unit)))
         .collect()
 });
 
@@ -298,6 +302,12 @@ mod tests {
         apply_toml(&mut config, text, Path::new("shoal.toml"))?;
         config.check()?;
         Ok(config)
+    }
+
+    #[test]
+    fn a_help_page_names_a_unit_or_the_words_to_choose_from() {
+        let names = ["bytes a second", "host:port or \"off\"", "a|b, or `c,d=e`"].map(value_name);
+        assert_eq!(names, ["BYTES", "host:port|off", "a|b"]);
     }
 
     #[test]

@@ -1,20 +1,23 @@
 //! `/v1/admin/…` and `/v1/route/{table}`: what the process holds, and maintenance on command. An
 //! answer to a command means that the work is done.
 
+use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{FromRequest, Path, RawQuery, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use shoal_engine::TableHandle;
-use shoal_types::{ColumnId, TableSchema};
+use shoal_types::{ColumnId, Retry, ShardId, TableId, TableSchema};
 
 use super::AppState;
 use super::error::ApiError;
+use super::names;
 use crate::auth::serde_urlencoded_value;
 
 /// What this process is called where nodes are named.
@@ -23,7 +26,8 @@ const NODE: &str = "standalone";
 type Answer = Result<Json<Value>, ApiError>;
 
 /// All shards, in the shape of DESIGN §7 and with the engine's own figures.
-pub async fn shards(State(state): State<Arc<AppState>>) -> Answer {
+pub async fn shards(State(state): State<Arc<AppState>>, RawQuery(query): RawQuery) -> Answer {
+    names::check_query(query.as_deref().unwrap_or(""), &[])?;
     let shards = state
         .db
         .status()
@@ -43,13 +47,15 @@ pub async fn shards(State(state): State<Arc<AppState>>) -> Answer {
 
 /// Tables of all schemas or of one.
 pub async fn tables(State(state): State<Arc<AppState>>, RawQuery(query): RawQuery) -> Answer {
-    let only = serde_urlencoded_value(query.as_deref().unwrap_or(""), "schema");
+    let query = query.unwrap_or_default();
+    names::check_query(&query, &["schema"])?;
+    let only = serde_urlencoded_value(&query, "schema");
     let schemas = match only {
         Some(name) if !state.db.has_schema(&name) => {
             return Err(ApiError::new(
                 StatusCode::NOT_FOUND,
                 "undefined_schema",
-                shoal_types::Retry::Never,
+                Retry::Never,
                 format!("schema {name:?} does not exist"),
             ));
         }
@@ -86,8 +92,9 @@ pub async fn route(
     Path(table): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Answer {
-    let schema_name = serde_urlencoded_value(query.as_deref().unwrap_or(""), "schema")
-        .unwrap_or_else(|| "public".into());
+    let query = query.unwrap_or_default();
+    names::check_query(&query, &["schema"])?;
+    let schema_name = serde_urlencoded_value(&query, "schema").unwrap_or_else(|| "public".into());
     let handle = state
         .db
         .table(&schema_name, &table)
@@ -146,6 +153,8 @@ struct Scope {
 }
 
 impl Scope {
+    const FIELDS: &[&str] = &["schema", "table"];
+
     /// The table named, if one is.
     fn table(&self, state: &AppState) -> Result<Option<TableHandle>, ApiError> {
         let schema_name = self.schema.as_deref().unwrap_or("public");
@@ -164,22 +173,42 @@ impl Scope {
     }
 }
 
-async fn request<T: DeserializeOwned + Default>(
-    state: &AppState,
-    headers: &HeaderMap,
+/// What a command says, in its query string or its body.
+pub struct Command {
+    query: Option<String>,
+    headers: HeaderMap,
     body: Body,
-) -> Result<T, ApiError> {
-    let body = state.intake.read(headers, body).await?;
-    if body.bytes.is_empty() {
-        return Ok(T::default());
+}
+
+impl<S: Sync> FromRequest<S> for Command {
+    type Rejection = Infallible;
+
+    async fn from_request(request: Request, _state: &S) -> Result<Self, Infallible> {
+        let (parts, body) = request.into_parts();
+        Ok(Self {
+            query: parts.uri.query().map(str::to_owned),
+            headers: parts.headers,
+            body,
+        })
     }
-    serde_json::from_slice(&body.bytes)
-        .map_err(|e| ApiError::invalid("invalid_request", format!("the body is not right: {e}")))
+}
+
+impl Command {
+    async fn read<T: DeserializeOwned>(
+        self,
+        state: &AppState,
+        known: &[&str],
+        flags: &[&str],
+    ) -> Result<T, ApiError> {
+        let body = state.intake.read(&self.headers, self.body).await?;
+        let query = self.query.as_deref().unwrap_or("");
+        names::command(query, &body.bytes, known, flags)
+    }
 }
 
 /// Writes rows in memory to files: of one table's shard, or of all.
-pub async fn flush(State(state): State<Arc<AppState>>, headers: HeaderMap, body: Body) -> Answer {
-    let scope: Scope = request(&state, &headers, body).await?;
+pub async fn flush(State(state): State<Arc<AppState>>, command: Command) -> Answer {
+    let scope: Scope = command.read(&state, Scope::FIELDS, &[]).await?;
     let shard = scope.table(&state)?.map(|table| table.shard);
     let flushed = state.db.flush(shard).await?;
     Ok(Json(json!({
@@ -191,8 +220,8 @@ pub async fn flush(State(state): State<Arc<AppState>>, headers: HeaderMap, body:
 }
 
 /// Merges the files of one table, or of all.
-pub async fn compact(State(state): State<Arc<AppState>>, headers: HeaderMap, body: Body) -> Answer {
-    let scope: Scope = request(&state, &headers, body).await?;
+pub async fn compact(State(state): State<Arc<AppState>>, command: Command) -> Answer {
+    let scope: Scope = command.read(&state, Scope::FIELDS, &[]).await?;
     let table = scope.table(&state)?;
     let done = state.db.compact(table.as_ref()).await?;
     Ok(Json(json!({
@@ -207,14 +236,88 @@ pub async fn compact(State(state): State<Arc<AppState>>, headers: HeaderMap, bod
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct ChecksumScope {
+    #[serde(default)]
+    schema: Option<String>,
+    #[serde(default)]
+    table: Option<String>,
+    #[serde(default)]
+    shard: Option<String>,
+}
+
+/// The checksum of the rows of one table, one shard, or all shards: see `shoal_engine`'s
+/// `checksum.rs` for what it is made of.
+pub async fn checksum(State(state): State<Arc<AppState>>, command: Command) -> Answer {
+    let ChecksumScope {
+        schema,
+        table,
+        shard,
+    } = command
+        .read(&state, &["schema", "table", "shard"], &[])
+        .await?;
+    let shard = shard
+        .map(|text| {
+            text.parse::<ShardId>().map_err(|_| {
+                ApiError::invalid("invalid_request", format!("{text:?} is no shard id"))
+            })
+        })
+        .transpose()?;
+    if let Some(id) = shard
+        && !state.db.status().iter().any(|s| s.id == id)
+    {
+        return Err(ApiError::new(
+            StatusCode::NOT_FOUND,
+            "not_found",
+            Retry::Never,
+            format!("there is no shard {id} here; GET /v1/admin/shards lists them"),
+        ));
+    }
+    let table = Scope { schema, table }.table(&state)?;
+    let sums = match (&table, shard) {
+        (Some(_), Some(_)) => {
+            return Err(ApiError::invalid(
+                "invalid_request",
+                "give a table or a shard, not both",
+            ));
+        }
+        (Some(table), None) => vec![state.db.checksum_table(table).await?],
+        (None, shard) => state.db.checksum(shard).await?,
+    };
+    let schemas = state.db.schema_names();
+    let names: BTreeMap<TableId, TableHandle> = schemas
+        .iter()
+        .flat_map(|schema| state.db.tables(schema))
+        .map(|handle| (handle.id, handle))
+        .collect();
+    let shown = sums
+        .iter()
+        .map(|sum| {
+            let mut document = serde_json::to_value(sum)
+                .map_err(|e| ApiError::internal(format!("cannot show a checksum: {e}")))?;
+            let rows = document["tables"].as_array_mut().into_iter().flatten();
+            for (row, sum) in rows.zip(&sum.tables) {
+                // A table dropped since has no name any more.
+                let handle = names.get(&sum.table);
+                row["id"] = row["table"].take();
+                row["schema"] = handle.map(|h| h.schema_name.as_str()).into();
+                row["table"] = handle.map(|h| h.name.as_str()).into();
+            }
+            Ok(document)
+        })
+        .collect::<Result<Vec<_>, ApiError>>()?;
+    Ok(Json(shown.into()))
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct GcRequest {
     #[serde(default)]
     dry_run: bool,
 }
 
 /// Deletes what no manifest names any more, or says what it would delete.
-pub async fn gc(State(state): State<Arc<AppState>>, headers: HeaderMap, body: Body) -> Answer {
-    let request: GcRequest = request(&state, &headers, body).await?;
+pub async fn gc(State(state): State<Arc<AppState>>, command: Command) -> Answer {
+    let request: GcRequest = command.read(&state, &["dry_run"], &["dry_run"]).await?;
     let report = state.db.gc(request.dry_run).await?;
     serde_json::to_value(&report)
         .map(Json)

@@ -112,6 +112,9 @@ pub async fn answer(output: Output, format: Format, began: Instant) -> Result<Re
             if let Some(value) = commit.as_ref().and_then(commit_token) {
                 headers.insert("Shoal-Commit-Token", value);
             }
+            if commit.is_some_and(|c| c.duplicate) {
+                headers.insert("Shoal-Duplicate", HeaderValue::from_static("true"));
+            }
             *response.status_mut() = StatusCode::OK;
             Ok(response)
         }

@@ -131,7 +131,9 @@ impl ApiError {
         response
     }
 
-    fn respond(&self, body: &Value) -> Response {
+    /// The answer with a body of its own, which holds [`Self::json`] under `error`.
+    #[must_use]
+    pub fn respond(&self, body: &Value) -> Response {
         let mut response = (self.status, axum::Json(body)).into_response();
         response
             .extensions_mut()

@@ -6,7 +6,8 @@ use axum::Json;
 use axum::extract::{RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde_json::{Value, json};
+use shoal_types::ShardId;
 
 use super::error::ApiError;
 use super::{AppState, INFLUXDB_VERSION};
@@ -23,18 +24,14 @@ pub async fn ping(RawQuery(query): RawQuery) -> Response {
 
 /// `/health`, in InfluxDB's shape.
 pub async fn health(State(state): State<Arc<AppState>>) -> Response {
-    let ready = readiness(&state);
-    let (status, word, message) = match &ready {
-        Ok(()) => (
-            StatusCode::OK,
-            "pass",
-            "ready for queries and writes".to_owned(),
-        ),
-        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, "fail", why.clone()),
+    let readiness = Readiness::of(&state);
+    let (status, word) = match readiness.refusal() {
+        None => (StatusCode::OK, "pass"),
+        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "fail"),
     };
     let body = json!({
         "name": "influxdb",
-        "message": message,
+        "message": readiness.summary(),
         "status": word,
         "checks": [],
         "version": INFLUXDB_VERSION,
@@ -48,25 +45,70 @@ pub async fn live() -> Json<serde_json::Value> {
     Json(json!({ "status": "live" }))
 }
 
-/// `/health/ready`: it takes reads and writes. A damaged shard does not make it unready: the
-/// others are served, and `/v1/admin/shards` names the damage.
-pub async fn ready(State(state): State<Arc<AppState>>) -> Result<Response, ApiError> {
-    readiness(&state).map_err(|why| {
-        ApiError::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "unavailable",
-            shoal_types::Retry::Safe,
-            why,
-        )
-    })?;
-    Ok(Json(json!({ "status": "ready" })).into_response())
+/// `/health/ready`: it takes reads and writes of at least one shard. One damaged shard must not
+/// take the whole process out of a load balancer, but the answer names it.
+pub async fn ready(State(state): State<Arc<AppState>>) -> Response {
+    let readiness = Readiness::of(&state);
+    let unserved: Vec<Value> = readiness
+        .unserved
+        .iter()
+        .map(|(shard, why)| json!({ "shard": shard.to_string(), "why": why }))
+        .collect();
+    let mut body = json!({
+        "status": "ready",
+        "shards_serving": readiness.serving,
+        "shards_unserved": unserved,
+    });
+    let Some(why) = readiness.refusal() else {
+        return Json(body).into_response();
+    };
+    let error = ApiError::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "unavailable",
+        shoal_types::Retry::Safe,
+        why,
+    );
+    body["status"] = "not ready".into();
+    body["error"] = error.json();
+    error.respond(&body)
 }
 
-fn readiness(state: &AppState) -> Result<(), String> {
-    if state.is_stopping() {
-        return Err("the process is stopping".into());
+/// Whether requests should come here.
+struct Readiness {
+    stopping: bool,
+    serving: usize,
+    unserved: Vec<(ShardId, String)>,
+}
+
+impl Readiness {
+    fn of(state: &AppState) -> Self {
+        let (serving, unserved) = state.db.served();
+        Self {
+            stopping: state.is_stopping(),
+            serving,
+            unserved,
+        }
     }
-    Ok(())
+
+    /// Why not.
+    fn refusal(&self) -> Option<&'static str> {
+        match (self.stopping, self.serving) {
+            (true, _) => Some("the process is stopping"),
+            (false, 0) => Some("no shard is served"),
+            (false, _) => None,
+        }
+    }
+
+    fn summary(&self) -> String {
+        let mut text = self
+            .refusal()
+            .unwrap_or("ready for queries and writes")
+            .to_owned();
+        for (shard, why) in &self.unserved {
+            text.push_str(&format!("; shard {shard} is not served: {why}"));
+        }
+        text
+    }
 }
 
 /// `/metrics`, in the OpenMetrics text format.

@@ -4,12 +4,13 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Path, RawQuery, State};
 use serde_json::{Value, json};
 
 use super::AppState;
 use super::error::ApiError;
 use super::ingest::import_id;
+use super::names;
 
 /// `{"import", "progress"}`: the chunk to go on with (every shard has all below it); null if
 /// nothing of the import is known.
@@ -19,7 +20,9 @@ use super::ingest::import_id;
 pub async fn progress(
     State(state): State<Arc<AppState>>,
     Path(id): Path<String>,
+    RawQuery(query): RawQuery,
 ) -> Result<Json<Value>, ApiError> {
+    names::check_query(query.as_deref().unwrap_or(""), &[])?;
     let import = import_id(&id).ok_or_else(|| {
         ApiError::invalid("invalid_request", "an import id has 32 hexadecimal digits")
     })?;

@@ -14,6 +14,7 @@ use shoal_types::Retry;
 
 use super::AppState;
 use super::error::ApiError;
+use super::form;
 use super::write::refuse_own_schema;
 use crate::auth::url_pairs;
 
@@ -55,10 +56,10 @@ async fn answer(
     body: Body,
 ) -> Result<Vec<Value>, ApiError> {
     let body = state.intake.read(headers, body).await?;
-    let form = std::str::from_utf8(&body.bytes).unwrap_or("");
+    let form = form::fields(headers, body.bytes.clone()).await?;
     let find = |name: &str| {
         url_pairs(query)
-            .chain(url_pairs(form))
+            .chain(form.iter().cloned())
             .find(|(k, _)| k == name)
             .map(|(_, v)| v)
     };
@@ -176,6 +177,8 @@ enum Token {
     Word(String),
     /// Within double quotes.
     Quoted(String),
+    /// Within single quotes: a text, never a name.
+    Text(String),
 }
 
 impl Token {
@@ -184,7 +187,7 @@ impl Token {
     }
     fn name(&self) -> &str {
         match self {
-            Self::Word(text) | Self::Quoted(text) => text,
+            Self::Word(text) | Self::Quoted(text) | Self::Text(text) => text,
         }
     }
 }
@@ -198,21 +201,25 @@ fn split(text: &str) -> Result<Vec<Vec<Token>>, String> {
         match c {
             ';' => all.push(Vec::new()),
             c if c.is_whitespace() => {}
-            '"' => {
+            quote @ ('"' | '\'') => {
                 let mut name = String::new();
                 loop {
                     match chars.next() {
-                        None => return Err("a double quote is not closed".into()),
-                        Some('"') => break,
+                        None => return Err(format!("the quote {quote} is not closed")),
+                        Some(c) if c == quote => break,
                         Some('\\') => name.extend(chars.next()),
                         Some(c) => name.push(c),
                     }
                 }
-                tokens.push(Token::Quoted(name));
+                tokens.push(if quote == '"' {
+                    Token::Quoted(name)
+                } else {
+                    Token::Text(name)
+                });
             }
             c => {
                 let mut word = String::from(c);
-                while let Some(next) = chars.next_if(|n| !n.is_whitespace() && !";\"".contains(*n))
+                while let Some(next) = chars.next_if(|n| !n.is_whitespace() && !";\"'".contains(*n))
                 {
                     word.push(next);
                 }
@@ -228,11 +235,16 @@ fn statement(tokens: &[Token]) -> Result<Statement, String> {
     let words = |words: &[&str]| {
         tokens.len() >= words.len() && words.iter().zip(tokens).all(|(w, t)| t.is(w))
     };
-    let name_at = |at: usize| {
-        tokens
-            .get(at)
-            .map(|t| t.name().to_owned())
-            .ok_or_else(|| "a database name is missing".to_owned())
+    let name_at = |at: usize| match tokens.get(at) {
+        None => Err("a database name is missing".to_owned()),
+        Some(Token::Text(text)) => Err(format!(
+            "'{text}' is a text; a name stands alone or in double quotes: \"{text}\""
+        )),
+        Some(name) => Ok(name.name().to_owned()),
+    };
+    let ends_at = |at: usize| match tokens.get(at) {
+        None => Ok(()),
+        Some(more) => Err(format!("found {:?}, expected ; or the end", more.name())),
     };
     if words(&["CREATE", "DATABASE"]) {
         // A WITH clause (duration, replication) follows at will; retention is TTL here.
@@ -241,6 +253,9 @@ fn statement(tokens: &[Token]) -> Result<Statement, String> {
         } else {
             2
         };
+        if !tokens.get(at + 1).is_some_and(|t| t.is("WITH")) {
+            ends_at(at + 1)?;
+        }
         return name_at(at).map(Statement::CreateDatabase);
     }
     if words(&["DROP", "DATABASE"]) {
@@ -249,9 +264,11 @@ fn statement(tokens: &[Token]) -> Result<Statement, String> {
         } else {
             2
         };
+        ends_at(at + 1)?;
         return name_at(at).map(Statement::DropDatabase);
     }
     if words(&["SHOW", "DATABASES"]) {
+        ends_at(2)?;
         return Ok(Statement::ShowDatabases);
     }
     if words(&["SHOW", "MEASUREMENTS"]) {
@@ -298,8 +315,17 @@ mod tests {
             "CREATE DATABASE",
             ";",
             "DROP DATABASE \"x",
+            "DROP DATABASE a b",
+            "CREATE DATABASE my'db",
+            "SHOW DATABASES x",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
+        let error = parse("CREATE DATABASE 'a'").expect_err("a text");
+        assert!(error.contains("\"a\""), "{error}");
+        assert_eq!(
+            parse("SHOW DATABASES; ; show databases;").map(|s| s.len()),
+            Ok(2)
+        );
     }
 }

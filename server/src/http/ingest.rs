@@ -17,6 +17,7 @@ use super::AppState;
 use super::answer::commit_token;
 use super::body::INLINE_BYTES;
 use super::error::ApiError;
+use super::names;
 use super::rows::{blocks, read_batches};
 use super::sql::timeout_header;
 use crate::auth::url_pairs;
@@ -24,48 +25,48 @@ use crate::auth::url_pairs;
 /// How often rows are rebuilt because the table was altered while they were on their way.
 pub const REBUILDS_MAX: usize = 8;
 
-/// What headers and query string say of a write.
-///
-/// # Errors
-/// 400 naming the header or parameter.
-pub fn write_options(headers: &HeaderMap, query: &str) -> Result<WriteOptions, ApiError> {
-    let text = |name: &str| match headers.get(name).map(HeaderValue::to_str) {
+fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, ApiError> {
+    match headers.get(name).map(HeaderValue::to_str) {
         None => Ok(None),
         Some(Ok(value)) => Ok(Some(value)),
         Some(Err(_)) => Err(ApiError::invalid(
             "invalid_request",
             format!("{name} is not text"),
         )),
-    };
-    let write_id = match text("Shoal-Write-Id")? {
-        None => None,
-        Some(id) => Some(
+    }
+}
+
+/// The id of `Shoal-Write-Id`: a retry with it is never applied twice.
+///
+/// # Errors
+/// 400 if it is neither a UUIDv7 nor a ULID.
+pub fn write_id(headers: &HeaderMap) -> Result<Option<WriteId>, ApiError> {
+    header_text(headers, "Shoal-Write-Id")?
+        .map(|id| {
             id.parse::<WriteId>()
-                .map_err(|what| ApiError::invalid("invalid_write_id", what))?,
-        ),
-    };
-    let import = text("Shoal-Import")?.map(import_chunk).transpose()?;
+                .map_err(|what| ApiError::invalid("invalid_write_id", what))
+        })
+        .transpose()
+}
+
+/// What headers and query string say of a write.
+///
+/// # Errors
+/// 400 naming the header or parameter.
+pub fn write_options(headers: &HeaderMap, query: &str) -> Result<WriteOptions, ApiError> {
+    let write_id = write_id(headers)?;
+    let import = header_text(headers, "Shoal-Import")?
+        .map(import_chunk)
+        .transpose()?;
     if import.is_some() && write_id.is_some() {
         return Err(ApiError::invalid(
             "invalid_request",
             "Shoal-Import and Shoal-Write-Id exclude each other",
         ));
     }
-    let atomic = match url_pairs(query)
-        .find(|(k, _)| k == "atomic")
-        .map(|(_, v)| v)
-    {
+    let atomic = match url_pairs(query).find(|(k, _)| k == "atomic") {
         None => false,
-        Some(v) => match v.as_str() {
-            "true" | "1" | "" => true,
-            "false" | "0" => false,
-            other => {
-                return Err(ApiError::invalid(
-                    "invalid_request",
-                    format!("atomic = {other:?} is neither true nor false"),
-                ));
-            }
-        },
+        Some((name, text)) => names::flag(&name, &text)?,
     };
     Ok(WriteOptions {
         write_id,
@@ -126,6 +127,7 @@ pub async fn ingest(
     body: Body,
 ) -> Result<Response, ApiError> {
     let query = query.unwrap_or_default();
+    names::check_query(&query, &["schema", "db", "atomic"])?;
     let mut options = write_options(&headers, &query)?;
     let schema_name = url_pairs(&query)
         .find(|(k, _)| k == "schema" || k == "db")

@@ -5,11 +5,13 @@ mod answer;
 mod body;
 mod cells;
 mod error;
+mod form;
 mod health;
 mod import;
 mod influxql;
 mod ingest;
 mod listener;
+mod names;
 mod openapi;
 mod params;
 mod rows;
@@ -91,6 +93,10 @@ pub fn router(state: Arc<AppState>) -> Router {
         .route("/v1/admin/flush", post(admin::flush))
         .route("/v1/admin/compact", post(admin::compact))
         .route("/v1/admin/gc", post(admin::gc))
+        .route(
+            "/v1/admin/checksum",
+            get(admin::checksum).post(admin::checksum),
+        )
         .route("/v1/openapi.json", get(openapi::document))
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
@@ -119,7 +125,7 @@ pub async fn serve(
 }
 
 /// Lets a request in or not, and counts it.
-async fn guard(State(state): State<Arc<AppState>>, request: Request, next: Next) -> Response {
+async fn guard(State(state): State<Arc<AppState>>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let path = request.uri().path().to_owned();
     let route = request
@@ -133,11 +139,14 @@ async fn guard(State(state): State<Arc<AppState>>, request: Request, next: Next)
         .get(header::AUTHORIZATION)
         // A header that is not text shows nothing, but it was meant to.
         .map(|v| v.to_str().unwrap_or("").to_owned());
-    let allowed = OPEN_PATHS.contains(&path.as_str())
+    let mut allowed = OPEN_PATHS.contains(&path.as_str())
         || state
             .auth
             .accepts_http(authorization.as_deref(), request.uri().query());
     let _under_way = state.metrics.request_begins();
+    if !allowed && authorization.is_none() && path == "/query" {
+        (allowed, request) = form::shows_token(&state.auth, request).await;
+    }
     let mut response = if allowed {
         next.run(request).await
     } else {

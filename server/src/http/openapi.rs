@@ -20,9 +20,9 @@ mod tests {
         let paths = document["paths"].as_object().expect("paths");
         let source = include_str!("mod.rs");
         let routes = source
-            .split(".route(\"")
+            .split(".route(")
             .skip(1)
-            .filter_map(|r| r.split('"').next());
+            .filter_map(|r| r.trim_start().strip_prefix('"')?.split('"').next());
         let mut count = 0;
         for route in routes {
             assert!(paths.contains_key(route), "{route} is not described");

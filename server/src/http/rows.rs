@@ -10,6 +10,7 @@ use shoal_rows::{RowBlock, block_from_batch};
 use shoal_types::{ColumnId, TableSchema};
 
 use super::error::ApiError;
+use crate::nearest::nearest;
 
 /// Reads an Arrow IPC stream (or file of one stream) whole; its size was bounded before.
 ///
@@ -126,16 +127,11 @@ fn cast(
 }
 
 fn unknown_column(schema: &TableSchema, name: &str) -> ApiError {
-    let nearest = schema
-        .columns
-        .iter()
-        .map(|c| (strsim::jaro_winkler(name, &c.name), &c.name))
-        .filter(|(score, _)| *score > 0.8)
-        .max_by(|a, b| a.0.total_cmp(&b.0));
+    let near = nearest(name, schema.columns.iter().map(|c| c.name.as_str()));
     let mut error = ApiError::invalid(
         "undefined_column",
         format!("the table has no column {name:?}"),
     );
-    error.hint = nearest.map(|(_, near)| format!("did you mean {near:?}?"));
+    error.hint = near.map(|near| format!("did you mean {near:?}?"));
     error
 }

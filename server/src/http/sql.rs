@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
 use serde::Deserialize;
@@ -14,6 +14,8 @@ use shoal_query::SessionOptions;
 use super::AppState;
 use super::answer::{Format, answer, is_commit_token_list};
 use super::error::ApiError;
+use super::ingest::write_id;
+use super::names;
 use super::params::scalar_values;
 
 /// The body of the request.
@@ -32,6 +34,18 @@ struct SqlRequest {
     commit_tokens: Option<Tokens>,
 }
 
+/// The fields of [`SqlRequest`].
+const FIELDS: &[&str] = &[
+    "sql",
+    "params",
+    "schema",
+    "format",
+    "timeout_ms",
+    "consistency",
+    "read_from",
+    "commit_tokens",
+];
+
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum Tokens {
@@ -45,36 +59,29 @@ enum Tokens {
 /// [`ApiError`]; a failure after the first rows: see [`super::answer`].
 pub async fn sql(
     State(state): State<Arc<AppState>>,
+    RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
     let began = Instant::now();
     let body = state.intake.read(&headers, body).await?;
-    let request: SqlRequest = serde_json::from_slice(&body.bytes).map_err(|e| {
-        ApiError::invalid(
-            "invalid_request",
-            format!(
-                "the body is not a request of the form {{\"sql\": \"…\", \"params\": […], …}}: {e}"
-            ),
-        )
-    })?;
+    names::check_query(query.as_deref().unwrap_or(""), &[])?;
+    let request: SqlRequest = names::object(&body.bytes, FIELDS)?;
     let freshness = Freshness::read(&request, &headers)?;
     let timeout_ms = match request.timeout_ms {
         Some(ms) => Some(ms),
         None => timeout_header(&headers)?,
     };
-    if headers.contains_key("Shoal-Write-Id") {
-        return Err(ApiError::invalid(
-            "invalid_request",
-            "Shoal-Write-Id is taken by /write, /api/v2/write and /v1/ingest; a statement has none",
-        ));
-    }
     let params = scalar_values(&request.params)?;
     let session = state.query.session(SessionOptions {
         schema: request.schema.unwrap_or_else(|| "public".into()),
         timeout_ms,
         ..Default::default()
     });
+    let session = match write_id(&headers)? {
+        Some(id) => session.with_write_id(id),
+        None => session,
+    };
     let output = session.execute(&request.sql, &params).await?;
     // The text may be megabytes of VALUES: give its share of the bound back before rows are sent.
     drop(body);

@@ -344,6 +344,13 @@ fn resolve(
     blocks
 }
 
+fn refused(lines: u64) -> String {
+    match lines {
+        1 => "1 line was refused".to_owned(),
+        n => format!("{n} lines were refused"),
+    }
+}
+
 /// 400 with the first bad lines. The words are those that InfluxDB's clients look for: Telegraf
 /// does not send a "partial write" or what it was "unable to parse" again.
 fn refused_lines(stored: &Stored) -> Response {
@@ -354,14 +361,13 @@ fn refused_lines(stored: &Stored) -> Response {
     });
     let message = if stored.rows > 0 {
         format!(
-            "partial write: {} lines were refused, {} stored{example} dropped={}",
-            errors.total, stored.rows, errors.total
-        )
-    } else {
-        format!(
-            "unable to parse: {} lines were refused{example}",
+            "partial write: {}, {} stored{example} dropped={}",
+            refused(errors.total),
+            stored.rows,
             errors.total
         )
+    } else {
+        format!("unable to parse: {}{example}", refused(errors.total))
     };
     let error = ApiError::new(StatusCode::BAD_REQUEST, "invalid", Retry::Never, message);
     let mut extra = Map::new();

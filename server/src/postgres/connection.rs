@@ -1,7 +1,7 @@
 //! One client's connection: its session, its transaction books, its cursors, and the way of a
 //! statement from text to an outcome.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -14,7 +14,8 @@ use pgwire::messages::response::TransactionStatus;
 use shoal_query::{Output, Prepared, QueryError, Session};
 use tokio_util::sync::CancellationToken;
 
-use super::copy::{Copy, CopyIn};
+use super::copy::Copy;
+use super::copy_in::CopyIn;
 use super::cursor::Cursor;
 use super::interrupt::Interrupt;
 use super::names::Names;
@@ -22,8 +23,13 @@ use super::socket::Socket;
 use super::statement::{self, Kind};
 use super::{Shared, catalog, errors};
 
+/// Longer statements are rewritten on a thread of their own, so that their time limit is kept and
+/// other connections go on.
+const REWRITTEN_INLINE_BYTES: usize = 8 << 10;
 /// Prepared statements and open cursors that one connection may hold.
 const NAMES_MAX: usize = 10_000;
+/// Bytes of their texts, and as many of the values of portals.
+const NAMED_BYTES_MAX: usize = 64 << 20;
 
 /// A connection's state. Only the connection's own task uses it; the locks are never contended.
 pub struct Connection {
@@ -31,12 +37,19 @@ pub struct Connection {
     pub(super) socket: Socket,
     pub(super) stop: CancellationToken,
     pub(super) opened: OnceLock<Opened>,
-    pub(super) copy: tokio::sync::Mutex<Option<CopyIn>>,
+    pub(super) copy: tokio::sync::Mutex<Option<CopyUnderWay>>,
     cursors: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Cursor>>>>,
-    prepared: Mutex<HashSet<String>>,
+    prepared: Mutex<Named>,
+    portals: Mutex<Named>,
     session_read_only: AtomicBool,
     transaction_read_only: AtomicBool,
     wrote_in_transaction: AtomicBool,
+}
+
+/// A `COPY … FROM STDIN` whose data is coming, and what may stop it.
+pub(super) struct CopyUnderWay {
+    pub(super) copy: Box<CopyIn>,
+    pub(super) interrupt: Interrupt,
 }
 
 /// What exists once the client was let in.
@@ -51,14 +64,20 @@ pub struct Opened {
 pub enum Outcome {
     /// Rows to read.
     Rows(Cursor),
+    /// Rows of an open cursor to hand out, at most so many.
+    Fetch(Arc<tokio::sync::Mutex<Cursor>>, usize),
+    /// Something that both protocols answer alike.
+    Plain(Plain),
+}
+
+/// An outcome without rows in the protocol's own form.
+pub enum Plain {
     /// Done, with the command tag.
     Done(String),
     /// Done, with the command tag and the transaction status from now on.
     Status(String, TransactionStatus),
-    /// Rows of an open cursor to hand out, at most so many.
-    Fetch(Arc<tokio::sync::Mutex<Cursor>>, usize),
-    /// The client may send rows; the number of columns.
-    CopyIn(usize),
+    /// The client may send rows.
+    CopyIn(Box<CopyIn>),
     /// Rows to send as copy data.
     CopyOut(Copy, Cursor),
 }
@@ -73,6 +92,7 @@ impl Connection {
             copy: tokio::sync::Mutex::new(None),
             cursors: Mutex::default(),
             prepared: Mutex::default(),
+            portals: Mutex::default(),
             session_read_only: AtomicBool::new(false),
             transaction_read_only: AtomicBool::new(false),
             wrote_in_transaction: AtomicBool::new(false),
@@ -92,12 +112,18 @@ impl Connection {
     }
 
     /// The text that goes to the query layer.
-    pub(super) fn engine_text(&self, sql: &str, kind: &Kind) -> PgWireResult<String> {
+    pub(super) async fn engine_text(&self, sql: &str, kind: &Kind) -> PgWireResult<String> {
         let opened = self.opened()?;
-        Ok(match kind {
-            Kind::Catalog => catalog::rewrite(sql, &opened.session, opened.pid),
-            _ => sql.to_owned(),
-        })
+        if *kind != Kind::Catalog {
+            return Ok(sql.to_owned());
+        }
+        if sql.len() <= REWRITTEN_INLINE_BYTES {
+            return Ok(catalog::rewrite(sql, &opened.session, opened.pid));
+        }
+        let (sql, session, pid) = (sql.to_owned(), opened.session.clone(), opened.pid);
+        tokio::task::spawn_blocking(move || catalog::rewrite(&sql, &session, pid))
+            .await
+            .map_err(|e| errors::error("XX000", format!("the rewriting broke off: {e}")))
     }
 
     /// Runs a statement given as text. `query` is the whole text that it is a part of, from byte
@@ -107,18 +133,23 @@ impl Connection {
         query: &str,
         start: usize,
         sql: &str,
+        kind: &Kind,
         status: TransactionStatus,
     ) -> PgWireResult<Outcome> {
-        let kind = statement::kind(sql);
-        if let Some(outcome) = self.run_own(&kind, sql, status).await? {
+        if let Some(outcome) = self.run_own(kind, sql, status).await? {
             return Ok(outcome);
         }
         self.check_write(sql, status)?;
-        let text = self.engine_text(sql, &kind)?;
-        let ran = self.opened()?.session.execute(&text, &[]).await;
-        self.outcome(ran.map_err(|e| self.failed(e, query, start, &kind)), || {
+        let ran = self.execute(sql, kind).await?;
+        self.outcome(ran.map_err(|e| self.failed(e, query, start, kind)), || {
             Names::of(sql)
         })
+    }
+
+    /// Hands a statement to the query layer, rewritten if it looks into `pg_catalog`.
+    async fn execute(&self, sql: &str, kind: &Kind) -> PgWireResult<Result<Output, QueryError>> {
+        let text = self.engine_text(sql, kind).await?;
+        Ok(self.opened()?.session.execute(&text, &[]).await)
     }
 
     /// Runs a prepared statement.
@@ -165,7 +196,7 @@ impl Connection {
                 names(),
                 Box::pin(stream.map(|batch| batch.map_err(QueryError::from))),
             )),
-            Output::Affected { tag, .. } => Outcome::Done(tag),
+            Output::Affected { tag, .. } => Outcome::Plain(Plain::Done(tag)),
         })
     }
 
@@ -217,7 +248,8 @@ impl Connection {
         status: TransactionStatus,
     ) -> PgWireResult<Option<Outcome>> {
         self.check_failed_transaction(kind, status)?;
-        let done = |tag: &str| Outcome::Done(tag.to_owned());
+        let done = |tag: &str| Outcome::Plain(Plain::Done(tag.to_owned()));
+        let now = |tag: &str, status| Outcome::Plain(Plain::Status(tag.to_owned(), status));
         Ok(Some(match kind {
             Kind::Engine | Kind::Catalog => return Ok(None),
             Kind::Begin(tag, read_only) => {
@@ -226,7 +258,7 @@ impl Connection {
                         .store(*read_only, Ordering::Relaxed);
                     self.take_wrote();
                 }
-                Outcome::Status((*tag).into(), status.to_in_transaction_state())
+                now(tag, status.to_in_transaction_state())
             }
             Kind::Commit | Kind::Rollback => {
                 self.cursors.lock().clear();
@@ -235,7 +267,7 @@ impl Connection {
                     self.take_wrote();
                 }
                 let tag = if committed { "COMMIT" } else { "ROLLBACK" };
-                Outcome::Status(tag.into(), TransactionStatus::Idle)
+                now(tag, TransactionStatus::Idle)
             }
             Kind::Savepoint(tag) => {
                 if status == TransactionStatus::Idle {
@@ -245,7 +277,7 @@ impl Connection {
                     ));
                 }
                 // Rolling back to a savepoint ends the failed state.
-                Outcome::Status((*tag).into(), TransactionStatus::Transaction)
+                now(tag, TransactionStatus::Transaction)
             }
             Kind::Characteristics(read_only) => {
                 if let Some(read_only) = read_only {
@@ -271,8 +303,7 @@ impl Connection {
             Kind::Declare(name, start) => {
                 let query = sql[*start..].to_owned();
                 let inner = statement::kind(&query);
-                let text = self.engine_text(&query, &inner)?;
-                let ran = self.opened()?.session.execute(&text, &[]).await;
+                let ran = self.execute(&query, &inner).await?;
                 let ran = ran.map_err(|e| self.failed(e, sql, *start, &inner));
                 match self.outcome(ran, || Names::of(&query))? {
                     Outcome::Rows(cursor) => self.open_cursor(name, cursor)?,
@@ -303,37 +334,24 @@ impl Connection {
                     return Err(errors::error("34000", missing));
                 }
             }
-            Kind::CopyIn(copy) => self.begin_copy_in(copy, status).await?,
+            Kind::CopyIn(copy) => {
+                self.check_write("copy", status)?;
+                let copy = CopyIn::begin(copy, &self.opened()?.session).await?;
+                Outcome::Plain(Plain::CopyIn(Box::new(copy)))
+            }
             Kind::CopyOut(copy) => {
-                if copy.format == super::copy::Format::Binary {
-                    return Err(errors::unsupported("COPY in binary format"));
+                if let Some(what) = &copy.unsupported {
+                    return Err(errors::unsupported(what));
                 }
                 let query = copy.query();
                 let ran = self.opened()?.session.execute(&query, &[]).await;
                 let ran = ran.map_err(|e| errors::from_query(e, "", 0));
                 match self.outcome(ran, || Names::of(&query))? {
-                    Outcome::Rows(cursor) => Outcome::CopyOut(copy.clone(), cursor),
+                    Outcome::Rows(cursor) => Outcome::Plain(Plain::CopyOut(copy.clone(), cursor)),
                     _ => return Err(errors::error("42601", "COPY needs a query that gives rows")),
                 }
             }
         }))
-    }
-
-    async fn begin_copy_in(&self, copy: &Copy, status: TransactionStatus) -> PgWireResult<Outcome> {
-        if copy.format == super::copy::Format::Binary {
-            return Err(errors::unsupported("COPY in binary format"));
-        }
-        self.check_write("copy", status)?;
-        // Planned, never run: it tells the columns, or that there is no such table.
-        let shape = self
-            .opened()?
-            .session
-            .prepare(&copy.shape_query(), &[])
-            .await;
-        let shape = shape.map_err(|e| errors::from_query(e, "", 0))?;
-        let width = shape.schema.as_ref().map_or(0, |s| s.fields().len());
-        *self.copy.lock().await = Some(CopyIn::new(copy.clone(), width));
-        Ok(Outcome::CopyIn(width))
     }
 
     /// `DISCARD ALL`: back to how the session began, as connection poolers ask.
@@ -366,29 +384,69 @@ impl Connection {
         self.cursors.lock().remove(name).is_some()
     }
 
-    pub(super) fn close_all_cursors(&self) {
-        self.cursors.lock().clear();
-    }
-
-    /// Counts a prepared statement's name.
-    pub(super) fn note_prepared(&self, name: &str) -> PgWireResult<()> {
-        let mut names = self.prepared.lock();
-        if names.len() >= NAMES_MAX && !names.contains(name) {
-            return Err(errors::error(
-                "54000",
-                "too many prepared statements on this connection; close some (DEALLOCATE)",
-            ));
+    /// Counts a prepared statement.
+    pub(super) fn note_prepared(&self, name: &str, sql: &str) -> PgWireResult<()> {
+        if self.prepared.lock().hold(name, sql.len()) {
+            return Ok(());
         }
-        names.insert(name.to_owned());
-        Ok(())
+        Err(errors::error(
+            "54000",
+            "too many prepared statements on this connection; close some (DEALLOCATE)",
+        ))
     }
 
     pub(super) fn forget_prepared(&self, name: &str) {
-        self.prepared.lock().remove(name);
+        self.prepared.lock().release(name);
     }
 
     /// All prepared names, which are forgotten.
     pub(super) fn take_prepared(&self) -> Vec<String> {
-        self.prepared.lock().drain().collect()
+        let all = std::mem::take(&mut *self.prepared.lock());
+        all.sizes.into_keys().collect()
+    }
+
+    /// Counts a portal with its values.
+    pub(super) fn note_portal(&self, name: &str, bytes: usize) -> PgWireResult<()> {
+        if self.portals.lock().hold(name, bytes) {
+            return Ok(());
+        }
+        Err(errors::error(
+            "54000",
+            "too many open portals on this connection; close some, or send Sync",
+        ))
+    }
+
+    pub(super) fn forget_portal(&self, name: &str) {
+        self.close_cursor(name);
+        self.portals.lock().release(name);
+    }
+
+    pub(super) fn forget_all_portals(&self) {
+        self.cursors.lock().clear();
+        *self.portals.lock() = Named::default();
+    }
+}
+
+/// What a client had kept under names, with the bytes of each.
+#[derive(Default)]
+struct Named {
+    sizes: HashMap<String, usize>,
+    bytes: usize,
+}
+
+impl Named {
+    /// Notes one, in place of an earlier one of its name; `false`: there is no room.
+    fn hold(&mut self, name: &str, bytes: usize) -> bool {
+        self.release(name);
+        if self.sizes.len() >= NAMES_MAX || self.bytes + bytes > NAMED_BYTES_MAX {
+            return false;
+        }
+        self.sizes.insert(name.to_owned(), bytes);
+        self.bytes += bytes;
+        true
+    }
+
+    fn release(&mut self, name: &str) {
+        self.bytes -= self.sizes.remove(name).unwrap_or(0);
     }
 }

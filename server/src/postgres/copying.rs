@@ -10,7 +10,7 @@ use pgwire::error::{PgWireError, PgWireResult};
 use pgwire::messages::PgWireBackendMessage;
 use pgwire::messages::copy::{CopyData, CopyDone, CopyFail};
 
-use super::connection::Connection;
+use super::connection::{Connection, CopyUnderWay};
 use super::{answer, errors};
 
 fn no_copy() -> PgWireError {
@@ -26,8 +26,8 @@ impl CopyHandler for Connection {
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
         let mut under_way = self.copy.lock().await;
-        let copy = under_way.as_mut().ok_or_else(no_copy)?;
-        let pushed = copy.push(&data.data, &self.opened()?.session).await;
+        let CopyUnderWay { copy, interrupt } = under_way.as_mut().ok_or_else(no_copy)?;
+        let pushed = interrupt.guard(copy.push(&data.data)).await;
         if pushed.is_err() {
             *under_way = None;
         }
@@ -40,8 +40,12 @@ impl CopyHandler for Connection {
         C::Error: Debug,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
-        let mut copy = self.copy.lock().await.take().ok_or_else(no_copy)?;
-        let rows = copy.finish(&self.opened()?.session).await?;
+        let under_way = self.copy.lock().await.take();
+        let CopyUnderWay {
+            mut copy,
+            mut interrupt,
+        } = under_way.ok_or_else(no_copy)?;
+        let rows = interrupt.guard(copy.finish()).await?;
         answer::complete(client, format!("COPY {rows}")).await
     }
 
@@ -51,7 +55,15 @@ impl CopyHandler for Connection {
         C::Error: Debug,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
-        *self.copy.lock().await = None;
-        errors::error("57014", format!("COPY from stdin failed: {}", fail.message))
+        let stored = match self.copy.lock().await.take() {
+            Some(mut under_way) => under_way.copy.abandon().await,
+            None => 0,
+        };
+        let kept = match stored {
+            0 => String::new(),
+            rows => format!(" ({rows} rows before it were stored)"),
+        };
+        let message = format!("COPY from stdin failed: {}{kept}", fail.message);
+        errors::error("57014", message)
     }
 }

@@ -26,6 +26,8 @@ use pgwire::messages::response::{EmptyQueryResponse, ReadyForQuery, TransactionS
 use shoal_query::Prepared;
 
 use super::connection::{Connection, Outcome};
+use super::copy_in::CopyIn;
+use super::interrupt::Interrupt;
 use super::names::Names;
 use super::statement::{self, Kind};
 use super::{answer, errors, lexer, parameters, rows, simple};
@@ -77,7 +79,7 @@ impl QueryParser for Parser {
                     .iter()
                     .map(|t| t.as_ref().and_then(parameters::arrow_type))
                     .collect();
-                let engine_text = connection.engine_text(text, &kind)?;
+                let engine_text = connection.engine_text(text, &kind).await?;
                 let session = &connection.opened()?.session;
                 let prepared = session
                     .prepare(&engine_text, &hints)
@@ -172,8 +174,9 @@ impl ExtendedQueryHandler for Extended {
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
         let name = message.name.as_deref().unwrap_or(DEFAULT_NAME);
-        self.0.note_prepared(name)?;
+        self.0.note_prepared(name, &message.query)?;
         let mut interrupt = self.0.arm().await?;
+        interrupt.begin(&self.0.opened()?.session, "");
         let parsed = {
             let parser = self.query_parser();
             let client = &*client;
@@ -199,7 +202,10 @@ impl ExtendedQueryHandler for Extended {
     {
         let statement_name = message.statement_name.as_deref().unwrap_or(DEFAULT_NAME);
         let portal_name = message.portal_name.as_deref().unwrap_or(DEFAULT_NAME);
-        self.0.close_cursor(portal_name);
+        self.0.forget_portal(portal_name);
+        let values = message.parameters.iter().flatten();
+        let bytes = values.map(bytes::Bytes::len).sum();
+        self.0.note_portal(portal_name, bytes)?;
         match client.portal_store().get_statement(statement_name) {
             Some(Entry::Value(statement)) => {
                 check_bind(&message, &statement.statement)?;
@@ -238,12 +244,18 @@ impl ExtendedQueryHandler for Extended {
             None => return Err(PgWireError::PortalNotFound(name.to_owned())),
         };
         client.set_state(PgWireConnectionState::QueryInProgress);
-        let copying = self.execute(client, name, &portal, limit).await?;
-        client.set_state(if copying {
-            PgWireConnectionState::CopyInProgress(true)
-        } else {
-            PgWireConnectionState::ReadyForQuery
-        });
+        let mut interrupt = self.0.arm().await?;
+        let copying = self
+            .execute(client, name, &portal, limit, &mut interrupt)
+            .await?;
+        let state = match copying {
+            Some(copy) => {
+                self.0.await_copy(client, copy, interrupt).await?;
+                PgWireConnectionState::CopyInProgress(true)
+            }
+            None => PgWireConnectionState::ReadyForQuery,
+        };
+        client.set_state(state);
         Ok(())
     }
 
@@ -277,7 +289,7 @@ impl ExtendedQueryHandler for Extended {
         let status = client.transaction_status();
         // Outside a transaction a Sync ends the implicit one, and portals end with it.
         if status == TransactionStatus::Idle {
-            self.0.close_all_cursors();
+            self.0.forget_all_portals();
             client.portal_store().clear_portals();
         }
         client
@@ -302,7 +314,7 @@ impl ExtendedQueryHandler for Extended {
                 client.portal_store().rm_statement(name);
             }
             TARGET_TYPE_BYTE_PORTAL => {
-                self.0.close_cursor(name);
+                self.0.forget_portal(name);
                 client.portal_store().rm_portal(name);
             }
             _ => {}
@@ -331,14 +343,15 @@ impl ExtendedQueryHandler for Extended {
 }
 
 impl Extended {
-    /// Runs a portal, or goes on with it; whether the client may now send copy data.
+    /// Runs a portal, or goes on with it; a copy that waits for data is given back.
     async fn execute<C>(
         &self,
         client: &mut C,
         name: &str,
         portal: &Portal<Statement>,
         limit: usize,
-    ) -> PgWireResult<bool>
+        interrupt: &mut Interrupt,
+    ) -> PgWireResult<Option<Box<CopyIn>>>
     where
         C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
         C::PortalStore: PortalStore<Statement = Statement>,
@@ -348,7 +361,7 @@ impl Extended {
         let connection = &self.0;
         let statement = &portal.statement.statement;
         let status = client.transaction_status();
-        let mut interrupt = connection.arm().await?;
+        interrupt.begin(&connection.opened()?.session, &statement.sql);
         let outcome = match (connection.cursor(name), &statement.prepared) {
             (Some(open), _) => Outcome::Fetch(open, limit),
             (None, Some(prepared)) => {
@@ -375,42 +388,22 @@ impl Extended {
                 let open = connection
                     .cursor(name)
                     .ok_or_else(|| PgWireError::PortalNotFound(name.to_owned()))?;
-                self.send_rows(client, portal, &open, limit, None, &mut interrupt)
+                self.send_rows(client, portal, &open, limit, None, interrupt)
                     .await?;
             }
             Outcome::Fetch(open, most) => {
                 let fetch = matches!(statement.kind, Kind::Fetch(..)).then_some("FETCH");
-                self.send_rows(
-                    client,
-                    portal,
-                    &open,
-                    most.min(limit),
-                    fetch,
-                    &mut interrupt,
-                )
-                .await?;
+                self.send_rows(client, portal, &open, most.min(limit), fetch, interrupt)
+                    .await?;
             }
-            Outcome::Done(tag) => {
-                connection.forget_names(client.portal_store(), &statement.kind);
-                answer::report(client, &statement.sql, &connection.opened()?.session).await?;
-                answer::complete(client, tag).await?;
-            }
-            Outcome::Status(tag, status) => {
-                if tag == "ROLLBACK" && connection.take_wrote() {
-                    answer::warn(client, "01000", simple::ROLLBACK_WARNING).await?;
-                }
-                client.set_transaction_status(status);
-                answer::complete(client, tag).await?;
-            }
-            Outcome::CopyIn(columns) => {
-                answer::begin_copy_in(client, columns).await?;
-                return Ok(true);
-            }
-            Outcome::CopyOut(copy, cursor) => {
-                answer::copy_out(client, &copy, cursor, &mut interrupt).await?;
+            Outcome::Plain(plain) => {
+                let (sql, kind) = (&statement.sql, &statement.kind);
+                return connection
+                    .answer_plain(client, sql, kind, plain, interrupt)
+                    .await;
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
     /// Sends rows in the portal's formats, then how it ended: `fetch` is SQL's `FETCH`, complete
@@ -422,7 +415,7 @@ impl Extended {
         open: &Arc<tokio::sync::Mutex<super::cursor::Cursor>>,
         limit: usize,
         fetch: Option<&str>,
-        interrupt: &mut super::interrupt::Interrupt,
+        interrupt: &mut Interrupt,
     ) -> PgWireResult<()>
     where
         C: ClientInfo + Sink<PgWireBackendMessage> + Unpin + Send + Sync,

@@ -5,10 +5,10 @@
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
-use arrow_array::{Int64Array, StringArray};
+use arrow_array::{Array, Int64Array, StringArray};
 use arrow_schema::DataType;
 use datafusion::common::types::{NativeType, logical_int64};
-use datafusion::error::Result;
+use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::{
     Coercion, ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
     TypeSignature, TypeSignatureClass, Volatility,
@@ -56,7 +56,6 @@ pub fn all() -> impl Iterator<Item = ScalarUDF> {
         ("col_description", no_text.clone()),
         ("shobj_description", no_text.clone()),
         ("pg_get_viewdef", no_text.clone()),
-        ("pg_get_indexdef", no_text.clone()),
         ("pg_get_function_arguments", no_text.clone()),
         ("pg_get_function_result", no_text.clone()),
         ("pg_get_function_identity_arguments", no_text.clone()),
@@ -65,6 +64,9 @@ pub fn all() -> impl Iterator<Item = ScalarUDF> {
         ("pg_get_ruledef", no_text.clone()),
         ("pg_tablespace_location", no_text.clone()),
         ("pg_get_functiondef", no_text.clone()),
+        ("pg_get_function_sqlbody", no_text.clone()),
+        ("getdatabaseencoding", text("UTF8")),
+        ("pg_client_encoding", text("UTF8")),
         ("inet_client_addr", no_text.clone()),
         ("inet_server_addr", no_text),
         ("pg_type_is_visible", yes.clone()),
@@ -72,6 +74,13 @@ pub fn all() -> impl Iterator<Item = ScalarUDF> {
         ("pg_operator_is_visible", yes.clone()),
         ("pg_collation_is_visible", yes.clone()),
         ("pg_opclass_is_visible", yes.clone()),
+        ("pg_opfamily_is_visible", yes.clone()),
+        ("pg_conversion_is_visible", yes.clone()),
+        ("pg_statistics_obj_is_visible", yes.clone()),
+        ("pg_ts_config_is_visible", yes.clone()),
+        ("pg_ts_dict_is_visible", yes.clone()),
+        ("pg_ts_parser_is_visible", yes.clone()),
+        ("pg_ts_template_is_visible", yes.clone()),
         ("pg_has_role", yes.clone()),
         ("has_column_privilege", yes.clone()),
         ("has_sequence_privilege", yes.clone()),
@@ -79,6 +88,8 @@ pub fn all() -> impl Iterator<Item = ScalarUDF> {
         ("pg_is_in_recovery", ScalarValue::Boolean(Some(false))),
         ("pg_is_other_temp_schema", ScalarValue::Boolean(Some(false))),
         ("pg_my_temp_schema", ScalarValue::Int32(Some(0))),
+        // The number of UTF8, the only encoding.
+        ("pg_char_to_encoding", ScalarValue::Int32(Some(6))),
         (
             "pg_advisory_unlock_all",
             ScalarValue::Utf8(Some(String::new())),
@@ -104,6 +115,7 @@ pub fn all() -> impl Iterator<Item = ScalarUDF> {
     })
     .chain([
         ScalarUDF::new_from_impl(TypeOf(Signature::any(1, Volatility::Stable))),
+        ScalarUDF::new_from_impl(Format(Signature::variadic_any(Volatility::Stable))),
         ScalarUDF::new_from_impl(SizePretty(Signature::coercible(
             vec![Coercion::new_implicit(
                 TypeSignatureClass::Native(logical_int64()),
@@ -134,9 +146,14 @@ impl ScalarUDFImpl for TypeOf {
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let of = args.arg_fields.first().map(|field| field.data_type());
-        let name = of.and_then(|of| rows::type_of(of).ok()).map(type_name);
+        let name = of.and_then(type_name_of);
         Ok(ColumnarValue::Scalar(ScalarValue::Utf8(name)))
     }
+}
+
+/// The type that an Arrow type travels as, as PostgreSQL prints it.
+pub fn type_name_of(of: &DataType) -> Option<String> {
+    rows::type_of(of).ok().map(type_name)
 }
 
 /// A type as PostgreSQL prints it.
@@ -155,6 +172,94 @@ fn type_name(of: Type) -> String {
         ref other => return other.name().to_owned(),
     }
     .to_owned()
+}
+
+/// `format`: `%s` a value, `%I` a name, `%L` a literal, `%%` a percent sign.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Format(Signature);
+
+impl ScalarUDFImpl for Format {
+    fn name(&self) -> &str {
+        "format"
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.0
+    }
+
+    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+        Ok(DataType::Utf8)
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let columns = args
+            .args
+            .iter()
+            .map(|arg| {
+                let array = arg.to_array(args.number_rows)?;
+                Ok(arrow_cast::cast(&array, &DataType::Utf8)?)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let texts = (0..args.number_rows)
+            .map(|row| {
+                let mut values = columns.iter().map(|column| {
+                    let column = column.as_string::<i32>();
+                    column.is_valid(row).then(|| column.value(row))
+                });
+                match values.next().flatten() {
+                    Some(pattern) => formatted(pattern, values).map(Some),
+                    None => Ok(None),
+                }
+            })
+            .collect::<Result<StringArray>>()?;
+        Ok(ColumnarValue::Array(Arc::new(texts)))
+    }
+}
+
+/// A pattern of `format` with its values put in.
+fn formatted<'a>(
+    pattern: &str,
+    mut values: impl Iterator<Item = Option<&'a str>>,
+) -> Result<String> {
+    let wrong = |what: &str| Err(DataFusionError::Execution(format!("format(): {what}")));
+    let mut out = String::with_capacity(pattern.len());
+    let mut rest = pattern;
+    while let Some((before, after)) = rest.split_once('%') {
+        out.push_str(before);
+        let mut chars = after.chars();
+        let kind = chars.next();
+        rest = chars.as_str();
+        if kind == Some('%') {
+            out.push('%');
+            continue;
+        }
+        let Some(value) = values.next() else {
+            return wrong("too few arguments");
+        };
+        match (kind, value) {
+            (Some('s'), value) => out.push_str(value.unwrap_or_default()),
+            (Some('I'), Some(name)) => out.push_str(&quoted(name)),
+            (Some('I'), None) => return wrong("a name cannot be NULL"),
+            (Some('L'), None) => out.push_str("NULL"),
+            (Some('L'), Some(text)) => {
+                out.push('\'');
+                out.push_str(&text.replace('\'', "''"));
+                out.push('\'');
+            }
+            _ => return wrong("only %s, %I, %L and %% are known"),
+        }
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+/// A name as SQL text, quoted where it would be read as another.
+pub fn quoted(name: &str) -> String {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    if name.chars().all(plain) && !name.starts_with(|c: char| c.is_ascii_digit()) {
+        return name.to_owned();
+    }
+    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// `pg_size_pretty`.
@@ -224,6 +329,24 @@ impl ScalarUDFImpl for Constant {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn formats_take_values_names_and_literals() {
+        let values = [Some("it's"), Some("My t"), None, Some("a_1")];
+        let text = formatted("%s: %I %L 100%% %I.", values.into_iter());
+        assert_eq!(text.unwrap(), "it's: \"My t\" NULL 100% a_1.");
+        assert_eq!(
+            formatted("%L", [Some("it's")].into_iter()).unwrap(),
+            "'it''s'"
+        );
+        for (pattern, values) in [
+            ("%s %s", vec![Some("x")]),
+            ("%I", vec![None]),
+            ("%q", vec![Some("x")]),
+        ] {
+            assert!(formatted(pattern, values.into_iter()).is_err(), "{pattern}");
+        }
+    }
 
     #[test]
     fn sizes_are_printed_in_the_unit_that_fits() {

@@ -8,13 +8,18 @@
 
 mod answer;
 pub mod catalog;
+mod column_text;
 mod connection;
 mod copy;
+mod copy_in;
 mod copying;
 mod cursor;
+mod definitions;
 mod errors;
 mod extended;
 mod functions;
+mod gate;
+mod indexes;
 mod interrupt;
 mod keys;
 pub mod lexer;
@@ -49,6 +54,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::auth::Auth;
 use connection::Connection;
+use gate::Gate;
 use socket::Socket;
 
 /// Bounds of the listener.
@@ -58,10 +64,15 @@ pub struct PostgresConfig {
     pub connections_max: usize,
 }
 
+/// Connections beyond the bound that are told so at a time; more are closed without a word.
+const REFUSED_MAX: usize = 100;
 /// How long a client may take to send its startup message and password.
 const STARTUP_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long running statements may go on when the server stops; then they are ended.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How long a client may take to read an error. One that reads nothing, and so had its statement
+/// ended by the time limit, would keep its connection for ever.
+const ERROR_PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of answer gathered before they are written to the socket.
 const WRITE_BUFFER_BYTES: usize = 64 << 10;
 /// Pause after a failed accept (out of file descriptors), so as not to spin.
@@ -162,6 +173,10 @@ async fn connect(
     CONNECTIONS_OPEN.fetch_add(1, Ordering::Relaxed);
     let counted = Counted(Arc::clone(&shared));
     let refused = before >= shared.connections_max;
+    if before >= shared.connections_max.saturating_add(REFUSED_MAX) {
+        // Too many to tell each why.
+        return drop(counted);
+    }
     if let Err(error) = converse(stream, peer, shared, &shutdown, stop, refused).await {
         // A client that went away is no event; what else can fail here is its network.
         tracing::debug!(%peer, %error, "PostgreSQL connection ended");
@@ -169,7 +184,7 @@ async fn connect(
     drop(counted);
 }
 
-type Wire = Framed<Socket, PgWireMessageServerCodec<extended::Statement>>;
+type Wire = Framed<Gate, PgWireMessageServerCodec<extended::Statement>>;
 
 async fn converse(
     stream: TcpStream,
@@ -180,9 +195,10 @@ async fn converse(
     refused: bool,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    socket::keep_alive(&stream)?;
     let socket = Socket::new(stream);
     let codec = PgWireMessageServerCodec::new(DefaultClient::new(peer, false));
-    let mut wire: Wire = Framed::new(socket.clone(), codec);
+    let mut wire: Wire = Framed::new(Gate::new(socket.clone()), codec);
     wire.set_backpressure_boundary(WRITE_BUFFER_BYTES);
     let startup_timeout = tokio::time::sleep(STARTUP_TIMEOUT);
     tokio::pin!(startup_timeout);
@@ -200,6 +216,9 @@ async fn converse(
             PgWireConnectionState::AwaitingStartup
                 | PgWireConnectionState::AuthenticationInProgress
         );
+        if !starting {
+            wire.get_mut().open();
+        }
         let message = tokio::select! {
             message = wire.next() => message,
             () = &mut startup_timeout, if starting => return Ok(()),
@@ -212,6 +231,11 @@ async fn converse(
             None | Some(Ok(PgWireFrontendMessage::Terminate(_))) => return Ok(()),
             Some(Ok(message)) => message,
             // Broken framing: nothing after it can be understood.
+            Some(Err(PgWireError::IoError(error)))
+                if error.kind() == io::ErrorKind::InvalidData =>
+            {
+                return goodbye(&mut wire, errors::fatal("08P01", error.to_string())).await;
+            }
             Some(Err(PgWireError::IoError(error))) => return Err(error),
             Some(Err(error)) => return goodbye(&mut wire, error).await,
         };
@@ -247,7 +271,11 @@ async fn converse(
                 if starting || is_fatal(&error) {
                     return goodbye(&mut wire, error).await;
                 }
-                process_error(&mut wire, error, wait_for_sync).await?;
+                let told = process_error(&mut wire, error, wait_for_sync);
+                match tokio::time::timeout(ERROR_PATIENCE, told).await {
+                    Ok(told) => told?,
+                    Err(_) => return Ok(()),
+                }
             }
         }
     }
@@ -288,6 +316,9 @@ async fn goodbye(wire: &mut Wire, error: PgWireError) -> io::Result<()> {
     let mut info: pgwire::error::ErrorInfo = error.into();
     "FATAL".clone_into(&mut info.severity);
     info.severity_nonlocalized = Some("FATAL".into());
-    wire.send(PgWireBackendMessage::ErrorResponse(info.into()))
-        .await
+    let told = wire.send(PgWireBackendMessage::ErrorResponse(info.into()));
+    match tokio::time::timeout(ERROR_PATIENCE, told).await {
+        Ok(told) => told,
+        Err(_) => Ok(()),
+    }
 }

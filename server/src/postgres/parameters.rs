@@ -150,9 +150,14 @@ fn from_binary(pg_type: &Type, value: &[u8]) -> PgWireResult<ScalarValue> {
 }
 
 fn utf8(value: &[u8]) -> PgWireResult<String> {
+    let invalid = "invalid byte sequence for encoding \"UTF8\"";
+    // PostgreSQL's texts hold no NUL; clients in C would read it as the text's end.
+    if value.contains(&0) {
+        return Err(errors::error("22021", format!("{invalid}: 0x00")));
+    }
     std::str::from_utf8(value)
         .map(str::to_owned)
-        .map_err(|_| errors::error("22021", "invalid byte sequence for encoding \"UTF8\""))
+        .map_err(|_| errors::error("22021", invalid))
 }
 
 /// The counterpart of `rows::write_numeric`.

@@ -17,13 +17,14 @@ use pgwire::messages::PgWireBackendMessage;
 use pgwire::messages::response::EmptyQueryResponse;
 use pgwire::messages::simplequery::Query;
 
-use super::connection::{Connection, Outcome};
+use super::connection::{Connection, CopyUnderWay, Outcome, Plain};
+use super::copy_in::CopyIn;
 use super::interrupt::Interrupt;
 use super::statement::{self, Kind};
 use super::{answer, errors, lexer, rows};
 
 /// Tells the client that nothing is undone.
-pub(super) const ROLLBACK_WARNING: &str =
+const ROLLBACK_WARNING: &str =
     "statements commit one by one: what this transaction wrote stays written";
 
 #[async_trait]
@@ -51,12 +52,13 @@ impl SimpleQueryHandler for Connection {
             let copying = self
                 .answer_one(client, &query, range.start, &query[range], &mut interrupt)
                 .await?;
-            if copying {
+            if let Some(copy) = copying {
                 if i != last {
                     return Err(errors::unsupported(
                         "a statement after COPY … FROM STDIN in the same text",
                     ));
                 }
+                self.await_copy(client, copy, interrupt).await?;
                 client.set_state(PgWireConnectionState::CopyInProgress(false));
                 return Ok(());
             }
@@ -79,7 +81,7 @@ impl SimpleQueryHandler for Connection {
 }
 
 impl Connection {
-    /// Answers one statement; whether the client may now send copy data.
+    /// Answers one statement, unless it waits for copy data: that it gives back.
     async fn answer_one<C>(
         &self,
         client: &mut C,
@@ -87,7 +89,7 @@ impl Connection {
         start: usize,
         sql: &str,
         interrupt: &mut Interrupt,
-    ) -> PgWireResult<bool>
+    ) -> PgWireResult<Option<Box<CopyIn>>>
     where
         C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
         C::PortalStore: PortalStore,
@@ -95,8 +97,11 @@ impl Connection {
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
         let status = client.transaction_status();
+        let session = &self.opened()?.session;
+        interrupt.begin(session, sql);
+        let kind = statement::kind(sql);
         let outcome = interrupt
-            .guard(self.run_text(query, start, sql, status))
+            .guard(self.run_text(query, start, sql, &kind, status))
             .await?;
         match outcome {
             Outcome::Rows(mut cursor) => {
@@ -113,31 +118,72 @@ impl Connection {
                 let sent = answer::rows(client, &mut cursor, &fields, limit, interrupt).await?;
                 answer::complete(client, format!("FETCH {sent}")).await?;
             }
-            Outcome::Done(tag) => {
-                self.forget_names(client.portal_store(), &statement::kind(sql));
+            Outcome::Plain(plain) => {
+                return self
+                    .answer_plain(client, sql, &kind, plain, interrupt)
+                    .await;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Answers an outcome that both protocols answer alike; a copy that waits for data is given
+    /// back.
+    pub(super) async fn answer_plain<C>(
+        &self,
+        client: &mut C,
+        sql: &str,
+        kind: &Kind,
+        outcome: Plain,
+        interrupt: &mut Interrupt,
+    ) -> PgWireResult<Option<Box<CopyIn>>>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore,
+        C::Error: Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        match outcome {
+            Plain::Done(tag) => {
+                self.forget_names(client.portal_store(), kind);
                 answer::report(client, sql, &self.opened()?.session).await?;
                 answer::complete(client, tag).await?;
             }
-            Outcome::Status(tag, status) => {
+            Plain::Status(tag, status) => {
                 if tag == "ROLLBACK" && self.take_wrote() {
                     answer::warn(client, "01000", ROLLBACK_WARNING).await?;
                 }
                 client.set_transaction_status(status);
                 answer::complete(client, tag).await?;
             }
-            Outcome::CopyIn(columns) => {
-                answer::begin_copy_in(client, columns).await?;
-                return Ok(true);
-            }
-            Outcome::CopyOut(copy, cursor) => {
+            Plain::CopyIn(copy) => return Ok(Some(copy)),
+            Plain::CopyOut(copy, cursor) => {
                 answer::copy_out(client, &copy, cursor, interrupt).await?;
             }
         }
-        Ok(false)
+        Ok(None)
+    }
+
+    /// Lets the client send copy data.
+    pub(super) async fn await_copy<C: answer::Client>(
+        &self,
+        client: &mut C,
+        copy: Box<CopyIn>,
+        mut interrupt: Interrupt,
+    ) -> PgWireResult<()>
+    where
+        C::Error: Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        answer::begin_copy_in(client, copy.width()).await?;
+        // How long it takes is the client's affair; each write has its own limit.
+        interrupt.without_limit();
+        *self.copy.lock().await = Some(CopyUnderWay { copy, interrupt });
+        Ok(())
     }
 
     /// Drops prepared statements that `DEALLOCATE` or `DISCARD ALL` named.
-    pub(super) fn forget_names<P: PortalStore>(&self, store: &P, kind: &Kind) {
+    fn forget_names<P: PortalStore>(&self, store: &P, kind: &Kind) {
         match kind {
             Kind::Deallocate(Some(name)) => {
                 self.forget_prepared(name);

@@ -10,11 +10,31 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 /// How often a connection with unread input is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+/// A connection without traffic is probed after this long, and so often, so long apart, before
+/// its client counts as gone.
+const PROBE_AFTER: Duration = Duration::from_secs(60);
+const PROBE_INTERVAL: Duration = Duration::from_secs(10);
+const PROBES: u32 = 6;
+
+/// Has the system find out about clients whose machine or network vanished: nothing else would,
+/// and their sessions would stay for ever.
+///
+/// # Errors
+/// The socket does not take the options.
+pub fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    let probes = TcpKeepalive::new()
+        .with_time(PROBE_AFTER)
+        .with_interval(PROBE_INTERVAL)
+        .with_retries(PROBES);
+    SockRef::from(stream).set_tcp_keepalive(&probes)
+}
 
 /// A TCP stream that is read and written through a shared reference.
 #[derive(Clone, Debug)]

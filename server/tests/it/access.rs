@@ -52,6 +52,67 @@ async fn a_token_opens_every_door_in_every_spelling_and_nothing_else_does() {
     assert!(body["error"].is_string(), "{body}");
 }
 
+#[tokio::test]
+async fn influx_clients_may_send_query_and_token_as_a_form() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let server = Server::start(dir.path(), &[], &[("SHOAL_AUTH_TOKEN", "s3cret")]);
+    let query = || server.http.post(format!("{}/query", server.url));
+    let encoded = |text: &str| {
+        query()
+            .header("Content-Type", "application/x-www-form-urlencoded")
+            .body(text.to_owned())
+    };
+    let multipart = |fields: &[(&str, &str)]| {
+        let parts: String = fields
+            .iter()
+            .map(|(name, value)| {
+                format!("--x\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n")
+            })
+            .collect();
+        query()
+            .header("Content-Type", "multipart/form-data; boundary=x")
+            .body(format!("{parts}--x--\r\n"))
+    };
+    for (request, status) in [
+        (encoded("q=CREATE+DATABASE+%22a%22&u=me&p=s3cret"), 200),
+        (encoded("q=SHOW+DATABASES&u=me&p=wrong"), 401),
+        (encoded("q=SHOW+DATABASES"), 401),
+        (encoded("q=SHOW+DATABASES").bearer_auth("s3cret"), 200),
+        (
+            encoded("q=SHOW+DATABASES&p=s3cret").bearer_auth("wrong"),
+            401,
+        ),
+        (
+            multipart(&[("q", "CREATE DATABASE b; SHOW DATABASES"), ("p", "s3cret")]),
+            200,
+        ),
+        (multipart(&[("q", "SHOW DATABASES"), ("p", "wrong")]), 401),
+        (encoded("q=CREATE+DATABASE+%27c%27&p=s3cret"), 400),
+        (
+            query()
+                .header("Content-Type", "text/plain")
+                .body("q=SHOW+DATABASES&p=s3cret"),
+            401,
+        ),
+    ] {
+        let response = request.send().await.expect("answer");
+        assert_eq!(response.status(), status, "{:?}", response.text().await);
+    }
+    let shown = encoded("q=SHOW+DATABASES&p=s3cret")
+        .send()
+        .await
+        .expect("answer");
+    let shown = shown.text().await.expect("text");
+    assert!(
+        shown.contains(r#"["a"]"#) && shown.contains(r#"["b"]"#),
+        "{shown}"
+    );
+    assert!(
+        !shown.contains("'c'") && !shown.contains(r#"["c"]"#),
+        "{shown}"
+    );
+}
+
 #[test]
 fn an_address_that_the_network_reaches_is_refused_without_a_token() {
     let dir = tempfile::tempdir().expect("tempdir");

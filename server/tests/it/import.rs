@@ -53,7 +53,7 @@ async fn lp_csv_and_parquet_are_loaded_compressed_or_not_and_never_twice() {
     assert!(import(&server, &["--again", &csv]).status.success());
     assert_eq!(server.number("SELECT count(*) FROM events").await, 4);
 
-    let parquet = parquet_file();
+    let parquet = parquet_file(1000);
     let file = path_of(dir.path(), "numbers.parquet", &parquet);
     for _ in 0..2 {
         let output = import(&server, &["--table", "numbers", "--key", "n", &file]);
@@ -73,15 +73,15 @@ async fn lp_csv_and_parquet_are_loaded_compressed_or_not_and_never_twice() {
     assert_eq!(server.number("SELECT sum(v) FROM m").await, 7);
 }
 
-fn parquet_file() -> Vec<u8> {
+fn parquet_file(rows: i64) -> Vec<u8> {
     use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
     use std::sync::Arc;
     let columns: Vec<(&str, ArrayRef)> = vec![
-        ("n", Arc::new(Int64Array::from_iter_values(0..1000))),
+        ("n", Arc::new(Int64Array::from_iter_values(0..rows))),
         (
             "s",
             Arc::new(StringArray::from_iter_values(
-                (0..1000).map(|i| format!("s{i}")),
+                (0..rows).map(|i| format!("a text that makes a row longer {i}")),
             )),
         ),
     ];
@@ -127,13 +127,14 @@ fn rows_csv(rows: usize) -> String {
     text
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_import_killed_midway_goes_on_and_doubles_no_row() {
-    const ROWS: usize = 1_200_000;
-    let dir = tempfile::tempdir().expect("tempdir");
-    let csv = path_of(dir.path(), "big.csv", rows_csv(ROWS).as_bytes());
-    let mut server = Server::plain(dir.path());
-    let mut importer = shoal(&["import", "--quiet", "--url", &server.url, &csv])
+/// Rows of the tests that kill an import: it takes a while to load them.
+const MANY: usize = 1_200_000;
+
+/// Loads a file of [`MANY`] rows into the append table `big`; the importer is killed midway, then
+/// the server, and a second importer does the rest.
+async fn goes_on_after_kills(dir: &Path, file: &str) {
+    let mut server = Server::plain(dir);
+    let mut importer = shoal(&["import", "--quiet", "--url", &server.url, file])
         .stderr(Stdio::null())
         .spawn()
         .expect("starts");
@@ -151,22 +152,77 @@ async fn an_import_killed_midway_goes_on_and_doubles_no_row() {
     let _ = importer.wait();
     let stored = server.number("SELECT count(*) FROM big").await;
     assert!(
-        stored > 0 && stored < ROWS as i64,
+        stored > 0 && stored < MANY as i64,
         "not killed midway: {stored}"
     );
-    // Then the server, and while it is away a second importer begins and waits for it.
     let port = server.url.rsplit(':').next().expect("port").to_owned();
     server.kill();
     drop(server);
     let address = format!("127.0.0.1:{port}");
-    let server = Server::start(dir.path(), &["--http-addr", &address], &[]);
-    let output = import(&server, &["--quiet", &csv]);
+    let server = Server::start(dir, &["--http-addr", &address], &[]);
+    let output = import(&server, &[file]);
     assert!(output.status.success(), "{}", stderr(&output));
-    assert_eq!(server.number("SELECT count(*) FROM big").await, ROWS as i64);
+    assert!(
+        stderr(&output).contains("an earlier run got to chunk"),
+        "{}",
+        stderr(&output)
+    );
+    assert_eq!(server.number("SELECT count(*) FROM big").await, MANY as i64);
     assert_eq!(
         server.number("SELECT count(DISTINCT n) FROM big").await,
-        ROWS as i64
+        MANY as i64
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_csv_import_killed_midway_goes_on_and_doubles_no_row() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let file = path_of(dir.path(), "big.csv", rows_csv(MANY).as_bytes());
+    goes_on_after_kills(dir.path(), &file).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parquet_import_killed_midway_goes_on_and_doubles_no_row() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let file = path_of(dir.path(), "big.parquet", &parquet_file(MANY as i64));
+    goes_on_after_kills(dir.path(), &file).await;
+}
+
+#[tokio::test]
+async fn a_file_that_changed_since_it_was_loaded_is_told_of_first() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let server = Server::plain(dir.path());
+    for (name, flags, warned) in [
+        ("append.csv", &[][..], "WARNING"),
+        (
+            "upsert.csv",
+            &["--key", "n"][..],
+            "rows replace those of the same key",
+        ),
+    ] {
+        let file = path_of(dir.path(), name, b"n,s\n1,a\n2,b\n");
+        let load = || import(&server, &[flags, &[file.as_str()]].concat());
+        let first = stderr(&load());
+        assert!(!first.contains("has changed"), "{first}");
+        let again = stderr(&load());
+        assert!(again.contains("nothing to do"), "{again}");
+        std::fs::write(&file, b"n,s\n1,a\n2,b\n3,c\n").expect("write");
+        let changed = stderr(&load());
+        assert!(
+            changed.contains("has changed") && changed.contains(warned),
+            "{changed}"
+        );
+        let again = stderr(&load());
+        assert!(again.contains("nothing to do"), "{again}");
+        // An emptied table has none of the rows any more.
+        server
+            .rows(&format!("TRUNCATE {}", name.trim_end_matches(".csv")))
+            .await;
+        std::fs::write(&file, b"n,s\n1,a\n").expect("write");
+        let emptied = stderr(&load());
+        assert!(!emptied.contains("has changed"), "{emptied}");
+    }
+    assert_eq!(server.number("SELECT count(*) FROM append").await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

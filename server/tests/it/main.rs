@@ -7,6 +7,8 @@ mod import;
 mod life;
 mod pg;
 mod pg_clients;
+mod pg_copy;
+mod pg_hostile;
 mod server;
 mod sql_cli;
 mod writes;

@@ -42,6 +42,91 @@ async fn filled(dir: &Path) -> Server {
     server
 }
 
+/// What psql can be asked about a database. Not all of it is there to be told; none of it may fail
+/// in the server.
+const BACKSLASH: &[&str] = &[
+    "\\d",
+    "\\d cpu",
+    "\\d+ cpu",
+    "\\d cpu_pkey",
+    "\\d+ cpu_pkey",
+    "\\d system.queries",
+    "\\d pg_class",
+    "\\da",
+    "\\dA",
+    "\\dA+",
+    "\\dAc",
+    "\\dAf",
+    "\\dAo",
+    "\\dAp",
+    "\\db",
+    "\\db+",
+    "\\dc",
+    "\\dconfig",
+    "\\dC",
+    "\\dC+",
+    "\\dd",
+    "\\dD",
+    "\\ddp",
+    "\\dE",
+    "\\des",
+    "\\det",
+    "\\deu",
+    "\\dew",
+    "\\df",
+    "\\df+",
+    "\\df version",
+    "\\dF",
+    "\\dFd",
+    "\\dFp",
+    "\\dFt",
+    "\\dg",
+    "\\dg+",
+    "\\di",
+    "\\di+",
+    "\\dl",
+    "\\dL",
+    "\\dL+",
+    "\\dm",
+    "\\dn",
+    "\\dn+",
+    "\\do",
+    "\\dO",
+    "\\dp",
+    "\\dp cpu",
+    "\\dP",
+    "\\drds",
+    "\\dRp",
+    "\\dRs",
+    "\\ds",
+    "\\dt",
+    "\\dt+",
+    "\\dt *.*",
+    "\\dT",
+    "\\dT+",
+    "\\du",
+    "\\du+",
+    "\\dv",
+    "\\dv+",
+    "\\dx",
+    "\\dx+",
+    "\\dX",
+    "\\dy",
+    "\\l",
+    "\\l+",
+    "\\z",
+    "\\z cpu",
+    "\\sf version",
+    "\\sv cpu",
+    "\\conninfo",
+    "\\encoding",
+    "\\dS",
+    "\\dtS",
+    "\\dtvi",
+    "\\dit",
+    "\\lo_list",
+];
+
 #[tokio::test(flavor = "multi_thread")]
 async fn psql_looks_around_and_queries() {
     if !installed("psql") {
@@ -51,15 +136,16 @@ async fn psql_looks_around_and_queries() {
     let dir = tempfile::tempdir().expect("tempdir");
     let server = filled(dir.path()).await;
     let address = address(&server);
-    let psql = |commands: &[&str]| {
+    let run = |commands: &[&str]| {
         let mut command = Command::new("psql");
         command.args(["-X", "-h", "127.0.0.1", "-U", "it", "-d", "public", "-p"]);
         command.arg(address.port().to_string());
         for text in commands {
             command.args(["-c", text]);
         }
-        succeed(&commands.join("; "), &command.output().expect("psql runs"))
+        command.output().expect("psql runs")
     };
+    let psql = |commands: &[&str]| succeed(&commands.join("; "), &run(commands));
     let tables = psql(&["\\d"]);
     assert!(
         tables.contains("| cpu ") && tables.contains("table"),
@@ -68,16 +154,43 @@ async fn psql_looks_around_and_queries() {
     assert!(psql(&["\\dt"]).contains("| cpu "));
     let columns = psql(&["\\d cpu"]);
     for line in [
-        "ts         | timestamp without time zone |           | not null |",
-        "hostname   | text                        |           | not null |",
-        "usage_user | double precision            |           |          |",
-        "n          | bigint                      |           |          |",
+        "ts         | timestamp(3) without time zone |           | not null |",
+        "hostname   | text                           |           | not null |",
+        "usage_user | double precision               |           |          |",
+        "n          | bigint                         |           |          |",
+        "Indexes:\n    \"cpu_pkey\" PRIMARY KEY, btree (hostname, ts)\n",
     ] {
         assert!(columns.contains(line), "{columns}");
     }
+    let rates = "CREATE TABLE rates (id BIGINT NOT NULL, rate DECIMAL(12, 3) DEFAULT 2 * 1.5, \"Key\" TEXT, PRIMARY KEY (\"Key\", id))";
+    let defaults = psql(&[rates, "\\d rates"]);
+    for line in [
+        "| numeric(12,3) |           |          | 2 * 1.5",
+        "\"rates_pkey\" PRIMARY KEY, btree (\"Key\", id)",
+    ] {
+        assert!(defaults.contains(line), "{defaults}");
+    }
+    let index = psql(&["\\d rates_pkey"]);
+    for line in [
+        "Key    | text",
+        "id     | bigint",
+        "primary key, btree, for table \"public.rates\"",
+    ] {
+        assert!(index.contains(line), "{index}");
+    }
+    let listed = psql(&["\\di"]);
+    assert!(
+        listed.contains("| cpu_pkey   | index |") && listed.contains("| rates_pkey | index |"),
+        "{listed}"
+    );
+    assert!(!psql(&["\\dt"]).contains("pkey"));
     assert!(psql(&["\\l"]).contains("shoal"));
     assert!(psql(&["\\dn"]).contains("public"));
-    psql(&["\\du", "\\conninfo", "\\encoding"]);
+    for command in BACKSLASH {
+        let output = run(&[command]);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(!errors.contains("ERROR"), "{command}: {errors}");
+    }
     let rows = psql(&["SELECT hostname, usage_user FROM cpu ORDER BY ts"]);
     assert!(
         rows.contains(" host_0   |        1.5\n") && rows.contains("(3 rows)"),

@@ -18,6 +18,8 @@ pub fn shoal(args: &[&str]) -> Command {
             command.env_remove(name);
         }
     }
+    // Not the notes of the user who runs the tests.
+    command.env("XDG_STATE_HOME", env!("CARGO_TARGET_TMPDIR"));
     command.args(args);
     command
 }

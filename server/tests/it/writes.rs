@@ -329,3 +329,64 @@ async fn what_sql_could_not_read_is_not_written_and_one_wrong_line_costs_one_lin
         .await;
     assert_eq!(status, 200, "{answer}");
 }
+
+#[tokio::test]
+async fn a_statement_that_is_sent_again_with_its_write_id_takes_effect_once() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let server = Server::plain(dir.path());
+    server
+        .rows("CREATE TABLE a (n BIGINT, v BIGINT) WITH (mode = 'append')")
+        .await;
+    server
+        .rows("CREATE TABLE u (n BIGINT NOT NULL, v BIGINT, PRIMARY KEY (n))")
+        .await;
+    let send = async |id: &str, sql: &str| {
+        let request = server.post("/v1/sql").header("Shoal-Write-Id", id);
+        let response = request
+            .json(&json!({ "sql": sql }))
+            .send()
+            .await
+            .expect("answer");
+        let again = response.headers().contains_key("shoal-duplicate");
+        (response.status().as_u16(), again)
+    };
+    let fresh = || ulid::Ulid::new().to_string();
+    for sql in [
+        "INSERT INTO a VALUES (1, 1), (2, 2)",
+        "INSERT INTO u VALUES (1, 1), (2, 2)",
+        "UPDATE u SET v = v + 10 WHERE n = 1",
+        "INSERT INTO a SELECT n, v FROM u",
+    ] {
+        let id = fresh();
+        assert_eq!(send(&id, sql).await, (200, false), "{sql}");
+        assert_eq!(send(&id, sql).await, (200, true), "{sql}");
+    }
+    assert_eq!(server.number("SELECT count(*) FROM a").await, 4);
+    assert_eq!(server.number("SELECT v FROM u WHERE n = 1").await, 11);
+    // Rows that came after the deletion stay when it is sent again.
+    for (sql, table) in [
+        ("DELETE FROM a WHERE n = 1", "a"),
+        ("DELETE FROM u WHERE n = 1", "u"),
+    ] {
+        let id = fresh();
+        assert_eq!(send(&id, sql).await, (200, false), "{sql}");
+        server
+            .rows(&format!("INSERT INTO {table} VALUES (1, 5)"))
+            .await;
+        assert_eq!(send(&id, sql).await, (200, true), "{sql}");
+        let left = format!("SELECT count(*) FROM {table} WHERE n = 1");
+        assert_eq!(server.number(&left).await, 1);
+    }
+    for (id, sql) in [
+        (fresh(), "SELECT 1"),
+        (fresh(), "DROP TABLE a"),
+        (
+            fresh(),
+            "INSERT INTO a SELECT value, value FROM generate_series(1, 70000)",
+        ),
+        ("nonsense".to_owned(), "INSERT INTO a VALUES (9, 9)"),
+    ] {
+        assert_eq!(send(&id, sql).await.0, 400, "{sql}");
+    }
+    assert_eq!(server.number("SELECT count(*) FROM a WHERE n > 2").await, 0);
+}

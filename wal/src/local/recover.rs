@@ -223,7 +223,7 @@ impl Recovery {
             let log = self.log(shard, frame.header.offset);
             if log.damage().is_some() {
                 // Not readable, but not to be deleted either.
-                segment.note(&log, Offset(u64::MAX));
+                log.note_in(segment, Offset(u64::MAX));
                 continue;
             }
             let next = log.bounds().1.0;
@@ -248,7 +248,7 @@ impl Recovery {
                 (at, None)
             });
             let end = log.extend(segment, frames);
-            segment.note(&log, end);
+            log.note_in(segment, end);
         }
         for (shard, next) in &batch.next {
             self.expect(*shard, *next, segment, batch.byte);
@@ -342,7 +342,7 @@ impl Recovery {
         let damaged = self.shards.values().filter(|s| s.damage().is_some());
         for shard in damaged {
             for segment in &self.damaged_segments {
-                segment.note(shard, Offset(u64::MAX));
+                shard.note_in(segment, Offset(u64::MAX));
             }
         }
     }

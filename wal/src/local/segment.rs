@@ -5,13 +5,30 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 
 use parking_lot::Mutex;
 use shoal_types::{Offset, ShardId};
 
-use super::shard_log::ShardLog;
+/// The first offset that a log keeps. Shared between the log, which moves it, and the segments that
+/// wait for it.
+#[derive(Clone, Debug)]
+pub(super) struct LogStart(Arc<AtomicU64>);
+
+impl LogStart {
+    pub(super) fn at(offset: Offset) -> Self {
+        Self(Arc::new(AtomicU64::new(offset.0)))
+    }
+
+    pub(super) fn get(&self) -> Offset {
+        Offset(self.0.load(Acquire))
+    }
+
+    pub(super) fn set(&self, offset: Offset) {
+        self.0.store(offset.0, Release);
+    }
+}
 
 /// One file.
 #[derive(Debug)]
@@ -21,9 +38,8 @@ pub(super) struct Segment {
     /// For reading. The writer has its own handle.
     pub(super) file: File,
     bytes: AtomicU64,
-    /// One past the highest offset of every log that has records here.
-    /// Weak, because the logs' indexes own the segments.
-    ends: Mutex<HashMap<ShardId, (Weak<ShardLog>, u64)>>,
+    /// For every log that has records here: its start, and one past its highest offset here.
+    ends: Mutex<HashMap<ShardId, (LogStart, u64)>>,
 }
 
 impl Segment {
@@ -41,20 +57,16 @@ impl Segment {
         self.bytes.store(bytes, Relaxed);
     }
 
-    pub(super) fn note(&self, shard: &Arc<ShardLog>, end: Offset) {
+    /// Notes that a log has records here, below `end`.
+    pub(super) fn note(&self, shard: ShardId, start: &LogStart, end: Offset) {
         let mut ends = self.ends.lock();
-        let entry = ends
-            .entry(shard.shard())
-            .or_insert_with(|| (Arc::downgrade(shard), 0));
+        let entry = ends.entry(shard).or_insert_with(|| (start.clone(), 0));
         entry.1 = entry.1.max(end.0);
     }
 
     fn is_trimmed(&self) -> bool {
         let ends = self.ends.lock();
-        ends.values().all(|(shard, end)| {
-            let shard = shard.upgrade();
-            shard.is_some_and(|s| s.bounds().0.0 >= *end)
-        })
+        ends.values().all(|(start, end)| start.get().0 >= *end)
     }
 }
 
@@ -81,9 +93,14 @@ impl Segments {
         self.list.iter().map(|s| s.bytes.load(Relaxed)).sum()
     }
 
-    /// Bytes of the segment `number` and of all after it.
-    pub(super) fn bytes_from(&self, number: u64) -> u64 {
-        let from = self.list.iter().filter(|s| s.number >= number);
+    /// Bytes of the segment `number` and of all after it but the last, which stays whatever is
+    /// trimmed.
+    pub(super) fn freeable_bytes_from(&self, number: u64) -> u64 {
+        let last = self.list.back().map_or(0, |s| s.number);
+        let from = self
+            .list
+            .iter()
+            .filter(|s| (number..last).contains(&s.number));
         from.map(|s| s.bytes.load(Relaxed)).sum()
     }
 

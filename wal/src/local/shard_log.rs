@@ -13,7 +13,7 @@ use shoal_types::{Offset, ShardId};
 use tokio::sync::Notify;
 
 use super::format::FRAME_HEADER_BYTES;
-use super::segment::Segment;
+use super::segment::{LogStart, Segment};
 use crate::log::LogError;
 
 /// Bytes kept in memory for readers that lag. One that lags more reads the files.
@@ -89,7 +89,7 @@ pub(super) struct ShardLog {
 
 #[derive(Debug)]
 struct Inner {
-    start: u64,
+    start: LogStart,
     next: u64,
     runs: VecDeque<Run>,
     bytes: u64,
@@ -108,7 +108,7 @@ impl ShardLog {
         Self {
             shard,
             inner: Mutex::new(Inner {
-                start: next.0,
+                start: LogStart::at(next),
                 next: next.0,
                 runs: VecDeque::new(),
                 bytes: 0,
@@ -129,7 +129,12 @@ impl ShardLog {
 
     pub(super) fn bounds(&self) -> (Offset, Offset) {
         let inner = self.inner.lock();
-        (Offset(inner.start), Offset(inner.next))
+        (inner.start.get(), Offset(inner.next))
+    }
+
+    /// Notes in a segment that it has records of this log, below `end`.
+    pub(super) fn note_in(&self, segment: &Segment, end: Offset) {
+        segment.note(self.shard, &self.inner.lock().start, end);
     }
 
     pub(super) fn retained_bytes(&self) -> u64 {
@@ -180,8 +185,9 @@ impl ShardLog {
 
     pub(super) fn trim(&self, below: Offset) {
         let mut inner = self.inner.lock();
-        let start = below.0.clamp(inner.start, inner.next);
-        while inner.start < start {
+        let mut at = inner.start.get().0;
+        let start = below.0.clamp(at, inner.next);
+        while at < start {
             let Some(run) = inner.runs.front_mut() else {
                 break;
             };
@@ -195,9 +201,9 @@ impl ShardLog {
                 inner.runs.pop_front();
             }
             inner.bytes -= u64::from(frame.bytes) + FRAME_HEADER_BYTES as u64;
-            inner.start += 1;
+            at += 1;
         }
-        inner.start = start;
+        inner.start.set(Offset(start));
         drop(inner);
         // Readers that stand below must hear of it.
         self.changed.notify_waiters();
@@ -258,10 +264,11 @@ impl ShardLog {
 impl Inner {
     fn check(&self, shard: ShardId, asked: u64) -> Result<(), LogError> {
         let asked_offset = Offset(asked);
-        if asked < self.start {
+        let start = self.start.get();
+        if asked_offset < start {
             return Err(LogError::BelowStart {
                 asked: asked_offset,
-                start: Offset(self.start),
+                start,
             });
         }
         if asked > self.next {

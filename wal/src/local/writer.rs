@@ -296,7 +296,7 @@ impl Writer {
                 (frame, Some(batch[*i].record.clone()))
             });
             let end = shard.extend(&active.segment, frames);
-            active.segment.note(shard, end);
+            shard.note_in(&active.segment, end);
             for (back, i) in indexes.iter().rev().enumerate() {
                 offsets[*i] = Offset(end.0 - 1 - back as u64);
             }

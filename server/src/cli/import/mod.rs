@@ -7,6 +7,7 @@
 
 mod chunk;
 mod csv_rows;
+mod notes;
 mod parquet_rows;
 mod progress;
 mod rows;
@@ -23,13 +24,14 @@ use tokio_stream::wrappers::ReceiverStream;
 use xxhash_rust::xxh3::Xxh3;
 
 use self::chunk::{BAD_SHOWN_MAX, BadLine, CUTTING_VERSION, Chunk, Chunks, LineChunks};
-use self::progress::{Progress, grouped};
+use self::notes::{Notes, Place};
+use self::progress::Progress;
 use self::rows::Mapping;
 use self::sender::{Sender, Sent, patiently};
 use self::source::{InputFormat, Source};
 use self::table::{InputColumn, NewTable, Target, path_part};
 use super::client::{Client, ClientArgs};
-use super::{CliError, CliResult};
+use super::{CliError, CliResult, counted};
 
 /// Chunks sent at a time. The fold tells 32 chunks beyond the oldest unacknowledged one apart
 /// (`shoal_wal::record::CHUNKS_AHEAD_MAX`); answers are awaited in order, so this is the most that
@@ -107,9 +109,9 @@ pub async fn run(args: ImportArgs) -> CliResult {
             eprintln!("… and {} more", totals.bad - totals.bad_shown as u64);
         }
         return Err(CliError::failed(format!(
-            "{} bad lines were left out; {} rows were stored",
-            grouped(totals.bad),
-            grouped(totals.rows)
+            "{} left out; {} stored",
+            counted(totals.bad, "bad line"),
+            counted(totals.rows, "row")
         )));
     }
     Ok(ExitCode::SUCCESS)
@@ -133,6 +135,15 @@ async fn import(
     let patience = Duration::from_secs(args.patience_s);
     let mark = patiently(patience, || progress_mark(client, &import)).await?;
     let from = mark.unwrap_or(0);
+    tell_change(
+        args,
+        client,
+        source,
+        format,
+        target.as_ref(),
+        (&import, mark),
+    )
+    .await?;
     let sender = Sender {
         client: client.clone(),
         path,
@@ -172,8 +183,8 @@ async fn import(
             eprintln!("{name}: was loaded before; nothing to do (--again loads it again)");
         } else {
             eprintln!(
-                "{name}: {} rows stored ({})",
-                grouped(rows),
+                "{name}: {} stored ({})",
+                counted(rows, "row"),
                 progress.figures()
             );
         }
@@ -281,6 +292,50 @@ fn import_id(
         None => source.fingerprint(&mut hash)?,
     }
     Ok(format!("{:032x}", hash.digest128()))
+}
+
+/// Says so if the file was loaded before with other content; notes what is loaded now.
+async fn tell_change(
+    args: &ImportArgs,
+    client: &Client,
+    source: &Source,
+    format: InputFormat,
+    target: Option<&Target>,
+    (import, mark): (&str, Option<u64>),
+) -> Result<(), CliError> {
+    let (Some(path), None) = (source.path(), &args.import_id) else {
+        return Ok(());
+    };
+    let form = format!("{format:?}");
+    // A table that was emptied since holds nothing of the file.
+    let table = target.map_or_else(String::new, |t| format!("{} {}", t.id, t.incarnation));
+    let place = Place::new(path, &[&form, &args.schema, &table])?;
+    let notes = Notes::of_user();
+    let last = notes.last(&place);
+    if last.as_deref() == Some(import) {
+        return Ok(());
+    }
+    if let (Some(last), None, false) = (&last, mark, args.again)
+        && patiently(Duration::from_secs(args.patience_s), || {
+            progress_mark(client, last)
+        })
+        .await?
+        .is_some()
+    {
+        let name = source.name();
+        match target {
+            Some(target) if target.appends => eprintln!(
+                "{name}: WARNING: it was loaded into table {:?} before and has changed since. All of it is loaded now, and the table keeps every row (mode 'append'): rows that were in the file then and still are will be there twice. TRUNCATE the table first if the file shall replace them",
+                target.table
+            ),
+            _ if !args.quiet => eprintln!(
+                "{name}: it was loaded before and has changed since; all of it is loaded now, and rows replace those of the same key"
+            ),
+            _ => {}
+        }
+    }
+    notes.note(&place, import);
+    Ok(())
 }
 
 /// The chunk to go on with: every shard has all below it. `None`: the server never saw the import.

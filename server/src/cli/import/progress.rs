@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::cli::counted;
+
 /// How often a plain line is printed.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
@@ -91,8 +93,8 @@ impl Progress {
     pub fn figures(&self) -> String {
         let seconds = self.began.elapsed().as_secs_f64().max(1e-3);
         format!(
-            "{} rows, {:.0} rows/s, {:.1} MB/s",
-            grouped(self.rows),
+            "{}, {:.0} rows/s, {:.1} MB/s",
+            counted(self.rows, "row"),
             self.rows as f64 / seconds,
             self.input_bytes as f64 / 1e6 / seconds
         )
@@ -105,17 +107,4 @@ impl Progress {
             (self.began.elapsed().as_secs_f64() * (all - done).max(0.0) / done).round() as u64
         })
     }
-}
-
-/// `1234567` as `1,234,567`.
-pub fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }

@@ -113,6 +113,11 @@ impl Source {
         self.path.is_none()
     }
 
+    /// Where it is; `None` for standard input.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
     /// Size as stored, in bytes; `None` for standard input.
     pub fn stored_bytes(&self) -> Result<Option<u64>, CliError> {
         self.path

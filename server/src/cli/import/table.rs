@@ -41,6 +41,8 @@ pub struct Target {
     pub id: String,
     /// Raised by TRUNCATE.
     pub incarnation: u64,
+    /// Whether it keeps every row, so that a row loaded twice is there twice.
+    pub appends: bool,
     /// All columns.
     pub columns: Vec<TargetColumn>,
 }
@@ -92,6 +94,7 @@ impl Target {
             table: table.to_owned(),
             id: body["id"].as_str().ok_or_else(unreadable)?.to_owned(),
             incarnation: body["incarnation"].as_u64().ok_or_else(unreadable)?,
+            appends: body["mode"] == "append",
             columns,
         }))
     }

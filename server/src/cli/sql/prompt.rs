@@ -15,6 +15,7 @@ use super::failure::Failure;
 use super::meta;
 use super::names::{NameCache, WORDS};
 use super::shell::{Next, Shell};
+use crate::cli::state::{state_file, variable};
 use crate::cli::{CliError, CliResult};
 use crate::postgres::lexer::{self, Kind};
 
@@ -106,15 +107,7 @@ fn editor(cache: Arc<NameCache>, schema: &str) -> Reedline {
 
 /// `$SHOAL_HISTORY`, else `shoal/sql_history` where the user's programs keep their state.
 fn history_file() -> Option<PathBuf> {
-    let set = |name: &str| {
-        std::env::var_os(name)
-            .filter(|v| !v.is_empty())
-            .map(PathBuf::from)
-    };
-    set("SHOAL_HISTORY").or_else(|| {
-        let state = set("XDG_STATE_HOME").or_else(|| Some(set("HOME")?.join(".local/state")))?;
-        Some(state.join("shoal/sql_history"))
-    })
+    variable("SHOAL_HISTORY").or_else(|| state_file("sql_history"))
 }
 
 /// The prompt: the current schema.

@@ -1,0 +1,63 @@
+//! Which shards this process leads or follows.
+
+use std::sync::Arc;
+
+use shoal_types::ShardId;
+
+use super::open::{not_placed, open_as};
+use super::{Database, Role, Served};
+use crate::EngineError;
+use crate::shard::Stopped;
+use crate::shard::promote::Promoted;
+
+impl Database {
+    /// Makes this process leader or follower of a shard, or takes it off the shard; waits until it
+    /// is. A leader that is to follow stays leader until it reads the claim of the next one: then
+    /// nothing is in between. No data is copied.
+    ///
+    /// # Errors
+    /// Why it cannot be; a shard that is to be led is still tried again in the background.
+    pub async fn set_role(
+        &self,
+        shard: ShardId,
+        role: Role,
+        term_min: u64,
+    ) -> Result<Option<Promoted>, EngineError> {
+        let Some(slot) = self.shared.slots.get(&shard) else {
+            return Err(EngineError::NotFound {
+                what: "shard",
+                name: shard.to_string(),
+                nearest: None,
+            });
+        };
+        *slot.wanted.lock() = role;
+        let open = slot.shard().ok();
+        match (role, open) {
+            (Role::None, _) => {
+                let old = std::mem::replace(&mut *slot.served.write(), not_placed());
+                if let Served::Open(shard) = old {
+                    shard.stop(Stopped::Closed);
+                    shard.join().await;
+                }
+                Ok(None)
+            }
+            (Role::Leader, Some(shard)) => shard.promote(term_min).await.map(Some),
+            (Role::Follower, Some(_)) => Ok(None),
+            (Role::Leader | Role::Follower, None) => {
+                let opened = open_as(Arc::clone(&self.shared.env), shard, None, Role::Follower);
+                let opened = opened.await;
+                let follower = opened.as_ref().ok().cloned();
+                let failed = opened.as_ref().err().map(ToString::to_string);
+                *slot.served.write() = Served::of(shard, opened);
+                match follower {
+                    Some(shard) if role == Role::Leader => shard.promote(term_min).await.map(Some),
+                    Some(_) => Ok(None),
+                    None => Err(EngineError::ShardUnavailable {
+                        shard,
+                        why: failed.unwrap_or_default(),
+                    }),
+                }
+            }
+        }
+    }
+}

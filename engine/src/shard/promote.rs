@@ -1,0 +1,151 @@
+//! Becoming leader (PROTOCOLS §2, "Open as leader"), and ceasing to be it.
+//!
+//! Order: raise the term in meta → read the newest manifest and bring this replica to it → publish
+//! a manifest with that term → append `Claim`, naming that manifest → apply through it → read the
+//! newest manifest again; still ours → serve.
+//!
+//! Why: the term in the manifest keeps an older leader from publishing; the claim keeps its late
+//! records from applying. Between the two it may still append, and what it appends before the claim
+//! is applied here as by everybody. The last look catches a leader with a higher term that came in
+//! between.
+//!
+//! A crash after any step leaves a raised term, a manifest that changes nothing, or a claim that
+//! nobody uses; the next leader does it all again.
+//!
+//! A leader is deposed by the claim of another one that it reads (`apply.rs`): its records in flight
+//! that were not applied below that claim never will be. One that finds the other's manifest first
+//! sends nothing more and waits for the claim. Either way it stays open and follows.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use shoal_meta::{MetaError, ShardEntry};
+use shoal_types::{Epoch, Offset, WriterId};
+
+use super::Shard;
+use super::publish::Publishing;
+use crate::EngineError;
+use crate::manifest::ManifestState;
+use crate::manifest::format::Edit;
+use crate::manifest::publish::{PublishError, confirm_newest, prepare, publish};
+
+/// Terms tried before giving up: each miss means that somebody else leads meanwhile.
+const TERMS_MAX: u32 = 16;
+
+/// What a promotion did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Promoted {
+    /// The epoch it leads in.
+    pub epoch: Epoch,
+    /// Offsets that were passed since the promotion began.
+    pub records_replayed: u64,
+}
+
+impl Shard {
+    /// Makes this replica the leader. Nothing changes if it leads already and its term is at least
+    /// `term_min`.
+    ///
+    /// # Errors
+    /// [`EngineError::ShardUnavailable`]: another replica took over meanwhile, or the shard
+    /// stopped; the store's and meta's. This replica follows on.
+    pub(crate) async fn promote(self: &Arc<Self>, term_min: u64) -> Result<Promoted, EngineError> {
+        let shard = Arc::clone(self);
+        super::flush::to_the_end(async move { shard.promote_now(term_min).await }).await
+    }
+
+    async fn promote_now(self: &Arc<Self>, term_min: u64) -> Result<Promoted, EngineError> {
+        let mut publishing = self.publishing.lock().await;
+        if self.stopped().is_some() {
+            return Err(self.unavailable());
+        }
+        let before = *self.applied.borrow();
+        if self.leads() && self.epoch().term >= term_min {
+            return Ok(self.promoted(self.epoch(), before));
+        }
+        let writer = WriterId::generate();
+        let (term, newest) = self.take_term(writer, term_min).await?;
+        let newest = Arc::new(newest);
+        {
+            let mut state = self.state.write();
+            state.published.clear();
+            state.published.push_back(Arc::clone(&newest));
+            state.me = Some(writer);
+        }
+        *publishing = Publishing {
+            newest: Arc::clone(&newest),
+            undecided: None,
+            flush: None,
+        };
+        self.deposed.store(false, Ordering::Relaxed);
+        self.pipeline.begin(Epoch { term, claim: 0 }, writer);
+        let Some(epoch) = self.claim(writer).await else {
+            return Err(self.overtaken("another leader took over meanwhile"));
+        };
+        if let Err(error) = confirm_newest(&self.chain, &newest).await {
+            let error = EngineError::from(error);
+            return Err(self.overtaken(&error.to_string()));
+        }
+        self.look_for_compactions();
+        self.serve(epoch);
+        tracing::info!(shard = %self.id, %epoch, manifest = %newest.version(), "leading");
+        Ok(self.promoted(epoch, before))
+    }
+
+    fn promoted(&self, epoch: Epoch, before: Offset) -> Promoted {
+        let now = *self.applied.borrow();
+        Promoted {
+            epoch,
+            records_replayed: now.0.saturating_sub(before.0),
+        }
+    }
+
+    /// Ends this replica's tenure because another leader has published.
+    pub(crate) fn overtaken(&self, why: &str) -> EngineError {
+        if self.stopped().is_some() {
+            return self.unavailable();
+        }
+        tracing::warn!(shard = %self.id, why, "following");
+        self.pipeline.overtaken();
+        EngineError::ShardUnavailable {
+            shard: self.id,
+            why: why.to_owned(),
+        }
+    }
+
+    /// Takes a term above all before and publishes a manifest with it, which changes nothing else.
+    async fn take_term(
+        &self,
+        writer: WriterId,
+        term_min: u64,
+    ) -> Result<(u64, ManifestState), EngineError> {
+        let chain = &self.chain;
+        let catalog = &self.env.catalog;
+        for _ in 0..TERMS_MAX {
+            let Some(entry) = catalog.reload_shard(self.id).await? else {
+                return Err(EngineError::Invalid("the shard is not in meta".into()));
+            };
+            let base = self.reach_newest().await?;
+            let term = (entry.term.max(base.publisher.term) + 1).max(term_min);
+            let raised = ShardEntry { term, ..entry };
+            match catalog.put_shard(self.id, Some(entry), raised).await {
+                Ok(()) => {}
+                Err(MetaError::Conflict) => continue,
+                Err(e) => return Err(e.into()),
+            }
+            let now_ms = self.env.clock.now_ms();
+            let prepared = prepare(chain, &base, Edit::default(), term, writer, now_ms)?;
+            match publish(chain, &prepared).await {
+                Ok(()) => return Ok((term, prepared.state)),
+                Err(PublishError::Undecided(e) | PublishError::Refused(e)) => return Err(e),
+                Err(other) => {
+                    let why = EngineError::from(other);
+                    tracing::info!(shard = %self.id, term, %why, "trying a higher term");
+                }
+            }
+        }
+        Err(EngineError::ShardUnavailable {
+            shard: self.id,
+            why: format!("{TERMS_MAX} terms in a row were overtaken by another leader"),
+        })
+    }
+}
