@@ -56,7 +56,7 @@ pub enum EngineError {
     Sst(#[from] shoal_sst::SstError),
     /// Meta.
     #[error("meta: {0}")]
-    Meta(String),
+    Meta(#[from] shoal_meta::MetaError),
     /// A manifest that cannot be read or breaks an invariant.
     #[error("manifest {path}: {what}")]
     Manifest {
@@ -163,6 +163,7 @@ impl EngineError {
             Self::Write(e) => e.retry(),
             Self::Log(e) => e.retry(),
             Self::Sst(e) => e.retry(),
+            Self::Meta(e) => e.retry(),
             Self::ShardUnavailable { .. } | Self::ShuttingDown => Retry::Safe,
             _ => Retry::Never,
         }

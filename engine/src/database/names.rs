@@ -19,7 +19,7 @@ use shoal_meta::{MetaError, NamedTable, SchemaEntry, TableEntry};
 use shoal_types::{PartitionId, SchemaError, ShardId, TableId, TableSchema};
 use shoal_wal::record::{Payload, SchemaChange};
 
-use super::open::{ByShard, meta};
+use super::open::ByShard;
 use super::tables::{TRIES, contended, handle};
 use super::{NewTable, Shared, TableHandle};
 use crate::EngineError;
@@ -55,7 +55,7 @@ impl Shared {
         {
             Ok(()) => Ok(true),
             Err(MetaError::Conflict) => exists(),
-            Err(e) => Err(meta(e)),
+            Err(e) => Err(e.into()),
         }
     }
 
@@ -66,6 +66,7 @@ impl Shared {
         cascade: bool,
     ) -> Result<bool, EngineError> {
         let catalog = &self.env.catalog;
+        catalog.find_schema(name).await?;
         for _ in 0..TRIES {
             let Some(tables) = catalog.tables(name) else {
                 return if if_exists {
@@ -86,7 +87,7 @@ impl Shared {
                     return Ok(true);
                 }
                 Err(MetaError::Conflict) => {}
-                Err(e) => return Err(meta(e)),
+                Err(e) => return Err(e.into()),
             }
         }
         Err(contended(name))
@@ -101,7 +102,7 @@ impl Shared {
         for table in tables {
             SchemaError::check_name("table", &table.name)?;
             table.schema.check()?;
-            if !catalog.has_schema(&table.schema_name) {
+            if !catalog.find_schema(&table.schema_name).await? {
                 return Err(self.schema_not_found(&table.schema_name));
             }
         }
@@ -181,7 +182,7 @@ impl Shared {
                 Err(MakeError::Raced)
             }
             // It may have taken effect; the next open drops the columns if it did not.
-            Err(e) => Err(MakeError::Failed(meta(e))),
+            Err(e) => Err(MakeError::Failed(e.into())),
         }
     }
 
@@ -277,7 +278,7 @@ impl Shared {
                     });
                 }
                 Err(MetaError::Conflict) => {}
-                Err(e) => return Err(meta(e)),
+                Err(e) => return Err(e.into()),
             }
         }
         Err(contended(&table.name))
@@ -289,13 +290,13 @@ impl Shared {
             let Some(named) = catalog.named(table.id) else {
                 return Err(self.table_not_found(&table.schema_name, &table.name));
             };
-            match catalog.drop_tables(std::slice::from_ref(&named)).await {
+            match catalog.drop_table(&named).await {
                 Ok(()) => {
                     self.forget(std::iter::once(named.entry)).await;
                     return Ok(());
                 }
                 Err(MetaError::Conflict) => {}
-                Err(e) => return Err(meta(e)),
+                Err(e) => return Err(e.into()),
             }
         }
         Err(contended(&table.name))

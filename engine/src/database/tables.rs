@@ -96,6 +96,29 @@ impl Database {
         self.shared.table(schema_name, name)
     }
 
+    /// As [`Self::table`], asking meta before it says that there is none: another node may have
+    /// made it a moment ago. For statements; whoever lists names calls [`Self::sync_names`] first.
+    ///
+    /// # Errors
+    /// [`EngineError::Meta`].
+    pub async fn find_table(
+        &self,
+        schema_name: &str,
+        name: &str,
+    ) -> Result<Option<TableHandle>, EngineError> {
+        let catalog = &self.shared.env.catalog;
+        catalog.find_table(schema_name, name).await?;
+        Ok(self.table(schema_name, name))
+    }
+
+    /// Makes sure that all names are known that any node had made before this was called.
+    ///
+    /// # Errors
+    /// [`EngineError::Meta`]: names known here may be old.
+    pub async fn sync_names(&self) -> Result<(), EngineError> {
+        Ok(self.shared.env.catalog.sync().await?)
+    }
+
     /// A table by id.
     #[must_use]
     pub fn table_by_id(&self, table: TableId) -> Option<TableHandle> {

@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicBool;
 
 use object_store::{ObjectStoreExt, path::Path};
 use parking_lot::{Mutex, RwLock};
-use shoal_meta::{MetaError, ShardEntry};
+use shoal_meta::ShardEntry;
 use shoal_sst::SstError;
 use shoal_types::{ShardId, WriterId};
 use shoal_wal::log::{Log, LogError, LogReader};
@@ -40,10 +40,6 @@ const RESIDUE_TABLE_BYTES_MAX: usize = 64 << 10;
 
 /// Sizes of all objects, by path, taken before the manifests were read.
 pub(crate) type Listed = HashMap<String, u64>;
-
-fn meta(error: &MetaError) -> EngineError {
-    EngineError::Meta(error.to_string())
-}
 
 /// Opens a shard as follower; `listed` (if given) is checked for every file the manifest names.
 ///
@@ -179,9 +175,10 @@ impl Drop for StopsIfDropped {
 async fn open_log(env: &Env, id: ShardId) -> Result<Arc<dyn Log>, EngineError> {
     let mut made = None;
     loop {
-        let entry = env.catalog.reload_shard(id).await;
-        let entry = entry
-            .map_err(|e| meta(&e))?
+        let entry = env
+            .catalog
+            .reload_shard(id)
+            .await?
             .ok_or_else(|| EngineError::Invalid(format!("shard {id} is not known to meta")))?;
         if let Some(log) = entry.log {
             return Ok(env.logs.open(id, log).await?);
@@ -197,7 +194,7 @@ async fn open_log(env: &Env, id: ShardId) -> Result<Arc<dyn Log>, EngineError> {
         match env.catalog.put_shard(id, Some(entry), with_log).await {
             // Another node may have made a log at the same time: the one that meta took counts.
             Ok(()) | Err(MetaError::Conflict) => {}
-            Err(e) => return Err(meta(&e)),
+            Err(e) => return Err(e.into()),
         }
     }
 }

@@ -120,9 +120,8 @@ impl Shard {
     ) -> Result<(u64, ManifestState), EngineError> {
         let chain = &self.chain;
         let catalog = &self.env.catalog;
-        let meta = |e: &MetaError| EngineError::Meta(e.to_string());
         for _ in 0..TERMS_MAX {
-            let Some(entry) = catalog.reload_shard(self.id).await.map_err(|e| meta(&e))? else {
+            let Some(entry) = catalog.reload_shard(self.id).await? else {
                 return Err(EngineError::Invalid("the shard is not in meta".into()));
             };
             let base = self.reach_newest().await?;
@@ -131,7 +130,7 @@ impl Shard {
             match catalog.put_shard(self.id, Some(entry), raised).await {
                 Ok(()) => {}
                 Err(MetaError::Conflict) => continue,
-                Err(e) => return Err(meta(&e)),
+                Err(e) => return Err(e.into()),
             }
             let now_ms = self.env.clock.now_ms();
             let prepared = prepare(chain, &base, Edit::default(), term, writer, now_ms)?;

@@ -8,4 +8,5 @@ mod files;
 mod follow;
 mod late;
 mod model;
+mod remote;
 mod support;
