@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicBool;
 
 use object_store::{ObjectStoreExt, path::Path};
 use parking_lot::{Mutex, RwLock};
-use shoal_meta::ShardEntry;
+use shoal_meta::{MetaError, ShardEntry};
 use shoal_sst::SstError;
 use shoal_types::{ShardId, WriterId};
 use shoal_wal::log::{Log, LogError, LogReader};
