@@ -71,7 +71,7 @@ impl Auth {
     pub fn from_config(config: &Config) -> Result<Self, AuthError> {
         let path = &config.auth_token_file;
         if path.as_os_str().is_empty() {
-            return Ok(Self::with_token(&config.auth_token.0));
+            return Ok(Self::with_token(config.auth_token.0.trim()));
         }
         let text = std::fs::read_to_string(path).map_err(|source| AuthError::TokenFile {
             path: path.clone(),

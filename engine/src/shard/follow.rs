@@ -64,6 +64,13 @@ impl Shard {
         } else {
             self.chain.newest_after(&known).await?
         };
+        if !known.is_before(next.version()) && self.state.read().unknown_manifest() == Some(named) {
+            // Without a pause this would be asked for over and over.
+            return Err(EngineError::Manifest {
+                path: self.chain.path(named.version).to_string(),
+                what: "the log names it and it is missing".to_owned(),
+            });
+        }
         self.take(next).await
     }
 

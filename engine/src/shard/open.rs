@@ -134,6 +134,15 @@ async fn begin(
             Err(LogError::BelowStart { .. }) if tries < TRIES_MAX => {
                 tracing::info!(shard = %chain.shard, "the log was trimmed meanwhile, opening again");
             }
+            Err(LogError::BelowStart { start, .. }) => {
+                return Err(EngineError::Manifest {
+                    path: chain.path(newest.version()).to_string(),
+                    what: format!(
+                        "it replays from {}, the log begins at {start}: newer manifests are missing; restore them, nothing was changed",
+                        newest.replay_offset()
+                    ),
+                });
+            }
             Err(error) => return Err(error.into()),
         }
     }

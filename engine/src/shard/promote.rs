@@ -1,8 +1,9 @@
 //! Becoming leader (PROTOCOLS §2, "Open as leader"), and ceasing to be it.
 //!
-//! Order: raise the term in meta → read the newest manifest and bring this replica to it → publish
-//! a manifest with that term → append `Claim`, naming that manifest → apply through it → read the
-//! newest manifest again; still ours → serve.
+//! Order: read the log to its end; the manifest that it names must be there → raise the term in
+//! meta → read the newest manifest and bring this replica to it → publish a manifest with that
+//! term → append `Claim`, naming that manifest → apply through it → read the newest manifest
+//! again; still ours → serve.
 //!
 //! Why: the term in the manifest keeps an older leader from publishing; the claim keeps its late
 //! records from applying. Between the two it may still append, and what it appends before the claim
@@ -22,8 +23,8 @@ use std::sync::atomic::Ordering;
 use shoal_meta::{MetaError, ShardEntry};
 use shoal_types::{Epoch, Offset, WriterId};
 
-use super::Shard;
 use super::publish::Publishing;
+use super::{Shard, Stopped};
 use crate::EngineError;
 use crate::manifest::ManifestState;
 use crate::manifest::format::Edit;
@@ -62,13 +63,17 @@ impl Shard {
         if self.leads() && self.epoch().term >= term_min {
             return Ok(self.promoted(self.epoch(), before));
         }
+        self.refuse_lost_manifest().await?;
         let writer = WriterId::generate();
         let (term, newest) = self.take_term(writer, term_min).await?;
         let newest = Arc::new(newest);
         {
             let mut state = self.state.write();
             state.published.clear();
-            state.published.push_back(Arc::clone(&newest));
+            // Following may have put it in force already; then no record will do so again.
+            if state.manifest.is_before(newest.version()) {
+                state.published.push_back(Arc::clone(&newest));
+            }
             state.me = Some(writer);
         }
         *publishing = Publishing {
@@ -89,6 +94,26 @@ impl Shard {
         self.serve(epoch);
         tracing::info!(shard = %self.id, %epoch, manifest = %newest.version(), "leading");
         Ok(self.promoted(epoch, before))
+    }
+
+    /// A manifest that the log names and the store does not have was lost: rows may be in files
+    /// that only it names. Leading would give its number away and take those files for garbage.
+    async fn refuse_lost_manifest(&self) -> Result<(), EngineError> {
+        let (_, end) = self.log.bounds().await?;
+        self.wait_applied(end).await?;
+        let Some(named) = self.state.read().fold.manifest() else {
+            return Ok(());
+        };
+        let newest = self.chain.newest().await?;
+        if newest.is_some_and(|newest| newest >= named.version) {
+            return Ok(());
+        }
+        let lost = EngineError::Manifest {
+            path: self.chain.path(named.version).to_string(),
+            what: "the log names it and it is missing; restore it, nothing was changed".to_owned(),
+        };
+        self.stop(Stopped::Failed(lost.to_string()));
+        Err(lost)
     }
 
     fn promoted(&self, epoch: Epoch, before: Offset) -> Promoted {

@@ -181,3 +181,29 @@ async fn a_damaged_log_is_told_and_never_read_as_if_it_were_whole() {
     }
     assert!(stopped > 0, "no place hit a record that is needed");
 }
+
+/// Its number would be given away, and its files taken for garbage.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shard_whose_newest_manifest_is_missing_is_not_led_and_loses_no_files() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (hurt, well) = prepared(dir.path()).await;
+    let shard = hurt.shard.to_string();
+    let is_ours = |path: &str| path.contains("/manifest/") && path.contains(&shard);
+    let newest = find(dir.path(), &is_ours).pop().expect("a manifest");
+    std::fs::remove_file(&newest).expect("remove");
+    let is_sst = |path: &str| path.ends_with(".parquet");
+    let files = find(dir.path(), &is_sst);
+    let db = embedded(dir.path(), two()).await;
+    let status = db.status();
+    let status = status.iter().find(|s| s.id == hurt.shard).expect("status");
+    let why = status.why.as_deref().unwrap_or_default();
+    assert!(
+        status.role == "none" && why.contains("missing"),
+        "{status:?}"
+    );
+    only_one_is_hurt(&db, &hurt, &well, "manifest").await;
+    db.gc(false).await.expect("gc");
+    let left = find(dir.path(), &is_sst);
+    assert!(files.iter().all(|file| left.contains(file)), "{left:?}");
+    db.shutdown().await;
+}

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use arrow_array::RecordBatch;
-use arrow_schema::SchemaRef;
+use arrow_array::{ArrayRef, Decimal128Array, RecordBatch};
+use arrow_schema::{DataType, SchemaRef};
 use arrow_select::concat::concat_batches;
+use datafusion::common::ScalarValue;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::logical_expr::{DmlStatement, Expr, LogicalPlan, Projection};
 use datafusion::sql::parser::Statement as DfStatement;
@@ -18,6 +19,7 @@ use super::names::single;
 use super::{Outcome, Run};
 use crate::QueryError;
 use crate::error::{Kind, Result};
+use crate::number::Number;
 use crate::table::ShoalTable;
 
 /// Rows of a block, at most.
@@ -228,6 +230,14 @@ pub(super) fn cast_to(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordB
             if column.data_type() == field.data_type() {
                 return Ok(Arc::clone(column));
             }
+            if let DataType::Decimal128(precision, scale) = field.data_type()
+                && matches!(
+                    column.data_type(),
+                    DataType::Float64 | DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View
+                )
+            {
+                return decimals_of(column, *precision, *scale, field.name());
+            }
             let options = arrow_cast::CastOptions {
                 safe: false,
                 ..Default::default()
@@ -245,6 +255,44 @@ pub(super) fn cast_to(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordB
         columns,
         &options,
     )?)
+}
+
+/// Doubles and text as `DECIMAL`, read as literals are: Arrow multiplies doubles by a power of ten,
+/// which loses digits, and takes no exponent in text.
+fn decimals_of(column: &ArrayRef, precision: u8, scale: i8, name: &str) -> Result<ArrayRef> {
+    let mut values = Vec::with_capacity(column.len());
+    for row in 0..column.len() {
+        let value = ScalarValue::try_from_array(column, row)?;
+        if value.is_null() {
+            values.push(None);
+            continue;
+        }
+        let number = match (&value, value.try_as_str()) {
+            (ScalarValue::Float64(Some(double)), _) => Number::of_double(*double),
+            (_, Some(Some(text))) => Number::parse(text.trim()),
+            _ => None,
+        };
+        let Some(number) = number else {
+            return Err(QueryError::new(
+                Kind::INVALID_TEXT,
+                format!("column {name:?}: invalid input syntax for type numeric: \"{value}\""),
+            ));
+        };
+        match number.to_decimal(precision, scale) {
+            Some(ScalarValue::Decimal128(value, ..)) => values.push(value),
+            _ => {
+                return Err(QueryError::new(
+                    Kind::OUT_OF_RANGE,
+                    format!(
+                        "column {name:?}: numeric field overflow: {number} does not fit \
+                         DECIMAL({precision}, {scale})"
+                    ),
+                ));
+            }
+        }
+    }
+    let values = Decimal128Array::from(values).with_precision_and_scale(precision, scale)?;
+    Ok(Arc::new(values))
 }
 
 /// The block of a batch; what is wrong with a row, in SQL's words.

@@ -187,10 +187,8 @@ impl ExecutionPlan for MergeScanExec {
         }
     }
 
-    fn supports_limit_pushdown(&self) -> bool {
-        true
-    }
-
+    // `supports_limit_pushdown` stays false: it means "push through me to my children", and the
+    // limit of a leaf that says so is lost. `with_fetch` is how a leaf takes it.
     fn with_fetch(&self, limit: Option<usize>) -> Option<Arc<dyn ExecutionPlan>> {
         Some(Arc::new(Self {
             shared: Arc::clone(&self.shared),

@@ -211,3 +211,27 @@ async fn a_delete_kept_as_a_predicate_is_exact_too() {
     )
     .await;
 }
+
+/// A double keeps 15 digits on its way into a `DECIMAL`, and text may have an exponent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn columns_of_doubles_and_text_become_decimals_digit_by_digit() {
+    let db = Fixture::new().await;
+    db.script(
+        r"
+        > CREATE TABLE f (k INT PRIMARY KEY, x DOUBLE PRECISION, s TEXT)
+        CREATE TABLE
+        > INSERT INTO f VALUES (1, 1234567890123.45, '1e3'), (2, -0.1, ' 2.50 ')
+        INSERT 0 2
+        > CREATE TABLE d (k INT PRIMARY KEY, a DECIMAL(20, 5), b DECIMAL(10, 2))
+        CREATE TABLE
+        > INSERT INTO d SELECT k, x, s FROM f
+        INSERT 0 2
+        > SELECT k, a, b FROM d ORDER BY k
+        1|1234567890123.45000|1000.00
+        2|-0.10000|2.50
+        > INSERT INTO d SELECT k + 2, x, x + 0 FROM f
+        ! out_of_range
+        ",
+    )
+    .await;
+}

@@ -170,3 +170,46 @@ async fn the_last_of_rows_with_one_time_is_the_one_that_the_query_orders_last() 
     let sql = "SELECT DISTINCT ON (k) k, v FROM e ORDER BY k, ts DESC, v";
     assert_eq!(db.ok(sql).await, ["a|1", "b|1"]);
 }
+
+/// A limit that goes down to the scan is kept by it, wherever the rows are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limit_holds_for_rows_in_memory_and_in_files() {
+    let db = Fixture::new().await;
+    db.script(
+        "
+        > CREATE TABLE t (k BIGINT PRIMARY KEY, v BIGINT)
+        CREATE TABLE
+        > INSERT INTO t VALUES (1, 1), (2, 2), (3, 3)
+        INSERT 0 3
+        > SELECT k FROM t LIMIT 1
+        1
+        > INSERT INTO t VALUES (2, 20), (4, 4), (5, 5)
+        INSERT 0 3
+        > SELECT count(*) FROM (SELECT k FROM t LIMIT 2) x
+        2
+        > SELECT k, v FROM t ORDER BY k LIMIT 2 OFFSET 1
+        2|20
+        3|3
+        FLUSH
+        > INSERT INTO t VALUES (3, 30), (6, 6)
+        INSERT 0 2
+        > SELECT k, v FROM t ORDER BY k LIMIT 2 OFFSET 1
+        2|20
+        3|30
+        > SELECT count(*) FROM (SELECT k FROM t LIMIT 4 OFFSET 1) x
+        4
+        > CREATE TABLE a (k BIGINT, v BIGINT) WITH (mode = 'append')
+        CREATE TABLE
+        > INSERT INTO a VALUES (1, 1), (1, 1), (2, 2)
+        INSERT 0 3
+        > SELECT count(*) FROM (SELECT k FROM a LIMIT 2) x
+        2
+        FLUSH
+        > INSERT INTO a VALUES (1, 1), (1, 1)
+        INSERT 0 2
+        > SELECT count(*) FROM (SELECT k FROM a LIMIT 4) x
+        4
+        ",
+    )
+    .await;
+}

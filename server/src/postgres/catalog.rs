@@ -275,6 +275,40 @@ const GRAFANA_SEARCH_PATH: &str = r#"SELECT CASE WHEN trim(s[i]) = '"$user"' THE
 static GRAFANA_WORDS: LazyLock<Vec<String>> =
     LazyLock::new(|| lexer::words(GRAFANA_SEARCH_PATH, usize::MAX));
 
+/// Queries within psql's queries that neither DataFusion nor the crate answers (or wrongly: a query
+/// in the select list that names the outer row becomes NULL), and what takes their place.
+const PSQL_PARTS: [(&str, &str); 5] = [
+    (
+        "(SELECT pg_catalog.pg_get_expr(d.adbin, d.adrelid, true)
+ FROM pg_catalog.pg_attrdef d
+ WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum AND a.atthasdef)",
+        "shoal_column_default(a.attrelid, a.attnum)",
+    ),
+    // No constraint can be deferred.
+    (
+        "EXISTS (SELECT 1 FROM pg_catalog.pg_constraint WHERE conrelid = i.indrelid AND conindid = i.indexrelid AND contype IN ('p','u','x') AND condeferrable)",
+        "false",
+    ),
+    (
+        "EXISTS (SELECT 1 FROM pg_catalog.pg_constraint WHERE conrelid = i.indrelid AND conindid = i.indexrelid AND contype IN ('p','u','x') AND condeferred)",
+        "false",
+    ),
+    // There are no composite types and no types of arrays.
+    (
+        "(SELECT c.relkind = 'c' FROM pg_catalog.pg_class c WHERE c.oid = t.typrelid)",
+        "false",
+    ),
+    (
+        "NOT EXISTS(SELECT 1 FROM pg_catalog.pg_type el WHERE el.oid = t.typelem AND el.typarray = t.oid)",
+        "true",
+    ),
+];
+
+static PSQL_WORDS: LazyLock<Vec<(Vec<String>, &str)>> = LazyLock::new(|| {
+    let words = |(part, instead)| (lexer::words(part, usize::MAX), instead);
+    PSQL_PARTS.map(words).into()
+});
+
 /// Puts the session's values in for the functions and words that ask for them.
 fn substitute(sql: &str, session: &Session, pid: i32) -> String {
     let tokens: Vec<_> = lexer::tokens(sql)
@@ -291,6 +325,11 @@ fn substitute(sql: &str, session: &Session, pid: i32) -> String {
         let plain = at == 0 || !matches!(words[at - 1].as_str(), "." | "as");
         let found = if words[at..].starts_with(&GRAFANA_WORDS) {
             Some((GRAFANA_WORDS.len(), literal(&session.schema())))
+        } else if let Some((part, instead)) = PSQL_WORDS
+            .iter()
+            .find(|(part, _)| words[at..].starts_with(part))
+        {
+            Some((part.len(), (*instead).to_owned()))
         } else if rest.starts_with(&["array", "(", "select"]) && (at == 0 || words[at - 1] != "(") {
             // DataFusion makes no arrays of queries; what clients gather so (the roles that a
             // role is in) is nothing here. As an argument the crate's own rewriting knows it.

@@ -297,8 +297,15 @@ impl Connection {
                 done(tag)
             }
             // The names themselves are the portal store's; see `extended`.
-            Kind::Deallocate(None) => done("DEALLOCATE ALL"),
-            Kind::Deallocate(Some(_)) => done("DEALLOCATE"),
+            // Those of PREPARE are the session's.
+            Kind::Deallocate(name) => {
+                let ran = self.opened()?.session.execute(sql, &[]).await;
+                ran.map_err(|e| errors::from_query(e, "", 0))?;
+                match name {
+                    None => done("DEALLOCATE ALL"),
+                    Some(_) => done("DEALLOCATE"),
+                }
+            }
             Kind::Nothing(tag) => done(tag),
             Kind::Declare(name, start) => {
                 let query = sql[*start..].to_owned();
@@ -358,7 +365,7 @@ impl Connection {
     async fn discard(&self) -> PgWireResult<()> {
         self.cursors.lock().clear();
         self.session_read_only.store(false, Ordering::Relaxed);
-        let reset = self.opened()?.session.execute("RESET ALL", &[]).await;
+        let reset = self.opened()?.session.execute("DISCARD ALL", &[]).await;
         reset.map_err(|e| errors::from_query(e, "", 0))?;
         Ok(())
     }

@@ -46,9 +46,6 @@ struct Target {
 
 impl Target {
     async fn find(copy: &Copy, session: &Session) -> PgWireResult<Self> {
-        // Planned, never run: it says in the usual words which table or column there is not.
-        let shape = session.prepare(&copy.shape_query(), &[]).await;
-        shape.map_err(|e| errors::from_query(e, "", 0))?;
         let names = |text: &str| -> Vec<String> {
             let words = lexer::words(text, usize::MAX);
             let names = words
@@ -56,6 +53,15 @@ impl Target {
                 .filter(|w| !matches!(w.as_str(), "." | "," | "(" | ")"));
             names.map(|w| lexer::value_of(w)).collect()
         };
+        let named = names(&copy.columns);
+        let twice = |(at, name): (usize, &String)| named[..at].contains(name);
+        if let Some((_, name)) = named.iter().enumerate().find(|one| twice(*one)) {
+            let twice = format!("column {name:?} is named twice");
+            return Err(errors::error("42701", twice));
+        }
+        // Planned, never run: it says in the usual words which table or column there is not.
+        let shape = session.prepare(&copy.shape_query(), &[]).await;
+        shape.map_err(|e| errors::from_query(e, "", 0))?;
         let path = names(&copy.source);
         let schema_name = match path.len() {
             1 => session.schema(),
@@ -68,7 +74,6 @@ impl Target {
         })?;
         let failed = |e: shoal_engine::EngineError| errors::from_query(e.into(), "", 0);
         let schema = database.table_schema(&handle).map_err(failed)?;
-        let named = names(&copy.columns);
         let mut columns = match named.as_slice() {
             [] => schema.columns.clone(),
             names => columns_named(&schema, names)?,
@@ -108,21 +113,11 @@ impl Target {
 }
 
 fn columns_named(schema: &TableSchema, names: &[String]) -> PgWireResult<Vec<Column>> {
-    let mut columns: Vec<Column> = Vec::with_capacity(names.len());
-    for name in names {
-        let Some(column) = schema.column(name) else {
-            return Err(errors::error(
-                "42703",
-                format!("there is no column {name:?}"),
-            ));
-        };
-        if columns.iter().any(|c| c.id == column.id) {
-            let twice = format!("column {name:?} is named twice");
-            return Err(errors::error("42701", twice));
-        }
-        columns.push(column.clone());
-    }
-    Ok(columns)
+    let column_of = |name: &String| {
+        let column = schema.column(name).cloned();
+        column.ok_or_else(|| errors::error("42703", format!("there is no column {name:?}")))
+    };
+    names.iter().map(column_of).collect()
 }
 
 /// A `COPY … FROM STDIN` under way.

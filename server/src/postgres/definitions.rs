@@ -18,7 +18,7 @@ use super::indexes::Known;
 
 /// All of them.
 pub fn all(known: &Arc<Known>) -> impl Iterator<Item = ScalarUDF> {
-    use DataType::{Boolean, Int32, Int64, Utf8};
+    use DataType::{Boolean, Int16, Int32, Int64, Utf8};
     let one_of = |shapes: Vec<Vec<DataType>>| {
         let shapes = shapes.into_iter().map(TypeSignature::Exact).collect();
         Signature::one_of(shapes, Volatility::Stable)
@@ -48,6 +48,12 @@ pub fn all(known: &Arc<Known>) -> impl Iterator<Item = ScalarUDF> {
                 vec![Utf8, Int64, Boolean],
             ]),
         ),
+        (
+            // Ours: a column's default, by the table's oid and the column's number.
+            "shoal_column_default",
+            Of::Default,
+            one_of(vec![vec![Int32, Int16], vec![Int32, Int32]]),
+        ),
     ]
     .map(|(name, of, signature)| {
         ScalarUDF::new_from_impl(Definition {
@@ -66,6 +72,7 @@ enum Of {
     Constraint,
     /// Expressions are kept as their text.
     Expression,
+    Default,
 }
 
 #[derive(Debug)]
@@ -124,6 +131,7 @@ impl ScalarUDFImpl for Definition {
             .enumerate()
             .map(|(row, oid)| match self.of {
                 Of::Index => self.known.index_definition(oid?, column(row).unwrap_or(0)),
+                Of::Default => self.known.column_default(oid?, column(row)?),
                 _ => self.known.constraint_definition(oid?),
             })
             .collect();

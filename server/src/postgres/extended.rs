@@ -18,6 +18,7 @@ use pgwire::api::store::{Entry, PortalStore};
 use pgwire::api::{ClientInfo, ClientPortalStore, DEFAULT_NAME, PgWireConnectionState, Type};
 use pgwire::error::{PgWireError, PgWireResult};
 use pgwire::messages::PgWireBackendMessage;
+use pgwire::messages::data::{NoData, ParameterDescription};
 use pgwire::messages::extendedquery::{
     Bind, BindComplete, Close, CloseComplete, Describe, Execute, Parse, ParseComplete,
     PortalSuspended, Sync as PgSync, TARGET_TYPE_BYTE_PORTAL, TARGET_TYPE_BYTE_STATEMENT,
@@ -275,6 +276,24 @@ impl ExtendedQueryHandler for Extended {
             let cursor = cursor.lock().await;
             let fields = rows::fields(cursor.schema(), &Format::UnifiedText, cursor.names())?;
             return answer::describe(client, &fields).await;
+        }
+        // pgwire says "rows of no columns" of a statement with parameters but without rows; the
+        // JDBC driver takes that for a result where it expects none.
+        if message.target_type == TARGET_TYPE_BYTE_STATEMENT
+            && let Some(Entry::Value(stored)) = client.portal_store().get_statement(name)
+        {
+            let described = self.do_describe_statement(client, &stored).await?;
+            if described.fields.is_empty() {
+                let oids = described.parameters.iter().map(Type::oid).collect();
+                let parameters = ParameterDescription::new(oids);
+                client
+                    .send(PgWireBackendMessage::ParameterDescription(parameters))
+                    .await?;
+                client
+                    .send(PgWireBackendMessage::NoData(NoData::new()))
+                    .await?;
+                return Ok(());
+            }
         }
         self._on_describe(client, message).await
     }

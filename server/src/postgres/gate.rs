@@ -164,6 +164,7 @@ impl Checked {
         let whole = length + 1;
         let check: fn(&mut Body) -> Option<()> = match kind {
             b'P' => parse,
+            b'Q' => query,
             b'B' => bind,
             b'D' | b'C' => named,
             b'E' => execute,
@@ -192,6 +193,8 @@ impl Body<'_> {
 
     fn text(&mut self) -> Option<()> {
         let end = memchr::memchr(0, self.0)?;
+        // The decoder would put U+FFFD for what is no UTF-8, and it would be stored.
+        std::str::from_utf8(&self.0[..end]).ok()?;
         self.skip(end + 1)
     }
 
@@ -210,6 +213,10 @@ impl Body<'_> {
             length => self.skip(usize::try_from(length).ok()?),
         }
     }
+}
+
+fn query(body: &mut Body) -> Option<()> {
+    body.text()
 }
 
 fn parse(body: &mut Body) -> Option<()> {

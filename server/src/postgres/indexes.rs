@@ -94,6 +94,16 @@ impl Known {
         Some(table.index_definition())
     }
 
+    /// A column's default as it was written; `column` from 1.
+    pub fn column_default(&self, oid: i32, column: i32) -> Option<String> {
+        let table = self.table(oid)?;
+        let place = usize::try_from(column - 1).ok()?;
+        match &table.schema.columns.get(place)?.default {
+            Some(ColumnDefault::Sql(sql)) => Some(sql.clone()),
+            None => None,
+        }
+    }
+
     /// The text of `pg_get_constraintdef`.
     pub fn constraint_definition(&self, oid: i32) -> Option<String> {
         let table = self

@@ -86,7 +86,10 @@ pub fn decode(
         from_text(&pg_type, value)
     }
     .map_err(place)?;
-    if read.data_type() == *wanted {
+    // A number for a DECIMAL stays as it came: compared, it may have more digits than the type, and
+    // the query layer reads it digit by digit.
+    let is_number = matches!(read, ScalarValue::Utf8(_) | ScalarValue::Float64(_));
+    if read.data_type() == *wanted || (wanted.is_decimal() && is_number) {
         return Ok(read);
     }
     read.cast_to(wanted).map_err(|e| {

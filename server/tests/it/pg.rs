@@ -461,3 +461,22 @@ async fn copy_takes_and_gives_rows_over_the_connection() {
     assert_eq!(wrong.code(), Some(&SqlState::BAD_COPY_FILE_FORMAT));
     client.simple_query("SELECT 1").await.expect("goes on");
 }
+
+#[tokio::test]
+async fn statements_that_were_prepared_by_name_can_be_dropped() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let server = Server::plain(dir.path());
+    let client = connect(&config(&server)).await;
+    for (drop, value) in [
+        ("DEALLOCATE one", "1"),
+        ("DEALLOCATE ALL", "2"),
+        ("DISCARD ALL", "3"),
+    ] {
+        let prepare = format!("PREPARE one AS SELECT {value}");
+        client.simple_query(&prepare).await.expect("prepare");
+        let messages = client.simple_query("EXECUTE one").await.expect("execute");
+        assert_eq!(simple_rows(&messages), [[Some(value.to_owned())]]);
+        client.simple_query(drop).await.expect(drop);
+        assert!(client.simple_query("EXECUTE one").await.is_err(), "{drop}");
+    }
+}

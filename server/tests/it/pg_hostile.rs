@@ -47,6 +47,8 @@ fn malformed_and_overlong_messages_end_their_connection_with_a_reason_and_no_oth
         message(b'B', b"\0s\0\x00\x00\xff\xff\x00\x00\x00\x01"),
         message(b'E', b"\0"),
         message(b'D', b""),
+        message(b'Q', b"SELECT '\xff\xfe'\0"),
+        message(b'P', b"s\0SELECT '\xff'\0\x00\x00"),
         b"Q\x7f\xff\xff\xff".to_vec(),
         b"Q\x00\x00\x00\x01".to_vec(),
     ] {

@@ -196,7 +196,10 @@ impl Writer {
                 .iter()
                 .map(|a| a.record.len() + FRAME_HEADER_BYTES)
                 .sum();
-            match self.write(&batch) {
+            let wrote = self.write(&batch);
+            // Before anybody is answered: who is finds room for the next record.
+            self.shared.queue.done(cost);
+            match wrote {
                 Ok((at, layout)) => self.publish(batch, at, &layout),
                 Err(error) => {
                     tracing::error!(%error, records = batch.len(), "a batch of the log failed");
@@ -210,7 +213,6 @@ impl Writer {
                     }
                 }
             }
-            self.shared.queue.done(cost);
         }
         self.mark_clean_end();
     }

@@ -29,6 +29,17 @@ public class JdbcCheck {
                     check(!r.next(), "one row");
                 }
             }
+            // From its fifth run on the driver describes a statement first.
+            try (PreparedStatement s = c.prepareStatement("INSERT INTO cpu (ts, hostname, n) VALUES (?, 'one', ?)")) {
+                for (int i = 0; i < 7; i++) {
+                    s.setTimestamp(1, new Timestamp(1_450_000_000_000L + i * 1000));
+                    s.setInt(2, i);
+                    check(s.executeUpdate() == 1, "one row");
+                }
+            }
+            try (Statement s = c.createStatement()) {
+                s.execute("DELETE FROM cpu WHERE hostname = 'one'");
+            }
             try (PreparedStatement s = c.prepareStatement("INSERT INTO cpu (ts, hostname, usage_user, n) VALUES (?, ?, ?, ?)")) {
                 for (int i = 0; i < 50; i++) {
                     s.setTimestamp(1, new Timestamp(1_460_000_000_000L + i * 1000));
