@@ -430,7 +430,7 @@ async fn a_lower_term_that_wins_the_number_late_is_built_upon() {
     );
     assert!(newest.replay_offset() > base.replay_offset());
     // What the late manifest has in files may go from the log: nothing else must need it.
-    let log = shoal_wal::log::LogStore::open(&logs, table.shard, false)
+    let log = shoal_wal::log::LogStore::open(&logs, table.shard, shoal_types::LogId::SOLE)
         .await
         .expect("log");
     log.trim(newest.replay_offset()).await.expect("trim");

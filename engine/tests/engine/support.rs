@@ -26,7 +26,9 @@ use shoal_engine::{
     Backends, Commit, Database, EngineConfig, NewTable, ReadView, RowPredicate, TableHandle,
     WriteError, WriteOptions,
 };
-use shoal_meta::{MemoryMetaStore, MetaError, MetaStore, Txn};
+use shoal_meta::{
+    Limits, Listing, MemoryMetaStore, MetaError, MetaStore, Registration, Txn, Watch,
+};
 use shoal_rows::{RowBlock, block_from_batch};
 use shoal_sst::{ReadCounters, ScanOptions};
 use shoal_types::{
@@ -426,14 +428,32 @@ impl SlowMeta {
 
 #[async_trait]
 impl MetaStore for SlowMeta {
+    fn limits(&self) -> Limits {
+        self.inner.limits()
+    }
+
+    fn is_shared(&self) -> bool {
+        self.inner.is_shared()
+    }
+
+    fn watch(&self, prefix: &str, after: u64) -> Watch {
+        self.inner.watch(prefix, after)
+    }
+
+    async fn register(
+        &self,
+        key: &str,
+        value: Vec<u8>,
+        ttl: std::time::Duration,
+    ) -> std::result::Result<Registration, MetaError> {
+        self.inner.register(key, value, ttl).await
+    }
+
     async fn get(&self, key: &str) -> std::result::Result<Option<(Vec<u8>, u64)>, MetaError> {
         self.inner.get(key).await
     }
 
-    async fn list(
-        &self,
-        prefix: &str,
-    ) -> std::result::Result<Vec<(String, Vec<u8>, u64)>, MetaError> {
+    async fn list(&self, prefix: &str) -> std::result::Result<Listing, MetaError> {
         self.inner.list(prefix).await
     }
 
