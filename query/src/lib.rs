@@ -20,6 +20,7 @@ mod settings;
 mod sql;
 mod table;
 mod threads;
+mod ticks;
 
 pub use catalog::{CATALOG, OWN_SCHEMAS, ShoalCatalog};
 pub use config::{QueryConfig, SessionOptions};

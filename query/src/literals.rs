@@ -6,18 +6,21 @@
 //! parameter. What cannot be read fails here, before anything runs, with the literal in the
 //! message, so that its place can be found in the statement ([`locate`]).
 
+use std::sync::Arc;
+
 use datafusion::arrow::datatypes::DataType;
-use datafusion::common::ScalarValue;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::{DFSchema, ScalarValue};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
+use datafusion::logical_expr::utils::merge_schema;
 use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::optimizer::AnalyzerRule;
 
 use crate::error::Kind;
 use crate::number::Number;
-use crate::{QueryError, decimals};
+use crate::{QueryError, decimals, ticks};
 
 /// The rule.
 #[derive(Debug)]
@@ -31,10 +34,15 @@ impl AnalyzerRule for TextLiterals {
     fn analyze(&self, plan: LogicalPlan, config: &ConfigOptions) -> Result<LogicalPlan> {
         let zone = config.execution.time_zone.as_deref();
         let read = |plan: LogicalPlan| {
+            let schema = match plan.inputs()[..] {
+                [] => Arc::clone(plan.schema()),
+                [input] => Arc::clone(input.schema()),
+                ref inputs => Arc::new(merge_schema(inputs)),
+            };
             let names = NamePreserver::new(&plan);
             plan.map_expressions(|expr| {
                 let name = names.save(&expr);
-                let read = read_in(expr, zone)?;
+                let read = read_in(expr, &schema, zone)?;
                 Ok(read.update_data(|expr| name.restore(expr)))
             })
         };
@@ -44,8 +52,13 @@ impl AnalyzerRule for TextLiterals {
 
 /// All casts of text literals in an expression whose types were coerced, made values. `zone` is
 /// the session's.
-pub(crate) fn read_in(expr: Expr, zone: Option<&str>) -> Result<Transformed<Expr>> {
-    expr.transform_up(|expr| read_cast(expr, zone))
+pub(crate) fn read_in(
+    expr: Expr,
+    schema: &DFSchema,
+    zone: Option<&str>,
+) -> Result<Transformed<Expr>> {
+    let exact = ticks::compared_exactly(expr, schema, zone)?;
+    exact.transform_data(|expr| expr.transform_up(|expr| read_cast(expr, zone)))
 }
 
 /// A cast of a text literal, made the value.

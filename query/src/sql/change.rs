@@ -293,7 +293,7 @@ impl Run<'_> {
         let simplifier = ExprSimplifier::new(context);
         let coerced = simplifier.coerce(predicate.clone(), schema)?;
         let zone = self.state.config_options().execution.time_zone.as_deref();
-        let read = crate::literals::read_in(coerced, zone)?.data;
+        let read = crate::literals::read_in(coerced, schema, zone)?.data;
         let simple = simplifier
             .simplify(read)?
             .transform(|expr| {

@@ -54,7 +54,7 @@ pub(super) fn constant(
     };
     let exact = decimals::in_expression(cast, &none)?.data;
     let zone = state.config_options().execution.time_zone.as_deref();
-    let read = literals::read_in(exact, zone)?.data;
+    let read = literals::read_in(exact, &none, zone)?.data;
     let one_row = RecordBatch::try_new_with_options(
         Arc::new(Schema::empty()),
         Vec::new(),

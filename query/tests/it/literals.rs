@@ -73,3 +73,61 @@ async fn a_bad_literal_is_pointed_at() {
         );
     }
 }
+
+/// A moment between two of the column's is equal to none of them, and later than the one before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn timestamps_are_compared_to_the_last_digit_of_the_literal() {
+    let db = Fixture::new().await;
+    db.script(
+        r"
+        > CREATE TABLE m (k INT PRIMARY KEY, ts TIMESTAMP(3), tz TIMESTAMPTZ(0))
+        CREATE TABLE
+        > INSERT INTO m VALUES (1, '2026-01-01 00:00:00.001', '2026-01-01 00:00:01Z'), (2, '2026-01-01 00:00:00.002', '2026-01-01 00:00:02Z'), (3, NULL, NULL), (4, '1960-01-01 00:00:00.001', '1960-01-01 00:00:01Z')
+        INSERT 0 4
+        > SELECT k FROM m WHERE ts = '2026-01-01 00:00:00.0015' OR tz = '2026-01-01 00:00:01.5Z'
+        > SELECT k FROM m WHERE ts = TIMESTAMP '2026-01-01 00:00:00.0015' OR '2026-01-01 00:00:00.0019' = ts
+        > SELECT k FROM m WHERE ts <> '2026-01-01 00:00:00.0015' ORDER BY k
+        1
+        2
+        4
+        > SELECT k FROM m WHERE ts < '2026-01-01 00:00:00.0015' ORDER BY k
+        1
+        4
+        > SELECT k FROM m WHERE TIMESTAMP '2026-01-01 00:00:00.0015' > ts ORDER BY k
+        1
+        4
+        > SELECT k FROM m WHERE ts > '2026-01-01 00:00:00.0015'
+        2
+        > SELECT k FROM m WHERE ts >= TIMESTAMP '2026-01-01 00:00:00.0015'
+        2
+        > SELECT k FROM m WHERE ts BETWEEN '1960-01-01 00:00:00.0005' AND '2026-01-01 00:00:00.0015' ORDER BY k
+        1
+        4
+        > SELECT k FROM m WHERE ts NOT BETWEEN '1960-01-01 00:00:00.0015' AND '2026-01-01 00:00:00.0015' ORDER BY k
+        2
+        4
+        > SELECT k FROM m WHERE ts IN ('2026-01-01 00:00:00.0015', '2026-01-01 00:00:00.002')
+        2
+        > SELECT k FROM m WHERE ts IN ('2026-01-01 00:00:00.0015', '2026-01-01 00:00:00.0025')
+        > SELECT k FROM m WHERE tz > '2026-01-01 00:00:01.5+00' OR tz < '1960-01-01 00:00:01.5Z' ORDER BY k
+        2
+        4
+        > SELECT k FROM m WHERE ts = '2026-01-01 00:00:00.0010' OR ts = TIMESTAMP '2026-01-01 00:00:00.002000' ORDER BY k
+        1
+        2
+        > DELETE FROM m WHERE ts = '2026-01-01 00:00:00.0019'
+        DELETE 0
+        > CREATE TABLE n (ts TIMESTAMP(3), v INT) WITH (mode = 'append')
+        CREATE TABLE
+        > INSERT INTO n VALUES ('2026-01-01 00:00:00.001', 1), ('2026-01-01 00:00:00.002', 2)
+        INSERT 0 2
+        > DELETE FROM n WHERE ts = '2026-01-01 00:00:00.0019'
+        DELETE 0
+        > DELETE FROM n WHERE ts < '2026-01-01 00:00:00.0019'
+        DELETE 1
+        > SELECT v FROM n
+        2
+        ",
+    )
+    .await;
+}

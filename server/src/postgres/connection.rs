@@ -79,7 +79,7 @@ pub enum Plain {
     /// The client may send rows.
     CopyIn(Box<CopyIn>),
     /// Rows to send as copy data.
-    CopyOut(Copy, Cursor),
+    CopyOut(Box<(Copy, Cursor)>),
 }
 
 impl Connection {
@@ -354,7 +354,9 @@ impl Connection {
                 let ran = self.opened()?.session.execute(&query, &[]).await;
                 let ran = ran.map_err(|e| errors::from_query(e, "", 0));
                 match self.outcome(ran, || Names::of(&query))? {
-                    Outcome::Rows(cursor) => Outcome::Plain(Plain::CopyOut(copy.clone(), cursor)),
+                    Outcome::Rows(cursor) => {
+                        Outcome::Plain(Plain::CopyOut(Box::new((copy.clone(), cursor))))
+                    }
                     _ => return Err(errors::error("42601", "COPY needs a query that gives rows")),
                 }
             }

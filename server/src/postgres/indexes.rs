@@ -98,10 +98,8 @@ impl Known {
     pub fn column_default(&self, oid: i32, column: i32) -> Option<String> {
         let table = self.table(oid)?;
         let place = usize::try_from(column - 1).ok()?;
-        match &table.schema.columns.get(place)?.default {
-            Some(ColumnDefault::Sql(sql)) => Some(sql.clone()),
-            None => None,
-        }
+        let ColumnDefault::Sql(sql) = table.schema.columns.get(place)?.default.as_ref()?;
+        Some(sql.clone())
     }
 
     /// The text of `pg_get_constraintdef`.

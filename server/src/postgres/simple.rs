@@ -157,7 +157,8 @@ impl Connection {
                 answer::complete(client, tag).await?;
             }
             Plain::CopyIn(copy) => return Ok(Some(copy)),
-            Plain::CopyOut(copy, cursor) => {
+            Plain::CopyOut(copied) => {
+                let (copy, cursor) = *copied;
                 answer::copy_out(client, &copy, cursor, interrupt).await?;
             }
         }

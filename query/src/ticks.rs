@@ -1,0 +1,190 @@
+//! Timestamps compared with a moment that lies between two that their column can hold.
+//!
+//! `TIMESTAMP(3)` holds milliseconds; `ts = '… 00:00:00.0015'` is true of no row, and
+//! `ts < '… 00:00:00.0015'` of those at `.001` too. The literal cannot be cut to the column's
+//! unit, neither by reading it as the column's type nor by the optimizer, which takes a cast off
+//! the column by putting one on the literal. So such comparisons are put in terms of the moment
+//! before, ahead of both.
+
+use arrow_schema::{DataType, TimeUnit};
+use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::{DFSchema, ScalarValue};
+use datafusion::error::Result;
+use datafusion::logical_expr::expr::InList;
+use datafusion::logical_expr::{Between, BinaryExpr, Expr, ExprSchemable, Operator};
+
+use crate::literals::read_text;
+
+/// Rewrites all such comparisons in an expression whose types were coerced. `zone` is the
+/// session's.
+pub(crate) fn compared_exactly(
+    expr: Expr,
+    schema: &DFSchema,
+    zone: Option<&str>,
+) -> Result<Transformed<Expr>> {
+    expr.transform_up(|expr| {
+        let exact = match &expr {
+            Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
+                match Compared::of(left, right, schema, zone) {
+                    Some(compared) => compared.exactly(*op),
+                    None => Compared::of(right, left, schema, zone)
+                        .and_then(|compared| compared.exactly(op.swap()?)),
+                }
+            }
+            Expr::Between(Between {
+                expr,
+                negated,
+                low,
+                high,
+            }) => {
+                let low_is = Compared::of(expr, low, schema, zone);
+                let high_is = Compared::of(expr, high, schema, zone);
+                if low_is.is_none() && high_is.is_none() {
+                    None
+                } else {
+                    let plain = |op, bound: &Expr| binary((**expr).clone(), op, bound.clone());
+                    let low = low_is
+                        .and_then(|low| low.exactly(Operator::GtEq))
+                        .unwrap_or_else(|| plain(Operator::GtEq, low));
+                    let high = high_is
+                        .and_then(|high| high.exactly(Operator::LtEq))
+                        .unwrap_or_else(|| plain(Operator::LtEq, high));
+                    let within = binary(low, Operator::And, high);
+                    Some(if *negated { !within } else { within })
+                }
+            }
+            Expr::InList(InList {
+                expr,
+                list,
+                negated,
+            }) => {
+                let held = |one: &&Expr| Compared::of(expr, one, schema, zone).is_none();
+                let kept: Vec<Expr> = list.iter().filter(held).cloned().collect();
+                match Compared::of_any(expr, list, schema, zone) {
+                    Some(never) if kept.is_empty() => {
+                        let op = if *negated {
+                            Operator::NotEq
+                        } else {
+                            Operator::Eq
+                        };
+                        never.exactly(op)
+                    }
+                    Some(_) => Some(Expr::InList(InList {
+                        expr: expr.clone(),
+                        list: kept,
+                        negated: *negated,
+                    })),
+                    None => None,
+                }
+            }
+            _ => None,
+        };
+        Ok(match exact {
+            Some(exact) => Transformed::yes(exact),
+            None => Transformed::no(expr),
+        })
+    })
+}
+
+fn binary(left: Expr, op: Operator, right: Expr) -> Expr {
+    Expr::BinaryExpr(BinaryExpr::new(Box::new(left), op, Box::new(right)))
+}
+
+/// A timestamp and the last moment of its unit before what it is compared with.
+struct Compared {
+    subject: Expr,
+    before: Expr,
+}
+
+impl Compared {
+    /// `None`: the literal is a moment of the subject's unit, or this is something else.
+    fn of(subject: &Expr, literal: &Expr, schema: &DFSchema, zone: Option<&str>) -> Option<Self> {
+        let nanos = nanos_of(literal, zone)?;
+        // Where the literal was the finer one, coercion has put a cast on the subject.
+        let subject = match subject {
+            Expr::Cast(cast) if matches!(cast.field.data_type(), DataType::Timestamp(..)) => {
+                match cast.expr.get_type(schema).ok()? {
+                    DataType::Timestamp(..) => &cast.expr,
+                    _ => subject,
+                }
+            }
+            _ => subject,
+        };
+        let DataType::Timestamp(unit, to_zone) = subject.get_type(schema).ok()? else {
+            return None;
+        };
+        let tick = match unit {
+            TimeUnit::Second => 1_000_000_000,
+            TimeUnit::Millisecond => 1_000_000,
+            TimeUnit::Microsecond => 1_000,
+            TimeUnit::Nanosecond => return None,
+        };
+        if nanos.rem_euclid(tick) == 0 {
+            return None;
+        }
+        let before = Some(nanos.div_euclid(tick));
+        let before = match unit {
+            TimeUnit::Second => ScalarValue::TimestampSecond(before, to_zone),
+            TimeUnit::Millisecond => ScalarValue::TimestampMillisecond(before, to_zone),
+            _ => ScalarValue::TimestampMicrosecond(before, to_zone),
+        };
+        Some(Self {
+            subject: subject.clone(),
+            before: Expr::Literal(before, None),
+        })
+    }
+
+    fn of_any(
+        subject: &Expr,
+        literals: &[Expr],
+        schema: &DFSchema,
+        zone: Option<&str>,
+    ) -> Option<Self> {
+        let mut literals = literals.iter();
+        literals.find_map(|literal| Self::of(subject, literal, schema, zone))
+    }
+
+    fn exactly(self, op: Operator) -> Option<Expr> {
+        let Self { subject, before } = self;
+        Some(match op {
+            Operator::Lt | Operator::LtEq => binary(subject, Operator::LtEq, before),
+            Operator::Gt | Operator::GtEq => binary(subject, Operator::Gt, before),
+            // Of no row, and not known where the timestamp is NULL.
+            Operator::Eq => {
+                let at = binary(subject.clone(), Operator::Eq, before.clone());
+                binary(at, Operator::And, binary(subject, Operator::NotEq, before))
+            }
+            Operator::NotEq => {
+                let at = binary(subject.clone(), Operator::Eq, before.clone());
+                binary(at, Operator::Or, binary(subject, Operator::NotEq, before))
+            }
+            _ => return None,
+        })
+    }
+}
+
+/// A literal's moment in nanoseconds since 1970, where it is a timestamp or text to be read as one.
+fn nanos_of(literal: &Expr, zone: Option<&str>) -> Option<i64> {
+    match literal {
+        Expr::Literal(ScalarValue::TimestampNanosecond(Some(nanos), _), _) => Some(*nanos),
+        Expr::Literal(ScalarValue::TimestampMicrosecond(Some(micros), _), _) => {
+            micros.checked_mul(1_000)
+        }
+        Expr::Cast(cast) => {
+            let DataType::Timestamp(_, to_zone) = cast.field.data_type() else {
+                return None;
+            };
+            match cast.expr.as_ref() {
+                Expr::Literal(text, _) if text.try_as_str().is_some() => {
+                    let fine = DataType::Timestamp(TimeUnit::Nanosecond, to_zone.clone());
+                    match read_text(text.try_as_str()??, &fine, zone)? {
+                        ScalarValue::TimestampNanosecond(nanos, _) => nanos,
+                        _ => None,
+                    }
+                }
+                inner => nanos_of(inner, zone),
+            }
+        }
+        _ => None,
+    }
+}
