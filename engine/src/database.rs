@@ -3,7 +3,8 @@
 //! - `database/open.rs`: opening all shards, cleaning up what a crash left, closing.
 //! - `database/tables.rs`: schemas and tables; `database/names.rs`: making and dropping them;
 //!   `database/writes.rs`: rows in; `database/reads.rs`: views out.
-//! - `database/roles.rs`: which shards are led or followed here.
+//! - `database/roles.rs`: which shards are led or followed here; `database/remote.rs`: what is
+//!   asked of other nodes, and answered to them.
 //! - `database/maintenance.rs`: when to flush, compact, collect, open again.
 //! - `database/admin.rs`: status and commands of operators.
 
@@ -12,6 +13,7 @@ mod maintenance;
 mod names;
 mod open;
 mod reads;
+mod remote;
 mod roles;
 mod tables;
 mod writes;
@@ -31,6 +33,7 @@ use shoal_wal::record::ImportChunk;
 use tokio_util::sync::CancellationToken;
 
 use crate::env::Env;
+use crate::peers::Peers;
 use crate::shard::Shard;
 use crate::{EngineError, RowPredicate, WriteError};
 
@@ -47,6 +50,8 @@ pub struct Backends {
     pub clock: Arc<dyn Clock>,
     /// Evaluates predicate deletes.
     pub predicate: Option<Arc<dyn RowPredicate>>,
+    /// Other nodes of the cluster; `None`: this process is alone.
+    pub peers: Option<Arc<dyn Peers>>,
 }
 
 /// A table as the catalog knows it. Cheap to clone; the schema is looked up when needed.

@@ -147,6 +147,7 @@ impl Database {
             meta: Arc::new(opened.meta),
             clock,
             predicate,
+            peers: None,
         };
         Self::open_locked(config, backends, Some(opened.lock), Role::Leader).await
     }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use shoal_meta::{MetaError, NamedTable, SchemaEntry, TableEntry};
 use shoal_types::{PartitionId, SchemaError, ShardId, TableId, TableSchema};
-use shoal_wal::record::{Payload, SchemaChange};
+use shoal_wal::record::SchemaChange;
 
 use super::open::ByShard;
 use super::tables::{TRIES, contended, handle};
@@ -191,30 +191,32 @@ impl Shared {
         shard: ShardId,
         schemas: Vec<Arc<TableSchema>>,
     ) -> Result<(), EngineError> {
-        let shard = self.shard(shard)?;
         let mut part = Vec::new();
         let mut columns = 0;
         for schema in schemas {
             if columns + schema.columns.len() > COLUMNS_A_RECORD && !part.is_empty() {
-                let record = Payload::Schema(std::mem::take(&mut part));
-                shard.submit(record, Vec::new(), self.patience()).await?;
+                self.submit_schemas(shard, std::mem::take(&mut part))
+                    .await?;
                 columns = 0;
             }
             columns += schema.columns.len() + 8;
             part.push(SchemaChange::Put(schema));
         }
-        shard
-            .submit(Payload::Schema(part), Vec::new(), self.patience())
-            .await?;
-        Ok(())
+        Ok(self.submit_schemas(shard, part).await?)
     }
 
     fn placing(&self) -> Result<Placing, EngineError> {
         let catalog = &self.env.catalog;
-        let open = self.open_shards();
-        let counts: Vec<_> = open
-            .iter()
-            .map(|s| (s.id, catalog.tables_on(s.id)))
+        let fit: Vec<ShardId> = match self.peers() {
+            None => self.open_shards().iter().map(|s| s.id).collect(),
+            Some(peers) => {
+                let all = self.slots.keys().copied();
+                all.filter(|id| peers.is_led(*id)).collect()
+            }
+        };
+        let counts: Vec<_> = fit
+            .into_iter()
+            .map(|id| (id, catalog.tables_on(id)))
             .collect();
         if counts.is_empty() {
             return Err(match self.slots.values().next() {
@@ -234,17 +236,17 @@ impl Shared {
             by_shard.entry(entry.shard).or_default().push(drop);
         }
         for (shard, mut drops) in by_shard {
-            let Ok(shard) = self.shard(shard) else {
-                continue;
-            };
-            {
-                let state = shard.state.read();
-                drops.retain(|d| state.fold.schema(d.table()).is_some());
+            match (self.led_here(shard), self.peers()) {
+                (Ok(shard), _) => {
+                    let state = shard.state.read();
+                    drops.retain(|d| state.fold.schema(d.table()).is_some());
+                }
+                (Err(_), Some(_)) => {}
+                (Err(_), None) => continue,
             }
             for part in drops.chunks(1024) {
-                let record = Payload::Schema(part.to_vec());
-                if let Err(error) = shard.submit(record, Vec::new(), self.patience()).await {
-                    tracing::warn!(shard = %shard.id, %error, "dropped tables keep their files until the next start");
+                if let Err(error) = self.submit_schemas(shard, part.to_vec()).await {
+                    tracing::warn!(%shard, %error, "dropped tables keep their files until the next start");
                 }
             }
         }

@@ -9,10 +9,12 @@
 //! without a name: invisible to everybody. They are dropped here, before anybody could make more.
 
 use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::TryStreamExt;
+use lru::LruCache;
 use object_store::{ObjectStore, path::Path};
 use parking_lot::{Mutex, RwLock};
 use shoal_meta::{Catalog, MetaError, SchemaEntry, ShardEntry};
@@ -72,6 +74,9 @@ impl Database {
         };
         let sst = SstStore::new(Arc::clone(&backends.store), &sst_options)
             .map_err(|e| EngineError::Invalid(format!("file cache: {e}")))?;
+        let remote_schemas = NonZeroUsize::new(config.remote_schemas_max);
+        let remote_schemas = LruCache::new(remote_schemas.unwrap_or(NonZeroUsize::MIN));
+        let remote_schemas = Mutex::new(remote_schemas);
         let compaction_budget = Arc::new(ByteBudget::new(config.compaction_bytes_per_s));
         let env = Arc::new(Env {
             config,
@@ -81,6 +86,8 @@ impl Database {
             catalog: Arc::new(catalog),
             clock: backends.clock,
             predicate: backends.predicate,
+            peers: backends.peers,
+            remote_schemas,
             memory: MemoryBudget::default(),
             sst,
             compaction_budget,

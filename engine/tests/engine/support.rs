@@ -271,6 +271,7 @@ impl World {
             meta: Arc::clone(&self.meta),
             clock: Arc::clone(&self.clock),
             predicate: Some(Arc::new(BelowPredicate)),
+            peers: None,
         }
     }
 
