@@ -105,7 +105,7 @@ pub struct WriteOptions {
 }
 
 /// One shard's share of a commit: what a reader must have passed to see the write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct CommitToken {
     /// The shard.
     pub shard: ShardId,
@@ -113,6 +113,34 @@ pub struct CommitToken {
     pub epoch: Epoch,
     /// The record's offset.
     pub offset: Offset,
+}
+
+/// As clients hold it: `shard.term.claim.offset`.
+impl std::fmt::Display for CommitToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Epoch { term, claim } = self.epoch;
+        write!(f, "{}.{term}.{claim}.{}", self.shard, self.offset)
+    }
+}
+
+impl std::str::FromStr for CommitToken {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut parts = text.split('.');
+        let mut next = || parts.next().ok_or(());
+        let shard = next()?.parse().map_err(|_| ())?;
+        let mut number = || next()?.parse().map_err(|_| ());
+        let (term, claim, offset) = (number()?, number()?, number()?);
+        match parts.next() {
+            None => Ok(Self {
+                shard,
+                epoch: Epoch { term, claim },
+                offset: Offset(offset),
+            }),
+            Some(_) => Err(()),
+        }
+    }
 }
 
 /// An acknowledged write.
@@ -127,7 +155,7 @@ pub struct Commit {
 }
 
 /// What this process is to be for a shard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Role {
     /// Takes writes.
     Leader,

@@ -19,7 +19,7 @@ use shoal_types::{Epoch, NodeId, Offset, ShardId, TableId, TableSchema, WriteId}
 use shoal_wal::record::{ImportChunk, SchemaChange, TableWrite};
 
 use crate::remote_view::EncodedView;
-use crate::{EngineError, ReadLevel, WriteError};
+use crate::{EngineError, ReadLevel, ShardStatus, WriteError};
 
 /// Which replica answers a read (DESIGN §2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,6 +146,10 @@ pub trait Peers: Send + Sync + std::fmt::Debug + 'static {
         read: &Read,
     ) -> Result<EncodedView, EngineError>;
 
+    /// The other nodes that are heard of, with what each tells of its replicas; `None`: it did not
+    /// answer in time.
+    async fn statuses(&self) -> Vec<(NodeId, Option<Vec<ShardStatus>>)>;
+
     /// Progress of an import on a shard, by its leader.
     ///
     /// # Errors
@@ -158,7 +162,7 @@ pub trait Peers: Send + Sync + std::fmt::Debug + 'static {
 }
 
 /// How a read is to be answered.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Read {
     /// How fresh.
     pub level: ReadLevel,

@@ -37,7 +37,7 @@ pub struct PredicateDelete {
 }
 
 /// How fresh a read must be (DESIGN §2).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum ReadLevel {
     /// Everything acknowledged before the read began, on any replica.
     #[default]

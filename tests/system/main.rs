@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod clients;
+mod cluster;
 mod damage;
 mod disk_full;
 mod docs;

@@ -185,6 +185,25 @@ impl KafkaLogStore {
         self.shared.counters.read(&readers)
     }
 
+    /// The Kafka cluster's own id. Asks a broker.
+    ///
+    /// # Errors
+    /// [`LogError::Io`]: none answers.
+    pub async fn cluster_id(&self) -> Result<String, LogError> {
+        let shared = Arc::clone(&self.shared);
+        let asked = self
+            .shared
+            .blocking(move || shared.asker().fetch_cluster_id(ASK_TIMEOUT))
+            .await?;
+        asked.ok_or_else(|| {
+            LogError::Io(format!(
+                "no broker of kafka.brokers = {:?} answers within {} ms",
+                self.shared.config.brokers,
+                ASK_TIMEOUT.as_millis()
+            ))
+        })
+    }
+
     /// Takes no more appends, ends all readers, and waits until what is in flight is answered,
     /// which takes up to the commit timeout. Dropping the store does the same without waiting.
     pub async fn close(&self) {

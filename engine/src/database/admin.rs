@@ -8,7 +8,7 @@ use object_store::path::Path;
 use shoal_types::{Offset, ShardId};
 use shoal_wal::local::LocalLogStats;
 
-use super::{Database, Served, Shared, Slot, TableHandle};
+use super::{Database, Role, Served, Shared, Slot, TableHandle};
 use crate::checksum::{self, ShardChecksum};
 use crate::shard::compact::Compacted;
 use crate::shard::flush::Flushed;
@@ -21,8 +21,9 @@ impl Slot {
     fn status(&self, tables: u64) -> ShardStatus {
         let mut status = ShardStatus {
             id: self.id,
-            role: "none",
-            state: "unavailable",
+            placed: *self.wanted.lock() != Role::None,
+            role: "none".into(),
+            state: "unavailable".into(),
             why: None,
             epoch: Default::default(),
             position: Offset(0),
@@ -58,14 +59,19 @@ impl Slot {
             status.why = Some(stopped.why());
             return status;
         }
-        status.role = if shard.leads() { "leader" } else { "follower" };
+        status.role = if shard.leads() {
+            "leader".into()
+        } else {
+            "follower".into()
+        };
         let claiming = shard.pipeline.trouble();
         let trouble = shard.trouble.lock().clone();
-        (status.state, status.why) = match (claiming, trouble) {
+        let (state, why) = match (claiming, trouble) {
             (Some(why), _) => ("claiming", Some(why)),
             (None, Some(why)) => ("degraded", Some(why)),
             (None, None) => ("serving", None),
         };
+        (status.state, status.why) = (state.into(), why);
         status
     }
 }
@@ -111,18 +117,21 @@ impl Database {
         slots.map(|s| s.status(catalog.tables_on(s.id))).collect()
     }
 
-    /// How many shards are served, and those that are not, ascending by id, with the reason.
+    /// How many of the shards that are placed here are served, and those that are not, ascending by
+    /// id, with the reason.
     #[must_use]
     pub fn served(&self) -> (usize, Vec<(ShardId, String)>) {
         let mut unserved = Vec::new();
-        for slot in self.shared.slots.values() {
+        let placed = |slot: &&Slot| *slot.wanted.lock() != Role::None;
+        let slots: Vec<&Slot> = self.shared.slots.values().filter(placed).collect();
+        for slot in &slots {
             match slot.shard() {
                 Ok(_) => {}
                 Err(EngineError::ShardUnavailable { shard, why }) => unserved.push((shard, why)),
                 Err(other) => unserved.push((slot.id, other.to_string())),
             }
         }
-        (self.shared.slots.len() - unserved.len(), unserved)
+        (slots.len() - unserved.len(), unserved)
     }
 
     /// Size of a table.
@@ -147,10 +156,11 @@ impl Database {
     #[must_use]
     pub fn metrics(&self) -> EngineMetrics {
         let shards = self.shared.open_shards();
+        let (_, unserved) = self.served();
         let env = &self.shared.env;
         let mut metrics = EngineMetrics {
             shards_serving: shards.len() as u64,
-            shards_unavailable: (self.shared.slots.len() - shards.len()) as u64,
+            shards_unavailable: unserved.len() as u64,
             tables: env.catalog.tables_count() as u64,
             memory_bytes: env.memory.used() as u64,
             memory_bytes_max: env.config.memtable_bytes_max as u64,
@@ -193,7 +203,10 @@ impl Database {
     /// A command for all shards must not answer success when some could not do it.
     fn all_served(&self) -> Result<(), EngineError> {
         let mut slots = self.shared.slots.values();
-        slots.try_for_each(|s| s.shard().map(|_| ()))
+        slots.try_for_each(|slot| match *slot.wanted.lock() {
+            Role::None => Ok(()),
+            _ => slot.shard().map(|_| ()),
+        })
     }
 
     /// Writes all rows in memory of one shard, or of all that are served, to files; waits until the

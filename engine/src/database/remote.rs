@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_rows::decode_blocks;
-use shoal_types::{ShardId, TableId, TableSchema};
+use shoal_types::{NodeId, ShardId, TableId, TableSchema};
 use shoal_wal::record::{Payload, SchemaChange};
 
 use super::writes::{Outcome, Sending, worse};
@@ -16,7 +16,10 @@ use super::{Database, Role, Shared, TableHandle, as_write_error};
 use crate::peers::{Peers, Read, ReadPlace, ShardCommit, ShardWrite};
 use crate::shard::Shard;
 use crate::shard::parts::Part;
-use crate::{EngineError, ReadLevel, ReadView, WriteError};
+use crate::{EngineError, ReadLevel, ReadView, ShardStatus, WriteError};
+
+/// Pause before it is looked again whether this process leads a shard.
+const PAUSE: Duration = Duration::from_millis(10);
 
 impl Shared {
     /// The shard, if this process leads it or is alone (then an error says what is wrong with it).
@@ -40,21 +43,30 @@ impl Shared {
         changes: Vec<SchemaChange>,
     ) -> Result<(), WriteError> {
         let patience = self.patience();
-        match (self.led_here(id), self.peers()) {
-            (Ok(shard), peers) => {
-                let payload = Payload::Schema(changes.clone());
-                match (shard.submit(payload, Vec::new(), patience).await, peers) {
-                    (Err(WriteError::NotLeader { .. }), Some(_)) => {}
-                    (outcome, _) => return outcome.map(|_| ()),
+        let payload = || Payload::Schema(changes.clone());
+        let Some(peers) = self.peers() else {
+            let shard = self.shard(id).map_err(as_write_error)?;
+            return shard
+                .submit(payload(), Vec::new(), patience)
+                .await
+                .map(|_| ());
+        };
+        let deadline = tokio::time::Instant::now() + patience;
+        loop {
+            if let Ok(shard) = self.led_here(id) {
+                match shard.submit(payload(), Vec::new(), patience).await {
+                    Err(WriteError::NotLeader { .. }) => {}
+                    outcome => return outcome.map(|_| ()),
                 }
             }
-            (Err(_), Some(_)) => {}
-            (Err(error), None) => return Err(as_write_error(error)),
+            match peers.change_schemas(id, changes.clone(), patience).await {
+                // This node is to lead it and does not yet.
+                Err(WriteError::NotLeader { .. }) if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                outcome => break outcome?,
+            }
         }
-        let Some(peers) = self.peers() else {
-            return Err(WriteError::NotLeader { shard: id });
-        };
-        peers.change_schemas(id, changes.clone(), patience).await?;
         match self.shard(id) {
             Ok(replica) => {
                 // A replica that cannot catch up answers with what it has, and is asked again.
@@ -143,31 +155,40 @@ impl Shared {
         sending: Sending,
         patience: Duration,
     ) -> Vec<Outcome> {
-        let local = self.led_here(id);
         let Some(peers) = self.peers() else {
-            return match local {
+            return match self.shard(id) {
                 Ok(shard) => shard.send_parts(sending, patience).await,
                 Err(error) => vec![Err(as_write_error(error))],
             };
         };
         let remote = sending.to_shard_write();
-        if let Ok(shard) = local {
-            let harmless = sending.is_idempotent();
-            let outcomes = shard.send_parts(sending, patience).await;
-            let overtaken =
-                |outcome: &Outcome| matches!(outcome, Err(WriteError::NotLeader { .. }));
-            // Records that were overtaken by another leader's claim never take effect. Those of a
-            // request without an id are sent on only if all were: the rest would be doubled.
-            let send_on = if harmless {
-                outcomes.iter().any(overtaken)
-            } else {
-                outcomes.iter().all(overtaken)
-            };
-            if !send_on {
-                return outcomes;
+        let harmless = sending.is_idempotent();
+        let deadline = tokio::time::Instant::now() + patience;
+        let outcome = loop {
+            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+            if let Ok(shard) = self.led_here(id) {
+                let outcomes = shard.send_parts(sending.clone(), left).await;
+                let overtaken =
+                    |outcome: &Outcome| matches!(outcome, Err(WriteError::NotLeader { .. }));
+                // Records that were overtaken by another leader's claim never take effect. Those of
+                // a request without an id are sent on only if all were: the rest would be doubled.
+                let send_on = if harmless {
+                    outcomes.iter().any(overtaken)
+                } else {
+                    outcomes.iter().all(overtaken)
+                };
+                if !send_on {
+                    return outcomes;
+                }
             }
-        }
-        let outcome = peers.write(id, remote, patience).await;
+            match peers.write(id, remote.clone(), left).await {
+                // This node is to lead it and does not yet.
+                Err(WriteError::NotLeader { .. }) if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                outcome => break outcome,
+            }
+        };
         if let Err(WriteError::StaleSchema { table }) = &outcome
             && let Some(named) = self.env.catalog.named(*table)
         {
@@ -413,6 +434,25 @@ impl Database {
             Ok(_) => Role::Follower,
             Err(_) => Role::None,
         }
+    }
+
+    /// This node; `None`: the process is alone.
+    #[must_use]
+    pub fn node(&self) -> Option<NodeId> {
+        self.shared.peers().map(|peers| peers.me())
+    }
+
+    /// What every node tells of its replicas, this one first; `None`: it did not answer.
+    pub async fn all_statuses(&self) -> Vec<(Option<NodeId>, Option<Vec<ShardStatus>>)> {
+        let mut all = vec![(self.node(), Some(self.status()))];
+        if let Some(peers) = self.shared.peers() {
+            let others = peers.statuses().await.into_iter();
+            all.extend(others.map(|(node, told)| (Some(node), told)));
+        }
+        for told in all.iter_mut().filter_map(|(_, told)| told.as_mut()) {
+            told.retain(|status| status.placed);
+        }
+        all
     }
 
     /// All shards of the cluster, ascending by id.

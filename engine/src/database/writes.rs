@@ -32,6 +32,7 @@ struct Outgoing {
 pub(super) type Outcome = Result<Acknowledged, WriteError>;
 
 /// A request's records for one shard.
+#[derive(Clone)]
 pub(crate) struct Sending {
     pub write_id: Option<WriteId>,
     pub import: Option<ImportChunk>,

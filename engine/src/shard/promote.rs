@@ -34,7 +34,7 @@ use crate::manifest::publish::{PublishError, confirm_newest, prepare, publish};
 const TERMS_MAX: u32 = 16;
 
 /// What a promotion did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Promoted {
     /// The epoch it leads in.
     pub epoch: Epoch,

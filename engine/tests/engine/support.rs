@@ -23,7 +23,7 @@ use object_store::{
 use parking_lot::Mutex;
 use shoal_engine::merge::{MergeOptions, file_run, memory_run, merge_runs};
 use shoal_engine::{
-    Backends, Commit, Database, EngineConfig, NewTable, ReadView, RowPredicate, TableHandle,
+    Backends, Commit, Database, EngineConfig, Peers, NewTable, ReadView, RowPredicate, TableHandle,
     WriteError, WriteOptions,
 };
 use shoal_meta::{
@@ -278,6 +278,15 @@ impl World {
     pub async fn open(&self, config: EngineConfig) -> Arc<Database> {
         let opened = Database::open(config, self.backends()).await;
         opened.expect("open")
+    }
+
+    /// One node of several that know of each other.
+    pub async fn open_peer(&self, config: EngineConfig, peers: Arc<dyn Peers>) -> Arc<Database> {
+        let backends = Backends {
+            peers: Some(peers),
+            ..self.backends()
+        };
+        Database::open_node(config, backends).await.expect("open")
     }
 
     /// One node of several: it serves nothing until it is told to.
