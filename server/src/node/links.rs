@@ -67,7 +67,13 @@ impl Links {
         let header = |text: &str| MetadataValue::try_from(text).map_err(|e| e.to_string());
         Ok(Self {
             cluster_id: header(cluster_id)?,
-            authorization: token.map(|t| header(&format!("Bearer {t}"))).transpose()?,
+            authorization: token
+                .map(|token| {
+                    let mut value = header(&format!("Bearer {token}"))?;
+                    value.set_sensitive(true);
+                    Ok::<_, String>(value)
+                })
+                .transpose()?,
             connect_timeout,
             channels: Mutex::default(),
         })

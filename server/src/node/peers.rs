@@ -390,12 +390,12 @@ impl Peers for Router {
                     ),
                 });
             }
-            match failed {
-                Some(error) if Instant::now() >= deadline || tries >= READ_TRIES => {
-                    return Err(error);
-                }
-                _ => self.pause(deadline).await,
+            if (Instant::now() >= deadline || tries >= READ_TRIES)
+                && let Some(error) = failed.take()
+            {
+                return Err(error);
             }
+            self.pause(deadline).await;
         }
     }
 

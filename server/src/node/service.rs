@@ -95,7 +95,8 @@ impl NodeService {
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    async fn admit<T>(&self, request: &Request<T>) -> Result<OwnedSemaphorePermit, Status> {
+    /// Whether a request comes from a node of this cluster.
+    fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let shown = |name: &str| {
             let value = request.metadata().get(name);
             value.and_then(|v| v.to_str().ok()).unwrap_or_default()
@@ -112,6 +113,10 @@ impl NodeService {
                 shown(CLUSTER)
             )));
         }
+        Ok(())
+    }
+
+    async fn place(&self) -> Result<OwnedSemaphorePermit, Status> {
         let places = Arc::clone(&self.requests.places);
         places
             .acquire_owned()
@@ -181,7 +186,8 @@ impl FlightService for NodeService {
         &self,
         request: Request<Streaming<FlightData>>,
     ) -> Result<Response<Self::DoPutStream>, Status> {
-        let place = self.admit(&request).await?;
+        self.check(&request)?;
+        let place = self.place().await?;
         let mut messages = request.into_inner();
         let Some(first) = messages.message().await? else {
             return Err(Status::invalid_argument("a write without a head"));
@@ -231,7 +237,8 @@ impl FlightService for NodeService {
         &self,
         request: Request<FlightTicket>,
     ) -> Result<Response<Self::DoGetStream>, Status> {
-        let place = self.admit(&request).await?;
+        self.check(&request)?;
+        let place = self.place().await?;
         let ticket: Ticket = decode(&request.get_ref().ticket, "a ticket")?;
         let Ticket::View { shard, table, read } = ticket;
         let view = async {
@@ -281,7 +288,8 @@ impl FlightService for NodeService {
         &self,
         request: Request<Action>,
     ) -> Result<Response<Self::DoActionStream>, Status> {
-        let _place = self.admit(&request).await?;
+        self.check(&request)?;
+        let _place = self.place().await?;
         let action = request.into_inner();
         if action.r#type != Ask::NAME {
             return not_offered(&format!("the action {:?}", action.r#type));
