@@ -214,7 +214,9 @@ impl Session {
         Ok(())
     }
 
-    pub(crate) fn all_settings(&self) -> Vec<(String, String)> {
+    /// All settings with their values, as `SHOW ALL` gives them.
+    #[must_use]
+    pub fn all_settings(&self) -> Vec<(String, String)> {
         self.settings.lock().all()
     }
 

@@ -13,3 +13,4 @@ pub mod metrics;
 mod nearest;
 pub mod postgres;
 pub mod standalone;
+mod starting;

@@ -153,6 +153,7 @@ where
         let data = CopyData::new(header.into());
         client.feed(PgWireBackendMessage::CopyData(data)).await?;
     }
+    let forced = copy.forced(fields.iter().map(FieldInfo::name));
     let mut sent = 0_usize;
     loop {
         let batch = interrupt.guard(cursor.next(&fields, ROWS_AT_ONCE)).await?;
@@ -163,7 +164,7 @@ where
         interrupt
             .guard(async {
                 for row in batch {
-                    let data = CopyData::new(copy.line(&row).into());
+                    let data = CopyData::new(copy.line(&row, forced.as_deref()).into());
                     client.feed(PgWireBackendMessage::CopyData(data)).await?;
                 }
                 Ok(())

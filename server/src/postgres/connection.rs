@@ -21,7 +21,7 @@ use super::interrupt::Interrupt;
 use super::names::Names;
 use super::socket::Socket;
 use super::statement::{self, Kind};
-use super::{Shared, catalog, errors};
+use super::{Admitted, Shared, catalog, errors};
 
 /// Longer statements are rewritten on a thread of their own, so that their time limit is kept and
 /// other connections go on.
@@ -58,6 +58,7 @@ pub struct Opened {
     pub(super) handle: Arc<ConnectionHandle>,
     pub(super) pid: i32,
     pub(super) _registered: ConnectionGuard,
+    pub(super) _admitted: Admitted,
 }
 
 /// What a statement came to.
@@ -347,8 +348,8 @@ impl Connection {
                 Outcome::Plain(Plain::CopyIn(Box::new(copy)))
             }
             Kind::CopyOut(copy) => {
-                if let Some(what) = &copy.unsupported {
-                    return Err(errors::unsupported(what));
+                if let Some(refused) = &copy.refused {
+                    return Err(refused.error());
                 }
                 let query = copy.query();
                 let ran = self.opened()?.session.execute(&query, &[]).await;
