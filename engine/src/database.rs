@@ -3,11 +3,13 @@
 //! - `database/open.rs`: opening all shards, cleaning up what a crash left, closing.
 //! - `database/tables.rs`: schemas and tables; `database/names.rs`: making and dropping them;
 //!   `database/writes.rs`: rows in; `database/reads.rs`: views out.
+//! - `database/holds.rs`: tables whose writes wait for a statement that changes them.
 //! - `database/roles.rs`: which shards are led or followed here.
 //! - `database/maintenance.rs`: when to flush, compact, collect, open again.
 //! - `database/admin.rs`: status and commands of operators.
 
 mod admin;
+mod holds;
 mod maintenance;
 mod names;
 mod open;
@@ -15,6 +17,8 @@ mod reads;
 mod roles;
 mod tables;
 mod writes;
+
+pub use holds::Hold;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -188,6 +192,7 @@ pub(crate) struct Shared {
     pub env: Arc<Env>,
     pub slots: BTreeMap<ShardId, Slot>,
     pub stop: CancellationToken,
+    pub holds: Arc<holds::Holds>,
 }
 
 /// All shards of this process and the catalog.

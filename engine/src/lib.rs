@@ -23,7 +23,8 @@ mod status;
 pub use checksum::{ShardChecksum, TableChecksum};
 pub use config::EngineConfig;
 pub use database::{
-    Backends, Commit, CommitToken, Database, NewTable, ReadAt, Role, TableHandle, WriteOptions,
+    Backends, Commit, CommitToken, Database, Hold, NewTable, ReadAt, Role, TableHandle,
+    WriteOptions,
 };
 pub use durable_store::DurableLocalStore;
 pub use embedded::FolderLock;

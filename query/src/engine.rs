@@ -62,6 +62,7 @@ impl QueryEngine {
             .with_catalog_list(catalogs)
             .with_optimizer_rule(Arc::new(LastRows))
             .with_analyzer_rule(Arc::new(crate::literals::TextLiterals))
+            .with_analyzer_rule(Arc::new(crate::arithmetic::CheckedArithmetic))
             .build();
         let base = SessionContext::new_with_state(state);
         base.register_udf(crate::decimals::function());

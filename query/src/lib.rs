@@ -4,6 +4,7 @@
 //! statements and gives [`Output`]s. Errors are [`QueryError`]s with a stable code, an SQLSTATE
 //! and, where known, line and column.
 
+mod arithmetic;
 mod catalog;
 mod config;
 mod decimals;
@@ -26,7 +27,7 @@ pub use catalog::{CATALOG, OWN_SCHEMAS, ShoalCatalog};
 pub use config::{QueryConfig, SessionOptions};
 pub use engine::QueryEngine;
 pub use error::QueryError;
-pub use literals::{bytea, read_text};
+pub use literals::{bytea, fit, read_text, read_timestamp};
 pub use output::{Output, Prepared, QueryStats, StatementKind};
 pub use predicate::SqlPredicate;
 pub use running::{QueryId, RunningStatement};

@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::datatypes::DataType;
+use datafusion::arrow::datatypes::{DataType, TimeUnit};
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DFSchema, ScalarValue};
@@ -102,11 +102,11 @@ pub(crate) fn read_parameter(
     let (Some(Some(text)), Some(name)) = (value.try_as_str(), type_name(wanted)) else {
         return Ok(value.clone());
     };
-    let read = if wanted.is_decimal() {
+    let read = match wanted {
         // Stays text: compared, it may have more digits than the type wanted.
-        Number::parse(text.trim()).map(|_| value.clone())
-    } else {
-        read_text(text, wanted, zone)
+        _ if wanted.is_decimal() => Number::parse(text.trim()).map(|_| value.clone()),
+        DataType::Timestamp(..) => read_timestamp(text, wanted, zone),
+        _ => read_text(text, wanted, zone),
     };
     read.ok_or_else(|| {
         QueryError::new(
@@ -114,6 +114,31 @@ pub(crate) fn read_parameter(
             format!("parameter ${number}: {INVALID}{name}: \"{text}\""),
         )
     })
+}
+
+/// Text as a timestamp of type `wanted`, or of a finer unit where it has more digits (see
+/// [`fit`]); read by the rules of [`read_text`].
+#[must_use]
+pub fn read_timestamp(text: &str, wanted: &DataType, zone: Option<&str>) -> Option<ScalarValue> {
+    let DataType::Timestamp(_, to_zone) = wanted else {
+        return None;
+    };
+    let finest = DataType::Timestamp(TimeUnit::Nanosecond, to_zone.clone());
+    match read_text(text, &finest, zone) {
+        Some(fine) => ticks::uncut(&fine, wanted).ok(),
+        // Nanoseconds reach from 1677 to 2262, other units further.
+        None => read_text(text, wanted, zone),
+    }
+}
+
+/// A bound value as the type that the plan wants for it. A timestamp with digits that this type
+/// cannot hold keeps them: `ts = $1` is then true of no row, instead of those at the moment it
+/// would be cut to.
+///
+/// # Errors
+/// No such value of the type.
+pub fn fit(value: &ScalarValue, wanted: &DataType) -> Result<ScalarValue, QueryError> {
+    Ok(ticks::uncut(value, wanted)?)
 }
 
 /// PostgreSQL's name of the types that are read here; others are left to Arrow's casts.
@@ -337,7 +362,6 @@ fn literal_of(error: &QueryError) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use datafusion::arrow::datatypes::TimeUnit;
 
     /// 2026-01-01 00:00 UTC in seconds.
     const DAY: i64 = 1_767_225_600;

@@ -163,12 +163,35 @@ impl Compared {
     }
 }
 
+/// A timestamp as type `wanted`; at its own unit where that is finer and has digits that `wanted`
+/// cannot hold: what it is compared with must see them. Stored, it is cut by the cast to the column.
+///
+/// # Errors
+/// A moment that `wanted` cannot hold.
+pub(crate) fn uncut(value: &ScalarValue, wanted: &DataType) -> Result<ScalarValue> {
+    let cut = value.cast_to(wanted)?;
+    let (DataType::Timestamp(unit, _), DataType::Timestamp(_, zone)) = (value.data_type(), wanted)
+    else {
+        return Ok(cut);
+    };
+    let own = value.cast_to(&DataType::Timestamp(unit, zone.clone()))?;
+    Ok(match cut.cast_to(&own.data_type()) {
+        Ok(again) if again == own => cut,
+        // Too far from 1970 for the finer unit: then the value had no more digits than `wanted`.
+        Err(_) => cut,
+        Ok(_) => own,
+    })
+}
+
 /// A literal's moment in nanoseconds since 1970, where it is a timestamp or text to be read as one.
 fn nanos_of(literal: &Expr, zone: Option<&str>) -> Option<i64> {
     match literal {
         Expr::Literal(ScalarValue::TimestampNanosecond(Some(nanos), _), _) => Some(*nanos),
         Expr::Literal(ScalarValue::TimestampMicrosecond(Some(micros), _), _) => {
             micros.checked_mul(1_000)
+        }
+        Expr::Literal(ScalarValue::TimestampMillisecond(Some(millis), _), _) => {
+            millis.checked_mul(1_000_000)
         }
         Expr::Cast(cast) => {
             let DataType::Timestamp(_, to_zone) = cast.field.data_type() else {

@@ -1,4 +1,4 @@
-//! Which rows of a flush have nothing older below them.
+//! Which rows of a flush or compaction have nothing older below them.
 //!
 //! Rows of an upsert table that are later than every older file of their time window are *fresh*.
 //! They get a file of their own, which begins where the older files end: readers of either need no
@@ -8,7 +8,9 @@
 //! Why a fresh row has no older version anywhere:
 //! - The time is part of the key, so that a version of the key has the same time, and a file that
 //!   held one would reach to that time.
-//! - Older versions are in files only. A flush freezes all rows of a table in memory at once (the
+//! - Versions that are older still than what a compaction merges are in files only: all files that it
+//!   leaves alone and that are not newer count as older ones.
+//! - Older versions than a flush's are in files only. A flush freezes all rows of a table in memory at once (the
 //!   residue takes a table whole or not at all), and nothing is frozen again before the flush is in
 //!   force. A replica that followed before may have several parts of a table to write: only the
 //!   oldest is split.
@@ -34,7 +36,7 @@ use shoal_sst::SstFile;
 use shoal_types::{TableMode, TableSchema};
 
 /// Rows of a window below which a second file is not worth having.
-const SPLIT_ROWS_MIN: u64 = 8192;
+const SPLIT_ROWS_MIN: u64 = if cfg!(test) { 8 } else { 8192 };
 
 /// Where the fresh rows of each window begin.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,12 +71,7 @@ impl Fresh {
         width: i64,
         times: impl Fn(&mut dyn FnMut(i64)),
     ) -> Self {
-        let ranges: Option<Vec<(i64, i64)>> = older.iter().map(|f| f.time_range).collect();
-        let (true, true, Some(ranges)) = (
-            schema.mode == TableMode::Upsert,
-            schema.key_ends_with_time(),
-            ranges,
-        ) else {
+        let Some(ranges) = ranges(older).filter(|_| can_split(schema)) else {
             return Self::default();
         };
         let mut windows: BTreeMap<i64, Window> = BTreeMap::new();
@@ -100,6 +97,45 @@ impl Fresh {
             window.fresh += u64::from(window.latest.is_none_or(|latest| time > latest));
         });
         windows.extend(last);
+        Self::worthy(windows)
+    }
+
+    /// Finds the fresh rows of a compaction of `inputs`: how many there are is judged by the ranges
+    /// of the inputs, as if the rows of each were spread evenly over its time.
+    pub(super) fn of_files(
+        schema: &TableSchema,
+        older: &[SstFile],
+        inputs: &[SstFile],
+        width: i64,
+    ) -> Self {
+        let (true, Some(older), Some(times)) = (can_split(schema), ranges(older), ranges(inputs))
+        else {
+            return Self::default();
+        };
+        let mut windows: BTreeMap<i64, Window> = BTreeMap::new();
+        for (file, (low, high)) in inputs.iter().zip(times) {
+            let span = high.saturating_sub(low).saturating_add(1) as f64;
+            let rows_in = |from: i64, to: i64| {
+                let length = to.saturating_sub(from).saturating_add(1).max(0);
+                (file.rows as f64 * (length as f64 / span)).round() as u64
+            };
+            for number in low.div_euclid(width)..=high.div_euclid(width) {
+                let from = number.saturating_mul(width).max(low);
+                let to = number.saturating_mul(width).saturating_add(width - 1);
+                let to = to.min(high);
+                let window = windows.entry(number).or_insert_with(|| Window {
+                    latest: latest_in(&older, number, width),
+                    ..Window::default()
+                });
+                let begins = window.latest.map_or(i64::MIN, |t| t.saturating_add(1));
+                window.rows += rows_in(from, to);
+                window.fresh += rows_in(from.max(begins), to);
+            }
+        }
+        Self::worthy(windows)
+    }
+
+    fn worthy(windows: BTreeMap<i64, Window>) -> Self {
         let after = windows
             .into_iter()
             .filter(|(_, w)| w.is_worth_it())
@@ -108,6 +144,16 @@ impl Fresh {
             after: after.collect(),
         }
     }
+}
+
+/// `None`: some file may reach anywhere.
+fn ranges(files: &[SstFile]) -> Option<Vec<(i64, i64)>> {
+    files.iter().map(|f| f.time_range).collect()
+}
+
+/// Whether versions of a key have one time, so that it tells what is below a row.
+fn can_split(schema: &TableSchema) -> bool {
+    schema.mode == TableMode::Upsert && schema.key_ends_with_time()
 }
 
 impl Window {
@@ -170,11 +216,39 @@ mod tests {
     }
 
     #[test]
+    fn a_compaction_judges_by_the_ranges_of_its_inputs() {
+        let schema = table(TableMode::Upsert);
+        let file = |times, rows| SstFile {
+            rows,
+            ..file_with_times(times)
+        };
+        let older = [file((0, 40), 9), file((10, 59), 9)];
+        let fresh = |inputs: &[SstFile]| {
+            let found = Fresh::of_files(&schema, &older, inputs, 100);
+            let holds = |t: &&i64| found.holds(t.div_euclid(100), **t);
+            let times = [0, 59, 60, 99, 100, 199, 200];
+            times.iter().filter(holds).copied().collect::<Vec<_>>()
+        };
+        assert_eq!(fresh(&[file((20, 99), 1000)]), [60, 99]);
+        assert_eq!(fresh(&[file((60, 199), 10)]), [60, 99, 100, 199]);
+        let mostly_late = [file((0, 59), 1000), file((60, 61), 2)];
+        assert!(fresh(&mostly_late).is_empty());
+        let timeless = SstFile {
+            time_range: None,
+            ..file((60, 99), 10)
+        };
+        assert!(fresh(&[timeless]).is_empty());
+    }
+
+    #[test]
     fn windows_at_the_ends_of_time_do_not_overflow() {
         let schema = table(TableMode::Upsert);
         let older = [file_with_times((i64::MIN, i64::MAX))];
         for time in [i64::MIN, i64::MAX] {
             let found = Fresh::find(&schema, &older, 7, |with| with(time));
+            assert!(!found.holds(time.div_euclid(7), time));
+            let inputs = [file_with_times((time, time))];
+            let found = Fresh::of_files(&schema, &older, &inputs, 7);
             assert!(!found.holds(time.div_euclid(7), time));
         }
     }

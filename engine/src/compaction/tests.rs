@@ -270,7 +270,7 @@ async fn a_compaction_splits_by_window_and_leaves_out_what_ttl_and_predicate_del
     };
     let now_ms = 3 * DAY as u64 + 2;
     let files = producer
-        .compact(&job, &schema, &deletes, TtlCut::of(&schema, now_ms))
+        .compact(&job, &schema, &[], &deletes, TtlCut::of(&schema, now_ms))
         .await
         .expect("compacts");
     assert_eq!(files.len(), 2, "day 0 is gone");
@@ -338,7 +338,7 @@ async fn tables_without_a_key_or_without_a_time_in_it_flush_compact_and_read() {
             level: 1,
         };
         let files = producer
-            .compact(&job, &schema, &[], None)
+            .compact(&job, &schema, &[], &[], None)
             .await
             .expect("compacts");
         let rows = values_of_a(&read(&store, &schema, &files, &views, 64).await);

@@ -135,8 +135,9 @@ impl SstProducer {
         writers.finish().await
     }
 
-    /// Merges a job's inputs into files compressed with zstd. Rows before `cut` are dropped,
-    /// `deletes` applied to files older than they are. Memory: some 4 MiB compressed an input, and
+    /// Merges a job's inputs into files compressed with zstd, one or two a time window (see
+    /// `fresh.rs`). Rows before `cut` are dropped, `deletes` applied to files older than they are.
+    /// `older`: all files of the table that show and are neither inputs nor newer. Memory: some 4 MiB compressed an input, and
     /// one row group an open window.
     ///
     /// CPU-bound between reads: run it on a thread that may block.
@@ -147,6 +148,7 @@ impl SstProducer {
         &self,
         job: &CompactionJob,
         schema: &Arc<TableSchema>,
+        older: &[SstFile],
         deletes: &[PredicateDelete],
         cut: Option<TtlCut>,
     ) -> Result<Vec<SstFile>, EngineError> {
@@ -188,6 +190,9 @@ impl SstProducer {
             width
         });
         let mut writers = Writers::new(self, schema, first.partition, width, output);
+        if let Some(width) = width.filter(|_| !job.bottom) {
+            writers.fresh = Fresh::of_files(schema, older, &job.inputs, width);
+        }
         let mut merged = merge_runs(Arc::clone(schema), runs, options);
         while let Some(batch) = merged.try_next().await? {
             let batch = match cut {

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use object_store::path::Path;
 use shoal_types::{Offset, ShardId};
@@ -13,7 +12,7 @@ use crate::checksum::{self, ShardChecksum};
 use crate::shard::compact::Compacted;
 use crate::shard::flush::Flushed;
 use crate::shard::gc::{GcReport, list_objects};
-use crate::shard::{Counters, Shard};
+use crate::shard::{Counters, Shard, position};
 use crate::status::{EngineMetrics, ShardStatus, TableStatus};
 use crate::{EngineError, ReadLevel};
 
@@ -47,7 +46,7 @@ impl Slot {
         status.in_flight_bytes = shard.pipeline.in_flight_bytes() as u64;
         {
             let state = shard.state.read();
-            status.position = Offset(state.fold.next_offset().0.saturating_sub(1));
+            status.position = position(&state);
             status.manifest = state.manifest.version().0;
             status.files = state.manifest.files.count;
             status.bytes = state.manifest.files.bytes;
@@ -266,7 +265,7 @@ impl Database {
             self.all_served()?;
         }
         let mut sums = Vec::new();
-        let patience = Duration::from_millis(self.config().write_timeout_ms);
+        let patience = self.shared.patience();
         for shard in self.chosen(shard)? {
             let producer = shard.producer();
             let (position, views) = shard.views(&ReadLevel::Strong, patience).await?;

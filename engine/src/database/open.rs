@@ -128,6 +128,7 @@ impl Database {
             env,
             slots,
             stop: CancellationToken::new(),
+            holds: Arc::default(),
         });
         for shard in shared.led_shards() {
             drop_nameless(&shard).await;
@@ -261,7 +262,7 @@ async fn drop_nameless(shard: &Arc<Shard>) {
         return;
     }
     tracing::info!(shard = %shard.id, tables = nameless.len(), "dropping tables that have no name");
-    let patience = Duration::from_millis(shard.env.config.write_timeout_ms);
+    let patience = shard.patience();
     for part in nameless.chunks(DROPS_A_RECORD) {
         let record = Payload::Schema(part.to_vec());
         if let Err(error) = shard.submit(record, Vec::new(), patience).await {

@@ -14,7 +14,7 @@ impl Database {
     /// # Errors
     /// As [`Self::read_view_at`].
     pub async fn read_view(&self, table: &TableHandle) -> Result<ReadView, EngineError> {
-        let patience = Duration::from_millis(self.shared.env.config.write_timeout_ms);
+        let patience = self.shared.patience();
         self.read_view_at(table, &ReadLevel::Strong, patience).await
     }
 

@@ -41,6 +41,10 @@ impl Database {
         let patience = self.write_patience(&options);
         let mut rows = 0;
         let mut by_shard: BTreeMap<ShardId, Vec<RowBlock>> = BTreeMap::new();
+        if options.read_at.is_none() {
+            let tables: Vec<_> = blocks.iter().map(|block| block.table).collect();
+            self.shared.holds.wait(&tables, patience).await?;
+        }
         for block in blocks {
             block
                 .check()
@@ -90,6 +94,7 @@ impl Database {
         options: WriteOptions,
     ) -> Result<Commit, WriteError> {
         let patience = self.write_patience(&options);
+        self.shared.holds.wait(&[table.id], patience).await?;
         let shard = self.shared.shard(table.shard).map_err(as_write_error)?;
         let Some(schema) = shard.schema(table.id) else {
             return Err(self.dropped(table.id));
@@ -163,9 +168,7 @@ impl Database {
     }
 
     fn write_patience(&self, options: &WriteOptions) -> Duration {
-        options.timeout.unwrap_or(Duration::from_millis(
-            self.shared.env.config.write_timeout_ms,
-        ))
+        options.timeout.unwrap_or(self.shared.patience())
     }
 
     fn dropped(&self, table: shoal_types::TableId) -> WriteError {

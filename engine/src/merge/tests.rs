@@ -317,7 +317,8 @@ pub(crate) async fn read(
 
 #[tokio::test]
 async fn any_history_of_writes_flushes_compactions_and_schema_changes_reads_as_a_map_would() {
-    let (mut above_others, mut bottoms_above) = (0, 0);
+    let whole = |f: &&SstFile| !f.has_deletes && !f.has_partial;
+    let (mut above_others, mut split, mut bottoms_above) = (0, 0, 0);
     for seed in 0..80 {
         let mut rng = StdRng::seed_from_u64(seed);
         let store = store();
@@ -351,7 +352,6 @@ async fn any_history_of_writes_flushes_compactions_and_schema_changes_reads_as_a
                         .flush_memtable(&view, &schema, partition, Some(&runs.concat()))
                         .await
                         .expect("flushes");
-                    let whole = |f: &&SstFile| !f.has_deletes && !f.has_partial;
                     if !runs.is_empty() && runs.concat().iter().any(|f| !whole(&f)) {
                         above_others += files.iter().filter(whole).count();
                     }
@@ -370,9 +370,12 @@ async fn any_history_of_writes_flushes_compactions_and_schema_changes_reads_as_a
                     };
                     bottoms_above += usize::from(job.bottom && from > 0);
                     let files = producer
-                        .compact(&job, &schema, &[], None)
+                        .compact(&job, &schema, &runs[..from].concat(), &[], None)
                         .await
                         .expect("compacts");
+                    if from > 0 && !job.bottom {
+                        split += files.iter().filter(whole).count();
+                    }
                     runs.splice(from..to, [files]);
                 }
                 10 => {
@@ -394,6 +397,10 @@ async fn any_history_of_writes_flushes_compactions_and_schema_changes_reads_as_a
             }
         }
     }
+    assert!(
+        split > 50,
+        "{split} files of compactions without hidden columns above others"
+    );
     assert!(
         above_others > 50,
         "{above_others} files without hidden columns above others"
@@ -498,7 +505,7 @@ async fn rates() {
     };
     let start = clock();
     producer
-        .compact(&job, &schema, &[], None)
+        .compact(&job, &schema, &[], &[], None)
         .await
         .expect("compacts");
     rate("compact", rows as usize, start);

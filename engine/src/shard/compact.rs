@@ -1,9 +1,9 @@
 //! Compaction and TTL: fewer files instead of many, none past their time (PROTOCOLS §3).
 //!
-//! Order: choose inputs from the newest manifest → merge them into new files → under the publishing
-//! lock, if all inputs are still named, publish a manifest with the outputs in their place → append
-//! its `Manifest` record; on reading it the files are swapped. The inputs are obsolete from then on
-//! and deleted by `gc.rs` after the retention.
+//! Order: choose inputs from the newest manifest → merge them into new files → under the
+//! publishing lock, if all inputs are still named, publish a manifest with the outputs in their
+//! place → append its `Manifest` record; on reading it the files are swapped. The inputs are
+//! obsolete from then on and deleted by `gc.rs` after the retention.
 //!
 //! Outputs are written with the schema of the manifest, not the newest one: a manifest must be
 //! readable without the log behind it. The TTL alone is the newest one's, and looked at again
@@ -58,6 +58,8 @@ impl Compacted {
 /// What a merge starts from.
 struct Plan {
     job: CompactionJob,
+    /// Files that the outputs may lie above.
+    older: Vec<SstFile>,
     schema: Arc<TableSchema>,
     deletes: Vec<PredicateDelete>,
     deletes_through: shoal_types::RowVersion,
@@ -152,12 +154,14 @@ impl Shard {
         let Some(schema) = newest.fold.schema(table).cloned() else {
             return Ok(Compacted::default());
         };
+        let older = older_files(newest, &schema, &job);
         let producing = self.produce();
         let now_ms = self.env.clock.now_ms();
         let plan = {
             let state = self.state.read();
             Plan {
                 job,
+                older,
                 schema,
                 deletes: known_deletes(newest, &state, table),
                 deletes_through: version_before(&state.fold, state.fold.next_offset()),
@@ -168,7 +172,13 @@ impl Shard {
         let producer = self.producer();
         let (plan, outputs) = on_blocking_thread(move || async move {
             let outputs = producer
-                .compact(&plan.job, &plan.schema, &plan.deletes, plan.cut)
+                .compact(
+                    &plan.job,
+                    &plan.schema,
+                    &plan.older,
+                    &plan.deletes,
+                    plan.cut,
+                )
                 .await?;
             Ok((plan, outputs))
         })
@@ -280,6 +290,21 @@ impl Shard {
         let manifest = Arc::clone(&self.state.read().manifest);
         manifest.tables.keys().copied().collect()
     }
+}
+
+/// The table's files that are neither inputs of a job nor newer than all of them.
+fn older_files(newest: &ManifestState, schema: &TableSchema, job: &CompactionJob) -> Vec<SstFile> {
+    let Some(named) = newest.table(schema.table) else {
+        return Vec::new();
+    };
+    let last = job.inputs.iter().map(|f| f.version_max).max();
+    let is_input = |file: &SstFile| job.inputs.iter().any(|input| input.path == file.path);
+    named
+        .of_incarnation(schema.incarnation)
+        .map(|entry| &entry.file)
+        .filter(|file| Some(file.version_min) <= last && !is_input(file))
+        .cloned()
+        .collect()
 }
 
 /// Rows that the table's newest TTL hides.

@@ -14,7 +14,6 @@
 //! written so far; the next call goes on where this one stopped.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectStoreExt, PutPayload, path::Path};
@@ -164,8 +163,7 @@ impl Shard {
             state.flush_asked = Some(residue_max);
             state.manifest.reference
         };
-        let patience = Duration::from_millis(self.env.config.write_timeout_ms);
-        self.submit(Payload::Manifest(in_force), Vec::new(), patience)
+        self.submit(Payload::Manifest(in_force), Vec::new(), self.patience())
             .await?;
         let frozen = self.state.write().flush_ready.take();
         match frozen {

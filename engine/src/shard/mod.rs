@@ -201,6 +201,11 @@ impl Shard {
         !self.leads() && !self.deposed.load(Ordering::Relaxed)
     }
 
+    /// How long a record that this shard itself sends is waited for.
+    pub(crate) fn patience(&self) -> Duration {
+        Duration::from_millis(self.env.config.write_timeout_ms)
+    }
+
     /// The current epoch of this leader; of its last tenure, while it follows.
     pub(crate) fn epoch(&self) -> Epoch {
         self.pipeline.epoch()
@@ -299,7 +304,7 @@ impl Shard {
 }
 
 /// The last offset applied.
-fn position(state: &ShardState) -> Offset {
+pub(crate) fn position(state: &ShardState) -> Offset {
     Offset(state.fold.next_offset().0.saturating_sub(1))
 }
 

@@ -11,7 +11,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use super::{Shard, Stopped};
 use crate::EngineError;
@@ -115,7 +114,7 @@ impl Shard {
             state.published.back().map(|m| m.reference)
         };
         let Some(named) = named else { return };
-        let patience = Duration::from_millis(self.env.config.write_timeout_ms);
+        let patience = self.patience();
         if let Err(error) = self
             .submit(Payload::Manifest(named), Vec::new(), patience)
             .await

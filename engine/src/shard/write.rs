@@ -132,10 +132,7 @@ impl Pipeline {
     }
 
     pub(crate) fn leads(&self) -> bool {
-        !matches!(
-            self.state.lock().health,
-            Health::Following | Health::Stopped(_)
-        )
+        self.state.lock().health.leads()
     }
 
     /// Begins a tenure: the log is to be claimed with this epoch. What an earlier tenure left in
@@ -294,8 +291,7 @@ impl Pipeline {
     /// [`Shard::serve`]. `None`: the tenure is over.
     pub(crate) fn next_epoch(&self, tenure: WriterId) -> Option<Epoch> {
         let mut state = self.state.lock();
-        let over = matches!(state.health, Health::Stopped(_) | Health::Following);
-        if over || state.writer != tenure {
+        if !state.holds(tenure) {
             return None;
         }
         state.epoch.claim += 1;
@@ -306,16 +302,14 @@ impl Pipeline {
 
     /// Whether a tenure goes on.
     pub(crate) fn holds(&self, tenure: WriterId) -> bool {
-        let state = self.state.lock();
-        let over = matches!(state.health, Health::Stopped(_) | Health::Following);
-        !over && state.writer == tenure
+        self.state.lock().holds(tenure)
     }
 
     /// The claim could not be written for lack of space. Whatever is known to have had no effect
     /// is answered so; the rest waits for a claim.
     pub(crate) fn no_space(&self, what: &str) {
         let mut state = self.state.lock();
-        if matches!(state.health, Health::Stopped(_) | Health::Following) {
+        if !state.health.leads() {
             return;
         }
         state.health = Health::Full(what.to_owned());
@@ -354,7 +348,18 @@ impl Pipeline {
     }
 }
 
+impl Health {
+    fn leads(&self) -> bool {
+        !matches!(self, Self::Following | Self::Stopped(_))
+    }
+}
+
 impl State {
+    /// Whether a tenure goes on.
+    fn holds(&self, tenure: WriterId) -> bool {
+        self.health.leads() && self.writer == tenure
+    }
+
     fn finish(&mut self, key: (Epoch, Seq), answer: Answer) {
         if let Some(waiting) = self.in_flight.remove(&key) {
             // A writer that gave up waiting was told that the outcome is unknown.
@@ -513,8 +518,7 @@ impl Shard {
     /// now, or will never have effect.
     pub(crate) fn serve(&self, epoch: Epoch) {
         let mut state = self.pipeline.state.lock();
-        let over = matches!(state.health, Health::Stopped(_) | Health::Following);
-        if state.epoch != epoch || over {
+        if state.epoch != epoch || !state.health.leads() {
             return;
         }
         let current = state.in_flight.split_off(&(epoch, Seq(0)));

@@ -3,7 +3,8 @@
 //! Order in upsert tables: take a view → read keys (and new values) at its position → write them
 //! with that position. The engine refuses the write if the table changed since, and everything is
 //! done again on a new view: no concurrent write is lost, and none is overwritten by a value that
-//! was computed from an older one.
+//! was computed from an older one. After some conflicts the table is held: other writes wait a
+//! moment.
 //!
 //! Rows of append tables have no key. DELETE writes its predicate; UPDATE writes the predicate of
 //! the rows that go and the rows that come, in one record and with the position it read at.
@@ -36,6 +37,8 @@ use crate::{QueryError, decimals, predicate};
 
 /// How often a statement is done again because the table changed meanwhile.
 const CONFLICTS_MAX: u32 = 64;
+/// So often it is done again before others' writes to the table are held up for it.
+const CONFLICTS_BEFORE_HOLD: u32 = 4;
 /// Longest pause before doing it again.
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 /// Bytes of changed rows held at one time: they enter the log together.
@@ -125,7 +128,10 @@ impl Run<'_> {
         let lock = self.session.engine().change_lock(table.handle.id);
         let _turn = lock.lock().await;
         let mut pause = Duration::from_millis(1);
-        for _ in 0..CONFLICTS_MAX {
+        let database = self.session.engine().database();
+        for conflicts in 0..CONFLICTS_MAX {
+            let _hold =
+                (conflicts >= CONFLICTS_BEFORE_HOLD).then(|| database.hold_writes(table.handle.id));
             match self.again().attempt(body.clone(), &action).await {
                 Err(error) if error.code == "conflict" => {
                     tokio::time::sleep(pause).await;

@@ -11,6 +11,7 @@ mod named;
 mod names;
 mod parse;
 mod prepare;
+mod repeated;
 mod rowset;
 mod run;
 mod set;

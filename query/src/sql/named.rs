@@ -8,7 +8,7 @@ use datafusion::common::ScalarValue;
 use datafusion::execution::session_state::SessionState;
 use datafusion::sql::parser::Statement as DfStatement;
 use datafusion::sql::sqlparser::ast::{
-    DataType as SqlType, Expr, Ident, ObjectName, Statement as SqlStatement,
+    DataType as SqlType, ExactNumberInfo, Expr, Ident, ObjectName, Statement as SqlStatement,
 };
 
 use super::constants::constant;
@@ -134,6 +134,19 @@ impl Run<'_> {
             .iter()
             .map(|name| Ok(Some(column_type(name)?.arrow())))
             .collect::<Result<Vec<_>>>()?;
+        let is_plain_numeric = |i: usize| {
+            use ExactNumberInfo::None as Unsized;
+            matches!(
+                types.get(i),
+                Some(SqlType::Numeric(Unsized) | SqlType::Decimal(Unsized) | SqlType::Dec(Unsized))
+            )
+        };
+        // NUMERIC without a size is any number: the size is the column's that it meets, if one is.
+        let left_open: Vec<_> = announced
+            .iter()
+            .enumerate()
+            .map(|(i, to)| to.clone().filter(|_| !is_plain_numeric(i)))
+            .collect();
         let statement = Arc::new(Statement {
             sql: decimals::unmark_text(&statement.to_string()).into(),
             body: DfStatement::Statement(Box::new(statement.clone())),
@@ -143,12 +156,17 @@ impl Run<'_> {
             self.session,
             &self.state,
             Arc::clone(&statement),
-            &announced,
+            &left_open,
         )
         .await?;
+        let parameter_types = prepared.parameter_types.into_iter().enumerate();
+        let parameter_types = parameter_types.map(|(i, found)| match announced.get(i) {
+            Some(Some(to)) if is_plain_numeric(i) && !found.is_decimal() => to.clone(),
+            _ => found,
+        });
         let named = Named {
             statement,
-            parameter_types: prepared.parameter_types,
+            parameter_types: parameter_types.collect(),
         };
         let key = fold(name);
         let mut all = self.session.named().lock();

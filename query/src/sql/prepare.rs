@@ -10,7 +10,8 @@ use datafusion::sql::parser::Statement as DfStatement;
 use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
 
 use super::Statement;
-use super::run::plan_statement;
+use super::repeated::without_marks;
+use super::run::plan_repeated;
 use crate::error::{Kind, Result};
 use crate::{Prepared, QueryError, Session, StatementKind, decimals};
 
@@ -25,7 +26,7 @@ pub(crate) async fn prepare(
     announced: &[Option<DataType>],
 ) -> Result<Prepared> {
     let plan = if is_planned(&statement.body) {
-        Some(plan_statement(session, state, statement.body.clone()).await?)
+        Some(plan_repeated(session, state, statement.body.clone()).await?)
     } else {
         None
     };
@@ -37,7 +38,10 @@ pub(crate) async fn prepare(
     let plan = plan.map(decimals::exact).transpose()?;
     let schema = match (&plan, statement.kind) {
         (Some(LogicalPlan::Dml(_)), _) => None,
-        (Some(plan), _) => Some(Arc::new(plan.schema().as_arrow().clone())),
+        (Some(plan), _) => {
+            let schema = plan.schema().as_arrow();
+            Some(without_marks(schema).unwrap_or_else(|| Arc::new(schema.clone())))
+        }
         (None, StatementKind::Query) => super::show::schema_of(session, &statement.body),
         (None, _) => None,
     };

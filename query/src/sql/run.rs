@@ -14,6 +14,7 @@ use shoal_engine::{Commit, EngineError, WriteOptions};
 
 use super::Statement;
 use super::definition::schema_name;
+use super::repeated;
 use crate::error::{Kind, Result, missing_table};
 use crate::running::StatementGuard;
 use crate::table::{StatementViews, is_small};
@@ -195,15 +196,17 @@ impl Run<'_> {
             .ok_or_else(|| QueryError::new(Kind::INTERNAL, "a statement without views"))
     }
 
-    /// Plans a query that is part of another statement.
+    /// Plans a query that is part of another statement, where its columns need names that differ.
     pub(super) async fn plan_query(&self, query: Query) -> Result<LogicalPlan> {
-        let body = SqlStatement::Query(Box::new(query));
-        self.plan(DfStatement::Statement(Box::new(body))).await
+        let body = DfStatement::Statement(Box::new(SqlStatement::Query(Box::new(query))));
+        let plan = plan_statement(self.session, &self.state, body).await?;
+        Ok(decimals::exact(bind(plan, self.params, &self.state)?)?)
     }
 
-    /// Plans a statement with DataFusion and puts the parameters in.
+    /// Plans a statement with DataFusion and puts the parameters in. Names of result columns may
+    /// come marked (see [`repeated`]).
     pub(crate) async fn plan(&self, body: DfStatement) -> Result<LogicalPlan> {
-        let plan = plan_statement(self.session, &self.state, body).await?;
+        let plan = plan_repeated(self.session, &self.state, body).await?;
         Ok(decimals::exact(bind(plan, self.params, &self.state)?)?)
     }
 
@@ -229,7 +232,7 @@ impl Run<'_> {
                 "EXPLAIN ANALYZE is for queries only",
             ));
         }
-        let stream = self.stream(plan).await?;
+        let stream = repeated::rows_without_marks(self.stream(plan).await?);
         let took = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.guard.stats.planning_us.store(took, Ordering::Relaxed);
         Ok(Outcome::Rows(stream))
@@ -246,6 +249,23 @@ impl Run<'_> {
         let physical = planner.create_physical_plan(&optimized, &state).await?;
         Ok(execute_stream(physical, state.task_ctx())?)
     }
+}
+
+/// Plans a statement whose result may have several columns of one name.
+pub(super) async fn plan_repeated(
+    session: &Session,
+    state: &SessionState,
+    body: DfStatement,
+) -> Result<LogicalPlan> {
+    let error = match plan_statement(session, state, body.clone()).await {
+        Ok(plan) => return Ok(plan),
+        Err(error) => error,
+    };
+    let Some(apart) = repeated::told_apart(&body) else {
+        return Err(error);
+    };
+    let planned = plan_statement(session, state, apart).await;
+    planned.map_err(|_| error)
 }
 
 /// Plans a statement; names the nearest table where one is missing.

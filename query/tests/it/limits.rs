@@ -171,6 +171,9 @@ async fn a_chain_too_long_to_plan_is_refused_with_its_place_and_a_shorter_one_ru
     }
     let longest = format!("SELECT 1{}", "+1".repeat(1_000));
     assert_eq!(db.ok(&longest).await, ["1001"]);
+    db.ok("CREATE TABLE one AS SELECT 1 AS n").await;
+    let longest = format!("SELECT n{} FROM one", "+1-2*n".repeat(400));
+    assert_eq!(db.ok(&longest).await, ["-399"]);
     let flat = format!("SELECT 1 IN (0{})", ", 1".repeat(20_000));
     assert_eq!(db.ok(&flat).await, ["true"]);
 }

@@ -74,6 +74,40 @@ async fn a_bad_literal_is_pointed_at() {
     }
 }
 
+/// As with literals; stored, a parameter is cut to what the column holds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn timestamps_are_compared_to_the_last_digit_of_a_parameter() {
+    let db = Fixture::new().await;
+    db.ok("CREATE TABLE m (k INT PRIMARY KEY, ts TIMESTAMP(3))")
+        .await;
+    let text = |text: &str| ScalarValue::Utf8(Some(text.to_owned()));
+    let micros = |micros| ScalarValue::TimestampMicrosecond(Some(micros), None);
+    for (k, value) in [
+        (1, text("1970-01-01 00:00:00.0019")),
+        (2, micros(2_000)),
+        (3, text("1970-01-01 00:00:00.003")),
+    ] {
+        let params = [ScalarValue::Int32(Some(k)), value];
+        let sql = "INSERT INTO m VALUES ($1, $2), (10 * $1, $2)";
+        db.session.execute(sql, &params).await.expect("inserted");
+    }
+    db.ok("DELETE FROM m WHERE k >= 10").await;
+    for (condition, value, wanted) in [
+        ("ts = $1", text("1970-01-01 00:00:00.0015"), ""),
+        ("ts = $1", text("1970-01-01 00:00:00.0010"), "1"),
+        ("ts > $1", text("1970-01-01 00:00:00.0015"), "2 3"),
+        ("ts <= $1", text("1970-01-01 00:00:00.0025"), "1 2"),
+        ("ts <> $1", micros(1_500), "1 2 3"),
+        ("ts = $1", micros(3_000), "3"),
+        ("ts >= $1", micros(2_001), "3"),
+    ] {
+        let sql = format!("SELECT k FROM m WHERE {condition} ORDER BY k");
+        let found = db.session.execute(&sql, std::slice::from_ref(&value)).await;
+        let rows = rows_of(found.expect("rows")).await.expect("rows");
+        assert_eq!(rows.join(" "), wanted, "{condition} {value}");
+    }
+}
+
 /// A moment between two of the column's is equal to none of them, and later than the one before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn timestamps_are_compared_to_the_last_digit_of_the_literal() {

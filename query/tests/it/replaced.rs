@@ -1,6 +1,7 @@
 //! UPDATE of append tables: rows without a key are replaced by predicate.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::{Fixture, config, open_in, run};
 use shoal_query::{QueryEngine, SessionOptions};
@@ -132,4 +133,49 @@ async fn updates_among_inserts_are_seen_whole_and_survive_flush_compaction_and_r
     assert_eq!(run(&session, sql).await.expect("flushed"), expected);
     opened.database().compact(None).await.expect("compact");
     assert_eq!(run(&session, sql).await.expect("compacted"), expected);
+}
+
+/// Others write faster than the statement reads: it holds the table and comes through.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_update_comes_through_among_writers_that_never_pause() {
+    let db = Fixture::new().await;
+    db.ok("CREATE TABLE a (k TEXT, n BIGINT) WITH (mode = 'append')")
+        .await;
+    db.ok("INSERT INTO a SELECT 'c', x FROM generate_series(1, 1000) AS g(x)")
+        .await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let writers: Vec<_> = (0..4)
+        .map(|writer| {
+            let session = db.engine.session(SessionOptions::default());
+            let stop = Arc::clone(&stop);
+            tokio::spawn(async move {
+                let mut written = 0_u64;
+                while !stop.load(Ordering::Relaxed) {
+                    let sql = format!("INSERT INTO a VALUES ('o', {writer})");
+                    run(&session, &sql).await.expect("insert");
+                    written += 1;
+                }
+                written
+            })
+        })
+        .collect();
+    for _ in 0..5 {
+        assert_eq!(
+            db.ok("UPDATE a SET n = n + 1 WHERE k = 'c'").await,
+            ["UPDATE 1000"]
+        );
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut written = 0;
+    for writer in writers {
+        written += writer.await.expect("writer");
+    }
+    let rows = db
+        .ok("SELECT k, count(*) FROM a GROUP BY k ORDER BY k")
+        .await;
+    assert_eq!(rows, ["c|1000".to_owned(), format!("o|{written}")]);
+    assert_eq!(
+        db.ok("SELECT sum(n) FROM a WHERE k = 'c'").await,
+        ["505500"]
+    );
 }

@@ -1,8 +1,9 @@
 //! Every kind of statement, and what is wrong with wrong ones.
 
 use crate::support::{Fixture, run};
-use shoal_query::SessionOptions;
+use shoal_query::datafusion::arrow::datatypes::Schema;
 use shoal_query::datafusion::common::ScalarValue;
+use shoal_query::{Output, SessionOptions};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tables_are_made_described_altered_and_dropped() {
@@ -207,6 +208,10 @@ async fn a_session_keeps_statements_under_names() {
         r"
         > CREATE TABLE t (k BIGINT PRIMARY KEY, d DECIMAL(38, 10), ts TIMESTAMP(3))
         CREATE TABLE
+        > CREATE TABLE x (k INT PRIMARY KEY, d DECIMAL(38, 20))
+        CREATE TABLE
+        > INSERT INTO x VALUES (7, 0.12345678901234567890)
+        INSERT 0 1
         > PREPARE put (BIGINT, DECIMAL(38, 10)) AS INSERT INTO t (k, d, ts) VALUES ($1, $2, $3)
         PREPARE
         > EXECUTE put(1, 12345678901234567890.0123456789, '2026-01-01 02:00')
@@ -220,6 +225,15 @@ async fn a_session_keeps_statements_under_names() {
         2|-0.1000000000
         > EXECUTE find('0')
         2|-0.1000000000
+        > PREPARE wide (NUMERIC) AS SELECT k FROM t WHERE d * 1 < $1 + 0 ORDER BY k
+        PREPARE
+        > EXECUTE wide(1e20)
+        1
+        2
+        > PREPARE fine (DECIMAL) AS SELECT k FROM x WHERE d = $1
+        PREPARE
+        > EXECUTE fine(0.12345678901234567890)
+        7
         > EXECUTE find
         ! undefined_parameter
         > EXECUTE fnid(1)
@@ -483,4 +497,106 @@ async fn copy_goes_to_files_and_back() {
     closed.ok("CREATE TABLE t (k BIGINT PRIMARY KEY)").await;
     let error = closed.err("COPY t TO '/tmp/never.csv'").await;
     assert_eq!((error.code, error.sqlstate), ("not_allowed", "42501"));
+}
+
+/// PostgreSQL gives each item of the list its column, whatever it is called.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn result_columns_may_have_one_name() {
+    let db = Fixture::new().await;
+    db.script(
+        r"
+        > CREATE TABLE r (k INT PRIMARY KEY, v INT)
+        CREATE TABLE
+        > INSERT INTO r SELECT 1, 1
+        INSERT 0 1
+        > SELECT 1, 1
+        1|1
+        > SELECT v, V, r.v AS k, k FROM r WHERE v = 1 ORDER BY v
+        1|1|1|1
+        > SELECT *, v FROM r
+        1|1|1
+        > SELECT count(*), count(*), v FROM r GROUP BY v
+        1|1|1
+        > SELECT k, k FROM r UNION ALL SELECT 2, 2 ORDER BY 1
+        1|1
+        2|2
+        > SELECT x FROM (SELECT 1 AS x, 2 AS x) AS s
+        ! invalid_query
+        > SELECT v, v, nothing FROM r
+        ! undefined_column
+        > CREATE TABLE s AS SELECT v, v FROM r
+        ! invalid_query
+        ",
+    )
+    .await;
+    for sql in [
+        "SELECT v, v, k AS v FROM r",
+        "SELECT k, k AS v, v, v FROM r",
+    ] {
+        let prepared = db.session.prepare(sql, &[]).await.expect("prepared");
+        let output = db.session.execute(sql, &[]).await.expect("rows");
+        let Output::Rows { schema, .. } = output else {
+            panic!("no rows");
+        };
+        let names = |schema: &Schema| {
+            let names = schema.fields().iter().map(|f| f.name().clone());
+            names.collect::<Vec<_>>().join(" ")
+        };
+        let wanted = if sql.contains("AS v FROM") {
+            "v v v"
+        } else {
+            "k v v v"
+        };
+        assert_eq!(names(&schema), wanted);
+        assert_eq!(names(&prepared.schema.expect("columns")), wanted);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn integers_that_do_not_fit_are_errors() {
+    let db = Fixture::new().await;
+    db.script(
+        r"
+        > CREATE TABLE i (k INT PRIMARY KEY, b BIGINT, s SMALLINT)
+        CREATE TABLE
+        > INSERT INTO i VALUES (1, 9223372036854775807, 32767), (2, -9223372036854775808, 1)
+        INSERT 0 2
+        > SELECT b + 1 FROM i
+        ! out_of_range
+        > SELECT b - 1 FROM i WHERE k = 2
+        ! out_of_range
+        > SELECT b * 2 FROM i
+        ! out_of_range
+        > SELECT -b FROM i WHERE k = 2
+        ! out_of_range
+        > SELECT 9223372036854775807 + 1
+        ! out_of_range
+        > SELECT k - b + 1 FROM i WHERE k = 1
+        -9223372036854775805
+        > SELECT 2 * k + 10 - k * 3 FROM i ORDER BY k
+        9
+        8
+        > INSERT INTO i VALUES (3, 9223372036854775807 + 1, 1)
+        ! out_of_range
+        > UPDATE i SET b = b + 1
+        ! out_of_range
+        > UPDATE i SET s = s + 1
+        ! out_of_range
+        > SELECT k + 1, -k, k * 2 - 1, b - 1, -(-5) FROM i WHERE k + 0 = 1 GROUP BY k, b
+        2|-1|1|9223372036854775806|5
+        > SELECT k * 2 AS d, count(*) FROM i GROUP BY k * 2 HAVING count(*) + 1 > 1 ORDER BY k * 2
+        2|1
+        4|1
+        > SELECT b, s FROM i ORDER BY k
+        9223372036854775807|32767
+        -9223372036854775808|1
+        ",
+    )
+    .await;
+    let error = db.err("SELECT b + 1 FROM i WHERE k = 1").await;
+    assert_eq!(error.sqlstate, "22003");
+    assert_eq!(
+        error.message,
+        "bigint out of range: 9223372036854775807 + 1"
+    );
 }

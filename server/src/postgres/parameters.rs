@@ -92,10 +92,7 @@ pub fn decode(
     if read.data_type() == *wanted || (wanted.is_decimal() && is_number) {
         return Ok(read);
     }
-    read.cast_to(wanted).map_err(|e| {
-        let e = shoal_query::QueryError::from(e);
-        place(errors::error("22P02", e.message))
-    })
+    shoal_query::fit(&read, wanted).map_err(|e| place(errors::error("22P02", e.message)))
 }
 
 fn invalid(pg_type: &Type) -> PgWireError {
@@ -229,7 +226,11 @@ fn from_text(pg_type: &Type, value: &[u8]) -> PgWireResult<ScalarValue> {
     };
     match arrow_type(pg_type) {
         Some(DataType::Utf8) | None => Ok(ScalarValue::Utf8(Some(text))),
-        Some(read) => shoal_query::read_text(&text, &read, None).ok_or_else(|| {
+        Some(read) => match read {
+            DataType::Timestamp(..) => shoal_query::read_timestamp(&text, &read, None),
+            _ => shoal_query::read_text(&text, &read, None),
+        }
+        .ok_or_else(|| {
             errors::error(
                 "22P02",
                 format!(
@@ -412,6 +413,40 @@ mod tests {
             );
         }
         assert_eq!(without_offset("2016-01-01"), "2016-01-01");
+    }
+
+    #[test]
+    fn digits_that_the_column_cannot_hold_are_kept_for_comparisons() {
+        let ms = DataType::Timestamp(TimeUnit::Millisecond, None);
+        let micros = (1_451_606_400_001_500_i64 - EPOCH_MICROS).to_be_bytes();
+        for (value, binary, declared, wanted) in [
+            (
+                &b"2016-01-01 00:00:00.0015"[..],
+                false,
+                None,
+                "TimestampNanosecond(1451606400001500000, None)",
+            ),
+            (
+                &micros,
+                true,
+                Some(Type::TIMESTAMP),
+                "TimestampMicrosecond(1451606400001500, None)",
+            ),
+            (
+                b"2016-01-01 00:00:00.001",
+                false,
+                Some(Type::TIMESTAMP),
+                "TimestampMillisecond(1451606400001, None)",
+            ),
+            (
+                b"9999-12-31 23:59:59.999",
+                false,
+                None,
+                "TimestampMillisecond(253402300799999, None)",
+            ),
+        ] {
+            assert_eq!(read(value, binary, declared, ms.clone()), wanted);
+        }
     }
 
     #[test]

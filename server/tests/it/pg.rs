@@ -20,7 +20,7 @@ pub fn address(server: &Server) -> std::net::SocketAddr {
         .expect("PostgreSQL address")
 }
 
-fn config(server: &Server) -> Config {
+pub fn config(server: &Server) -> Config {
     let address = address(server);
     let mut config = Config::new();
     config
@@ -31,7 +31,7 @@ fn config(server: &Server) -> Config {
     config
 }
 
-async fn connect(config: &Config) -> Client {
+pub async fn connect(config: &Config) -> Client {
     let (client, connection) = config.connect(NoTls).await.expect("connect");
     tokio::spawn(connection);
     client

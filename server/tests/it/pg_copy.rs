@@ -3,19 +3,14 @@
 
 use bytes::Bytes;
 use futures::SinkExt;
+use tokio_postgres::Client;
 use tokio_postgres::error::{DbError, SqlState};
-use tokio_postgres::{Client, NoTls};
 
-use crate::pg::address;
+use crate::pg::{config, connect};
 use crate::server::Server;
 
-async fn connect(server: &Server) -> Client {
-    let text = format!("postgresql://it@{}/public", address(server));
-    let (client, connection) = tokio_postgres::connect(&text, NoTls)
-        .await
-        .expect("connect");
-    tokio::spawn(connection);
-    client
+async fn connected(server: &Server) -> Client {
+    connect(&config(server)).await
 }
 
 /// Copies a text in pieces; the rows, or why not.
@@ -49,7 +44,7 @@ fn lines(count: usize) -> String {
 async fn a_copy_of_several_batches_is_stored_whole_and_later_lines_win() {
     let dir = tempfile::tempdir().expect("tempdir");
     let server = Server::plain(dir.path());
-    let client = connect(&server).await;
+    let client = connected(&server).await;
     client
         .batch_execute("CREATE TABLE m (host TEXT NOT NULL, ts TIMESTAMP(6) NOT NULL, v BIGINT, PRIMARY KEY (host, ts)) WITH (time_column = 'ts')")
         .await
@@ -71,7 +66,7 @@ async fn a_copy_of_several_batches_is_stored_whole_and_later_lines_win() {
 async fn a_bad_line_is_named_and_whole_batches_before_it_stay() {
     let dir = tempfile::tempdir().expect("tempdir");
     let server = Server::plain(dir.path());
-    let client = connect(&server).await;
+    let client = connected(&server).await;
     client
         .batch_execute("CREATE TABLE m (host TEXT NOT NULL, ts TIMESTAMP(6) NOT NULL, v BIGINT, PRIMARY KEY (host, ts)) WITH (time_column = 'ts')")
         .await
@@ -109,7 +104,7 @@ async fn a_bad_line_is_named_and_whole_batches_before_it_stay() {
 async fn columns_that_are_not_copied_take_their_defaults_or_stay_as_they_were() {
     let dir = tempfile::tempdir().expect("tempdir");
     let server = Server::plain(dir.path());
-    let client = connect(&server).await;
+    let client = connected(&server).await;
     client
         .batch_execute(
             "CREATE TABLE \"Kinds\" (id BIGINT NOT NULL, kind TEXT DEFAULT 'usual', n INTEGER DEFAULT 6 * 7, note TEXT, PRIMARY KEY (id));
@@ -162,7 +157,7 @@ async fn columns_that_are_not_copied_take_their_defaults_or_stay_as_they_were() 
         ),
     ] {
         // tokio-postgres answers an error before the first data with one Sync too many.
-        let client = connect(&server).await;
+        let client = connected(&server).await;
         let refused = copy(&client, statement, "").await.expect_err(statement);
         assert_eq!(refused.code(), &code, "{statement}: {}", refused.message());
     }

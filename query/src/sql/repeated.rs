@@ -1,0 +1,137 @@
+//! Result columns of one name: `SELECT v, v`, `SELECT 1, 1`, `SELECT *, v`.
+//!
+//! DataFusion's plans need names that differ. Where planning failed, repeated columns of the
+//! outermost query are given marked names and planned again; the marks are taken off the rows. Inner
+//! queries keep their names: a reference to one of two equal names is ambiguous.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use arrow_array::{RecordBatch, RecordBatchOptions};
+use arrow_schema::{Field, Schema, SchemaRef};
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::sql::parser::Statement as DfStatement;
+use datafusion::sql::sqlparser::ast::{
+    Expr, Ident, Select, SelectItem, SetExpr, Statement as SqlStatement,
+};
+use futures::StreamExt;
+
+use super::names::fold;
+
+/// Begins and ends what is put before a name; no name of a column has it.
+const MARK: char = '\u{1}';
+
+/// The statement with names that differ; `None`: no names are repeated.
+pub(super) fn told_apart(body: &DfStatement) -> Option<DfStatement> {
+    let mut body = body.clone();
+    let marked = match &mut body {
+        DfStatement::Statement(statement) => mark_statement(statement),
+        DfStatement::Explain(explain) => match explain.statement.as_mut() {
+            DfStatement::Statement(statement) => mark_statement(statement),
+            _ => false,
+        },
+        _ => false,
+    };
+    marked.then_some(body)
+}
+
+fn mark_statement(statement: &mut SqlStatement) -> bool {
+    match statement {
+        SqlStatement::Query(query) => mark(&mut query.body),
+        SqlStatement::Explain { statement, .. } => mark_statement(statement),
+        SqlStatement::Insert(insert) => match &mut insert.source {
+            Some(query) => mark(&mut query.body),
+            None => false,
+        },
+        _ => false,
+    }
+}
+
+fn mark(body: &mut SetExpr) -> bool {
+    match body {
+        SetExpr::Select(select) => mark_select(select),
+        SetExpr::Query(query) => mark(&mut query.body),
+        SetExpr::SetOperation { left, right, .. } => {
+            let left = mark(left);
+            mark(right) || left
+        }
+        _ => false,
+    }
+}
+
+fn mark_select(select: &mut Select) -> bool {
+    let is_wildcard = |item: &SelectItem| {
+        matches!(
+            item,
+            SelectItem::Wildcard(_) | SelectItem::QualifiedWildcard(..)
+        )
+    };
+    // Any name may be one of those that `*` stands for.
+    let has_wildcard = select.projection.iter().any(is_wildcard);
+    let mut seen = HashSet::new();
+    let mut marked = false;
+    for (i, item) in select.projection.iter_mut().enumerate() {
+        let (expr, name) = match item {
+            SelectItem::UnnamedExpr(expr) => (expr.clone(), name_of(expr)),
+            SelectItem::ExprWithAlias { expr, alias } => (expr.clone(), fold(alias)),
+            _ => continue,
+        };
+        if seen.insert(name.clone()) && !has_wildcard {
+            continue;
+        }
+        marked = true;
+        let alias = Ident::with_quote('"', format!("{MARK}{i}{MARK}{name}"));
+        *item = SelectItem::ExprWithAlias { expr, alias };
+    }
+    marked
+}
+
+fn name_of(expr: &Expr) -> String {
+    match expr {
+        Expr::Identifier(name) => fold(name),
+        Expr::CompoundIdentifier(names) => names.last().map(fold).unwrap_or_default(),
+        other => other.to_string(),
+    }
+}
+
+fn unmarked(name: &str) -> Option<&str> {
+    let (_, name) = name.strip_prefix(MARK)?.split_once(MARK)?;
+    Some(name)
+}
+
+/// The schema without marks; `None`: it has none.
+pub(super) fn without_marks(schema: &Schema) -> Option<SchemaRef> {
+    let is_marked = |field: &Arc<Field>| unmarked(field.name()).is_some();
+    if !schema.fields().iter().any(is_marked) {
+        return None;
+    }
+    let fields = schema.fields().iter().map(|field| {
+        let name = unmarked(field.name()).unwrap_or(field.name());
+        Field::clone(field).with_name(name)
+    });
+    let fields: Vec<Field> = fields.collect();
+    Some(Arc::new(Schema::new_with_metadata(
+        fields,
+        schema.metadata().clone(),
+    )))
+}
+
+/// Rows without marks in the names of their columns.
+pub(super) fn rows_without_marks(rows: SendableRecordBatchStream) -> SendableRecordBatchStream {
+    let Some(schema) = without_marks(&rows.schema()) else {
+        return rows;
+    };
+    let named = Arc::clone(&schema);
+    let rows = rows.map(move |batch| {
+        let batch = batch?;
+        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+        let columns = batch.columns().to_vec();
+        Ok(RecordBatch::try_new_with_options(
+            Arc::clone(&named),
+            columns,
+            &options,
+        )?)
+    });
+    Box::pin(RecordBatchStreamAdapter::new(schema, rows))
+}
