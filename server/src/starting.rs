@@ -71,8 +71,8 @@ impl Starting {
     }
 
     /// How many there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.pool.lock().waiting.len()
     }
 }

@@ -148,11 +148,7 @@ async fn guard(State(state): State<Arc<AppState>>, mut request: Request, next: N
         (allowed, request) = form::shows_token(&state.auth, request).await;
     }
     let refused = if allowed {
-        request
-            .uri()
-            .query()
-            .and_then(not_utf8)
-            .map(names::no_text)
+        request.uri().query().and_then(not_utf8).map(names::no_text)
     } else {
         Some(ApiError::new(
             StatusCode::UNAUTHORIZED,

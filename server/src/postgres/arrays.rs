@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arrow_array::builder::{Int32Builder, ListBuilder, StringBuilder};
 use arrow_array::cast::AsArray;
-use arrow_array::{Array, ArrayRef, Int32Array, ListArray, StructArray};
+use arrow_array::{Array, ArrayRef, Int32Array, ListArray, RecordBatch, StringArray, StructArray};
 use arrow_buffer::{NullBuffer, OffsetBuffer};
 use arrow_schema::{DataType, Field, Fields};
 use datafusion::error::Result;
@@ -121,9 +121,13 @@ impl Kind {
     }
 }
 
-/// The items of an array or vector as PostgreSQL prints it; `None`: NULL.
+/// The items of an array or vector as PostgreSQL prints it, or of an array as the crate's tables
+/// have it; `None`: NULL.
 pub fn items(text: &str) -> Vec<Option<String>> {
     let text = text.trim();
+    if let Some(inner) = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')) {
+        return listed(inner);
+    }
     let Some(inner) = text.strip_prefix('{').and_then(|t| t.strip_suffix('}')) else {
         let parts = text.split_ascii_whitespace();
         return parts.map(|part| Some(part.to_owned())).collect();
@@ -153,6 +157,66 @@ pub fn items(text: &str) -> Vec<Option<String>> {
             }
         }
     }
+}
+
+/// The items of `'a', "it's", 1, None`: what was exported is a list of another language.
+fn listed(inner: &str) -> Vec<Option<String>> {
+    let mut items = Vec::new();
+    let mut rest = inner.trim_start();
+    while let Some(first) = rest.chars().next() {
+        let end = if matches!(first, '\'' | '"') {
+            let close = rest[1..].find(first).map_or(rest.len(), |at| at + 1);
+            items.push(Some(rest[1..close].to_owned()));
+            (close + 1).min(rest.len())
+        } else {
+            let end = rest.find(',').unwrap_or(rest.len());
+            let item = rest[..end].trim();
+            items.push((item != "None").then(|| item.to_owned()));
+            end
+        };
+        rest = rest[end..].trim_start_matches([',', ' ']);
+    }
+    items
+}
+
+/// An array as PostgreSQL prints it.
+fn printed(items: &[Option<String>]) -> String {
+    let item = |item: &Option<String>| match item {
+        None => "NULL".to_owned(),
+        Some(text) => {
+            let special = |c: char| c.is_whitespace() || "{}\",\\".contains(c);
+            if text.is_empty() || text.contains(special) || text.eq_ignore_ascii_case("null") {
+                format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+            } else {
+                text.clone()
+            }
+        }
+    };
+    let items: Vec<String> = items.iter().map(item).collect();
+    format!("{{{}}}", items.join(","))
+}
+
+/// Tables of the crate with their arrays as PostgreSQL prints them.
+///
+/// # Errors
+/// None that can be: no type changes.
+pub fn as_printed(batch: &RecordBatch) -> Result<RecordBatch> {
+    let columns = batch.columns().iter().map(|column| {
+        let Some(texts) = column.as_string_opt::<i32>() else {
+            return Arc::clone(column);
+        };
+        let is_list = |text: &str| text.starts_with('[') && text.ends_with(']');
+        if !texts.iter().flatten().next().is_some_and(is_list) {
+            return Arc::clone(column);
+        }
+        let array: StringArray = texts
+            .iter()
+            .map(|text| text.map(|text| printed(&items(text))))
+            .collect();
+        Arc::new(array) as ArrayRef
+    });
+    let columns = columns.collect();
+    Ok(RecordBatch::try_new(batch.schema(), columns)?)
 }
 
 /// The numbers of an array or vector.
@@ -241,7 +305,9 @@ impl ScalarUDFImpl for FromText {
             Makes::Numbers => {
                 let mut lists = ListBuilder::new(Int32Builder::new());
                 for text in texts {
-                    lists.values().append_slice(&text.map(numbers).unwrap_or_default());
+                    lists
+                        .values()
+                        .append_slice(&text.map(numbers).unwrap_or_default());
                     lists.append(text.is_some());
                 }
                 Arc::new(lists.finish())
@@ -256,7 +322,11 @@ impl ScalarUDFImpl for FromText {
                 let numbers: Int32Array = lists.iter().flat_map(place).map(Some).collect();
                 let columns: Vec<ArrayRef> = vec![Arc::new(values), Arc::new(numbers)];
                 let rows = StructArray::try_new(places(), columns, None)?;
-                let valid: NullBuffer = texts.iter().map(|text| text.is_some()).collect::<Vec<_>>().into();
+                let valid: NullBuffer = texts
+                    .iter()
+                    .map(|text| text.is_some())
+                    .collect::<Vec<_>>()
+                    .into();
                 Arc::new(ListArray::try_new(
                     Arc::new(Field::new_list_field(DataType::Struct(places()), true)),
                     OffsetBuffer::from_lengths(lists.iter().map(Vec::len)),
@@ -283,6 +353,12 @@ mod tests {
             items(r#"{a,"b, \"c\"",NULL,"NULL",""}"#),
             [some("a"), some("b, \"c\""), None, some("NULL"), some("")]
         );
+        assert_eq!(
+            items(r#"['a', "it's", None, '', 1]"#),
+            [some("a"), some("it's"), None, some(""), some("1")]
+        );
+        assert_eq!(printed(&items("['a b', 'c', None, '']")), r#"{"a b",c,NULL,""}"#);
+        assert_eq!(numbers("[3, -1]"), [3, -1]);
         assert_eq!(numbers("{3,-1}"), [3, -1]);
         assert_eq!(Kind::of("i_indoption"), Some(Kind::Vector));
         assert_eq!(Kind::of("conkey"), Some(Kind::Numbers));

@@ -19,8 +19,7 @@ use datafusion::error::DataFusionError;
 use datafusion::execution::SessionStateBuilder;
 use datafusion_postgres::datafusion_pg_catalog::pg_catalog::{
     self, PG_CATALOG_TABLES, PgCatalogSchemaProvider, PgCatalogStaticTables, array_bounds_udf,
-    catalog_info::CatalogInfo, context::EmptyContextProvider, format_type,
-    generate_series_arg_coercion::CoerceIntArgsToBigInt, has_privilege_udf, oid_type_planner,
+    catalog_info::CatalogInfo, context::EmptyContextProvider, generate_series_arg_coercion::CoerceIntArgsToBigInt, has_privilege_udf, oid_type_planner,
     quote_ident_udf,
 };
 use datafusion_postgres::datafusion_pg_catalog::sql::PostgresCompatibilityParser;
@@ -69,7 +68,6 @@ pub fn register(engine: &Arc<QueryEngine>) -> Result<(), DataFusionError> {
         pg_catalog::create_current_schemas_udf(),
         pg_catalog::create_pg_get_userbyid_udf(),
         pg_catalog::create_pg_table_is_visible(),
-        format_type::create_format_type_udf(),
         pg_catalog::create_session_user_udf(),
         pg_catalog::create_pg_get_partkeydef_udf(),
         pg_catalog::create_pg_relation_is_publishable_udf(),

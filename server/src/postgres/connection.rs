@@ -11,14 +11,13 @@ use parking_lot::Mutex;
 use pgwire::api::{ConnectionGuard, ConnectionHandle};
 use pgwire::error::{PgWireError, PgWireResult};
 use pgwire::messages::response::TransactionStatus;
-use shoal_query::{Output, Prepared, QueryError, Session};
+use shoal_query::{Names, Output, Prepared, QueryError, Session};
 use tokio_util::sync::CancellationToken;
 
 use super::copy::Copy;
 use super::copy_in::CopyIn;
 use super::cursor::Cursor;
 use super::interrupt::Interrupt;
-use super::names::Names;
 use super::socket::Socket;
 use super::statement::{self, Kind};
 use super::{Admitted, Shared, catalog, errors};
@@ -59,6 +58,14 @@ pub struct Opened {
     pub(super) pid: i32,
     pub(super) _registered: ConnectionGuard,
     pub(super) _admitted: Admitted,
+}
+
+/// Names of columns that the query layer cannot know: it is given the rewritten text.
+pub fn names(sql: &str, kind: &Kind) -> Names {
+    match kind {
+        Kind::Catalog => Names::of(sql),
+        _ => Names::default(),
+    }
 }
 
 /// What a statement came to.
@@ -143,7 +150,7 @@ impl Connection {
         self.check_write(sql, status)?;
         let ran = self.execute(sql, kind).await?;
         self.outcome(ran.map_err(|e| self.failed(e, query, start, kind)), || {
-            Names::of(sql)
+            names(sql, kind)
         })
     }
 
@@ -313,7 +320,7 @@ impl Connection {
                 let inner = statement::kind(&query);
                 let ran = self.execute(&query, &inner).await?;
                 let ran = ran.map_err(|e| self.failed(e, sql, *start, &inner));
-                match self.outcome(ran, || Names::of(&query))? {
+                match self.outcome(ran, || names(&query, &inner))? {
                     Outcome::Rows(cursor) => self.open_cursor(name, cursor)?,
                     _ => {
                         return Err(errors::error(
@@ -354,7 +361,7 @@ impl Connection {
                 let query = copy.query();
                 let ran = self.opened()?.session.execute(&query, &[]).await;
                 let ran = ran.map_err(|e| errors::from_query(e, "", 0));
-                match self.outcome(ran, || Names::of(&query))? {
+                match self.outcome(ran, Names::default)? {
                     Outcome::Rows(cursor) => {
                         Outcome::Plain(Plain::CopyOut(Box::new((copy.clone(), cursor))))
                     }

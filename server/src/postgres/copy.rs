@@ -166,9 +166,7 @@ impl Copy {
     fn field(&self, field: &[u8], forced: bool, out: &mut Vec<u8>) {
         if self.format == Format::Csv {
             let special = [self.delimiter, self.quote, b'\n', b'\r'];
-            if forced
-                || field.iter().any(|b| special.contains(b))
-                || field == self.null.as_bytes()
+            if forced || field.iter().any(|b| special.contains(b)) || field == self.null.as_bytes()
             {
                 out.push(self.quote);
                 for byte in field {

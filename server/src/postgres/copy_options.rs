@@ -190,7 +190,11 @@ fn older(said: &mut Said, words: &[String]) -> Result<(), Refused> {
                 [word, more @ ..] if word == "as" => more,
                 all => all,
             };
-            let name = if word == "delimiters" { "delimiter" } else { word };
+            let name = if word == "delimiters" {
+                "delimiter"
+            } else {
+                word
+            };
             let Some((value, more)) = rest.split_first() else {
                 return Err(Refused::syntax(format!("COPY {name} needs a value")));
             };
@@ -263,8 +267,7 @@ impl Said {
             "escape" => self.escape = Some(byte()?),
             "null" => self.null = Some(value()?),
             "header" => {
-                let is_match =
-                    !values.is_empty() && value()?.eq_ignore_ascii_case("match");
+                let is_match = !values.is_empty() && value()?.eq_ignore_ascii_case("match");
                 self.header = Some(match is_match {
                     true if incoming => Header::Match,
                     true => return Err(Refused::syntax("HEADER match is for COPY FROM only")),
@@ -275,7 +278,9 @@ impl Said {
             "encoding" => {
                 let encoding = value()?;
                 if !matches!(encoding.to_lowercase().as_str(), "utf8" | "utf-8") {
-                    return Err(Refused::Unsupported(format!("COPY in encoding {encoding:?}")));
+                    return Err(Refused::Unsupported(format!(
+                        "COPY in encoding {encoding:?}"
+                    )));
                 }
             }
             // Rows are as visible and as lasting as others: there is nothing to gain here.
@@ -286,7 +291,9 @@ impl Said {
                 if incoming {
                     return Err(Refused::syntax("COPY force quote is for COPY TO only"));
                 }
-                let names = values.iter().filter(|w| !matches!(w.as_str(), "(" | ")" | ","));
+                let names = values
+                    .iter()
+                    .filter(|w| !matches!(w.as_str(), "(" | ")" | ","));
                 self.force_quote = Some(match values {
                     [all] if all == "*" => Vec::new(),
                     _ => names.map(|w| lexer::value_of(w)).collect(),
@@ -398,10 +405,14 @@ mod tests {
         for (options, message, hint) in [
             ("(FROMAT csv)", "option \"fromat\"", "\"format\""),
             ("(FORMAT csv, HAEDER)", "option \"haeder\"", "\"header\""),
-            ("(FORMAT csv, DELIMTER ';')", "\"delimter\"", "\"delimiter\""),
+            (
+                "(FORMAT csv, DELIMTER ';')",
+                "\"delimter\"",
+                "\"delimiter\"",
+            ),
             ("(OIDS)", "option \"oids\"", "COPY knows default, delimiter"),
             ("CSV HEDER", "option \"heder\"", "\"header\""),
-            ("CVS", "option \"cvs\"", "\"csv\""),
+            ("CVS", "option \"cvs\"", "COPY knows binary, csv"),
             ("(FORMAT xml)", "format \"xml\"", "text and csv"),
             ("(HEADER maybe)", "requires a Boolean", ""),
             ("(DELIMITER ';;')", "single one-byte", ""),

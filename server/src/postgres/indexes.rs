@@ -21,7 +21,7 @@ use arrow_schema::{ArrowError, DataType, Field, SchemaRef};
 use async_trait::async_trait;
 use datafusion::arrow::compute::{concat_batches, take_record_batch};
 use datafusion::catalog::streaming::StreamingTable;
-use datafusion::catalog::{SchemaProvider, TableProvider};
+use datafusion::catalog::{MemTable, SchemaProvider, TableProvider};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
@@ -29,7 +29,7 @@ use datafusion::physical_plan::streaming::PartitionStream;
 use datafusion::scalar::ScalarValue;
 use datafusion_postgres::datafusion_pg_catalog::pg_catalog::context::EmptyContextProvider;
 use datafusion_postgres::datafusion_pg_catalog::pg_catalog::{
-    PgCatalogSchemaProvider, PgCatalogTable,
+    ArrowTable, PgCatalogSchemaProvider, PgCatalogTable,
 };
 use futures::TryStreamExt;
 use parking_lot::Mutex;
@@ -38,7 +38,7 @@ use shoal_types::{Column, ColumnDefault, ColumnType, TableMode, TableSchema, Tim
 
 use super::catalog::Tables;
 use super::functions::quoted;
-use super::{completion, reg};
+use super::{arrays, completion, reg};
 
 /// Set in the oid of a table's primary key index. The crate counts tables' oids up from 16,384.
 const INDEX: i32 = 1 << 29;
@@ -192,6 +192,8 @@ impl Table {
 pub struct Schema {
     inner: Arc<Crate>,
     known: Arc<Known>,
+    /// Tables of the crate that never change, made when they are asked for first.
+    printed: Mutex<HashMap<String, Arc<MemTable>>>,
 }
 
 impl Schema {
@@ -200,7 +202,20 @@ impl Schema {
         Self {
             inner: Arc::new(inner),
             known,
+            printed: Mutex::default(),
         }
+    }
+
+    fn printed(&self, name: &str, table: &ArrowTable) -> Result<Arc<dyn TableProvider>> {
+        let mut made = self.printed.lock();
+        if let Some(table) = made.get(name) {
+            return Ok(Arc::clone(table) as _);
+        }
+        let batches = table.data().iter().map(arrays::as_printed);
+        let batches = batches.collect::<Result<Vec<_>>>()?;
+        let table = Arc::new(MemTable::try_new(table.schema(), vec![batches])?);
+        made.insert(name.to_owned(), Arc::clone(&table));
+        Ok(table)
     }
 }
 
@@ -232,8 +247,12 @@ impl SchemaProvider for Schema {
             "pg_attrdef" => Which::Default,
             INDEXES => Which::Indexes,
             _ => {
-                let table = self.inner.table(name).await?;
-                return table.map(|t| completion::completed(name, t)).transpose();
+                let table = match self.inner.build_table_by_name(name)? {
+                    Some(PgCatalogTable::Static(table)) => self.printed(name, &table)?,
+                    Some(other) => other.try_into_table_provider()?,
+                    None => return Ok(None),
+                };
+                return completion::completed(name, table).map(Some);
             }
         };
         let schema = match self.inner.build_table_by_name(name)? {

@@ -25,7 +25,6 @@ mod gate;
 mod indexes;
 mod interrupt;
 pub mod lexer;
-mod names;
 mod parameters;
 mod reg;
 mod rewrite;

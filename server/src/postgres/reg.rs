@@ -235,10 +235,7 @@ impl Objects {
             "pg_collation" => ("collation", self.name("regcollation", object)),
             "pg_authid" => ("role", self.name("regrole", object)),
             "pg_language" => ("language", read.names["language"].get(&object)?.clone()),
-            catalog => (
-                catalog.trim_start_matches("pg_"),
-                object.to_string(),
-            ),
+            catalog => (catalog.trim_start_matches("pg_"), object.to_string()),
         };
         Some(format!("{what} {name}"))
     }
@@ -299,6 +296,33 @@ impl Read {
             .collect()
     }
 
+    /// `format_type`
+    fn type_with(&self, of: i32, modifier: i32) -> String {
+        let Some(name) = self.types.get(&of) else {
+            return match of {
+                0 => "-".to_owned(),
+                _ => "???".to_owned(),
+            };
+        };
+        if modifier < 0 {
+            return name.clone();
+        }
+        match name.trim_end_matches("[]") {
+            "character" | "character varying" if modifier > 4 => {
+                format!("{name}({})", modifier - 4)
+            }
+            "numeric" if modifier > 4 => {
+                let modifier = modifier - 4;
+                format!("{name}({},{})", modifier >> 16, modifier & 0x7ff)
+            }
+            "bit" | "bit varying" => format!("{name}({modifier})"),
+            base => match base.split_once(' ') {
+                Some((word @ ("timestamp" | "time"), zone)) => format!("{word}({modifier}) {zone}"),
+                _ => name.clone(),
+            },
+        }
+    }
+
     /// `pg_get_function_result`; `None`: a procedure.
     fn result(&self, oid: i32) -> Option<String> {
         let proc = self.procs.get(&oid).filter(|proc| !proc.is_procedure)?;
@@ -336,11 +360,12 @@ impl Read {
                     at += 1;
                 }
                 // What the default is was not carried over, only that there is one.
-                let default = if with_defaults && mode != "o" && at > given - proc.defaults.min(given) {
-                    " DEFAULT ..."
-                } else {
-                    ""
-                };
+                let default =
+                    if with_defaults && mode != "o" && at > given - proc.defaults.min(given) {
+                        " DEFAULT ..."
+                    } else {
+                        ""
+                    };
                 format!("{word}{}{of}{default}", spaced(name))
             })
             .collect();
@@ -350,7 +375,10 @@ impl Read {
 
 impl Proc {
     /// Mode, name and type of each parameter.
-    fn parameters<'a>(&'a self, read: &'a Read) -> impl Iterator<Item = (&'a str, &'a str, String)> {
+    fn parameters<'a>(
+        &'a self,
+        read: &'a Read,
+    ) -> impl Iterator<Item = (&'a str, &'a str, String)> {
         let types = if self.all.is_empty() {
             &self.arguments
         } else {
@@ -411,11 +439,12 @@ impl Row<'_> {
 
     /// 0: NULL, or no such column.
     fn number(&self, name: &str) -> i32 {
-        self.column(name).map_or(0, |column| match column.data_type() {
-            DataType::Int16 => i32::from(column.as_primitive::<Int16Type>().value(self.at)),
-            DataType::Int32 => column.as_primitive::<Int32Type>().value(self.at),
-            _ => 0,
-        })
+        self.column(name)
+            .map_or(0, |column| match column.data_type() {
+                DataType::Int16 => i32::from(column.as_primitive::<Int16Type>().value(self.at)),
+                DataType::Int32 => column.as_primitive::<Int32Type>().value(self.at),
+                _ => 0,
+            })
     }
 
     fn text(&self, name: &str) -> String {
@@ -444,6 +473,7 @@ pub fn functions(objects: &Arc<Objects>) -> impl Iterator<Item = ScalarUDF> {
         ("obj_description", Of::Description),
         ("shobj_description", Of::Description),
         ("pg_describe_object", Of::Object),
+        ("format_type", Of::Type),
         ("pg_get_function_result", Of::Result),
         ("pg_get_function_arguments", Of::Arguments),
         ("pg_get_function_identity_arguments", Of::Identity),
@@ -469,6 +499,8 @@ enum Of {
     Description,
     /// `(catalog's oid, oid, number)`
     Object,
+    /// `(oid, modifier)`
+    Type,
     Result,
     Arguments,
     Identity,
@@ -569,6 +601,12 @@ impl ScalarUDFImpl for Lookup {
                 };
                 let of = describable(first)?;
                 of.into_iter().enumerate().map(described).collect()
+            }
+            (Of::Type, Some(second)) => {
+                let pairs = oids(first)?.into_iter().zip(oids(second)?);
+                pairs
+                    .map(|(of, modifier)| Some(read.type_with(of?, modifier.unwrap_or(-1))))
+                    .collect()
             }
             (Of::Object, Some(second)) => {
                 let pairs = oids(first)?.into_iter().zip(oids(second)?);

@@ -11,6 +11,7 @@
 //! | arrays of catalogs, kept as text, in array functions, `ANY` and subscripts | real arrays |
 //! | a query in an expression over catalogs | its `max`: at most one row, as DataFusion wants to know |
 //! | functions that give sets, of which there are none | an empty relation of their columns |
+//! | a query over such a function of the outer row's values | NULL |
 //! | `pg_settings`, `current_setting` of a column | the session's settings, as values |
 //! | `_pg_expandarray(a)`, `(…).x` | `unnest`, `(…)['x']` |
 //!
@@ -33,31 +34,85 @@ use super::{arrays, reg};
 /// Functions that give sets, with their columns. All are empty: there are no inherited tables, no
 /// options of foreign tables, no rights but the owner's.
 const EMPTY_SETS: &[(&str, &str)] = &[
-    ("aclexplode", "grantor int, grantee int, privilege_type text, is_grantable boolean"),
-    ("pg_available_extension_versions", "name text, version text, superuser boolean, trusted boolean, relocatable boolean, schema text, requires text, comment text"),
-    ("pg_available_extensions", "name text, default_version text, comment text"),
-    ("pg_cursor", "name text, statement text, is_holdable boolean, is_binary boolean, is_scrollable boolean, creation_time timestamp"),
-    ("pg_event_trigger_ddl_commands", "classid int, objid int, objsubid int, command_tag text"),
-    ("pg_get_publication_tables", "pubid int, relid int, attrs text, qual text"),
+    (
+        "aclexplode",
+        "grantor int, grantee int, privilege_type text, is_grantable boolean",
+    ),
+    (
+        "pg_available_extension_versions",
+        "name text, version text, superuser boolean, trusted boolean, relocatable boolean, schema text, requires text, comment text",
+    ),
+    (
+        "pg_available_extensions",
+        "name text, default_version text, comment text",
+    ),
+    (
+        "pg_cursor",
+        "name text, statement text, is_holdable boolean, is_binary boolean, is_scrollable boolean, creation_time timestamp",
+    ),
+    (
+        "pg_event_trigger_ddl_commands",
+        "classid int, objid int, objsubid int, command_tag text",
+    ),
+    (
+        "pg_get_publication_tables",
+        "pubid int, relid int, attrs text, qual text",
+    ),
     ("pg_listening_channels", "pg_listening_channels text"),
-    ("pg_lock_status", "locktype text, database int, relation int, pid int, mode text, granted boolean"),
+    (
+        "pg_lock_status",
+        "locktype text, database int, relation int, pid int, mode text, granted boolean",
+    ),
     ("pg_options_to_table", "option_name text, option_value text"),
     ("pg_partition_ancestors", "relid int"),
-    ("pg_partition_tree", "relid int, parentrelid int, isleaf boolean, level int"),
-    ("pg_prepared_statement", "name text, statement text, prepare_time timestamp, parameter_types text"),
-    ("pg_prepared_xact", "transaction text, gid text, prepared timestamp, ownerid int, dbid int"),
-    ("pg_sequence_parameters", "start_value bigint, minimum_value bigint, maximum_value bigint, increment bigint, cycle_option boolean, cache_size bigint, data_type int"),
-    ("pg_stat_get_activity", "datid int, pid int, usesysid int, application_name text, state text, query text"),
+    (
+        "pg_partition_tree",
+        "relid int, parentrelid int, isleaf boolean, level int",
+    ),
+    (
+        "pg_prepared_statement",
+        "name text, statement text, prepare_time timestamp, parameter_types text",
+    ),
+    (
+        "pg_prepared_xact",
+        "transaction text, gid text, prepared timestamp, ownerid int, dbid int",
+    ),
+    (
+        "pg_sequence_parameters",
+        "start_value bigint, minimum_value bigint, maximum_value bigint, increment bigint, cycle_option boolean, cache_size bigint, data_type int",
+    ),
+    (
+        "pg_stat_get_activity",
+        "datid int, pid int, usesysid int, application_name text, state text, query text",
+    ),
     ("pg_tablespace_databases", "pg_tablespace_databases int"),
-    ("pg_timezone_abbrevs", "abbrev text, utc_offset text, is_dst boolean"),
-    ("pg_timezone_names", "name text, abbrev text, utc_offset text, is_dst boolean"),
+    (
+        "pg_timezone_abbrevs",
+        "abbrev text, utc_offset text, is_dst boolean",
+    ),
+    (
+        "pg_timezone_names",
+        "name text, abbrev text, utc_offset text, is_dst boolean",
+    ),
     ("ts_token_type", "tokid int, alias text, description text"),
 ];
 
 /// Functions that make one value of many rows: a query with one gives at most one row.
 const AGGREGATES: &[&str] = &[
-    "array_agg", "avg", "bool_and", "bool_or", "count", "every", "first_value", "json_agg",
-    "jsonb_agg", "last_value", "max", "min", "string_agg", "sum",
+    "array_agg",
+    "avg",
+    "bool_and",
+    "bool_or",
+    "count",
+    "every",
+    "first_value",
+    "json_agg",
+    "jsonb_agg",
+    "last_value",
+    "max",
+    "min",
+    "string_agg",
+    "sum",
 ];
 
 /// Types whose values are oids and whose text is a name.
@@ -137,10 +192,14 @@ impl Rewriter<'_> {
 /// `pg_settings.category`
 fn category(name: &str) -> &'static str {
     match name {
-        "server_version" | "server_version_num" | "server_encoding" | "block_size"
-        | "max_index_keys" | "max_identifier_length" | "integer_datetimes" | "in_hot_standby" => {
-            "Preset Options"
-        }
+        "server_version"
+        | "server_version_num"
+        | "server_encoding"
+        | "block_size"
+        | "max_index_keys"
+        | "max_identifier_length"
+        | "integer_datetimes"
+        | "in_hot_standby" => "Preset Options",
         _ => "Client Connection Defaults",
     }
 }
@@ -260,6 +319,9 @@ impl VisitorMut for Rewriter<'_> {
                     }
                 }
             }
+            Expr::Subquery(query) if expands_outer_values(query) => {
+                *expr = Expr::Value(Value::Null.with_empty_span());
+            }
             Expr::Subquery(query) => at_most_one_row(query),
             Expr::CompoundFieldAccess { root, access_chain } => subscript(root, access_chain),
             Expr::Function(call) if arrays::TAKERS.contains(&last_part(&call.name).as_str()) => {
@@ -372,6 +434,32 @@ fn is_catalog(name: &ObjectName) -> bool {
     }
 }
 
+/// Whether a query in an expression reads a function that gives a set of the outer row's values,
+/// which DataFusion cannot. In catalogs these take lists of columns apart (of publications, of
+/// foreign keys), and there are none.
+fn expands_outer_values(query: &Query) -> bool {
+    let SetExpr::Select(select) = query.body.as_ref() else {
+        return false;
+    };
+    let calls = select.from.iter().map(|from| &from.relation);
+    calls.into_iter().any(|relation| {
+        let names_columns = |args: &[FunctionArg]| {
+            args.iter().any(|arg| {
+                let found = visit_expressions(arg, |part| match part {
+                    Expr::CompoundIdentifier(_) => ControlFlow::Break(()),
+                    _ => ControlFlow::Continue(()),
+                });
+                found.is_break()
+            })
+        };
+        match relation {
+            TableFactor::Table { args: Some(args), .. } => names_columns(&args.args),
+            TableFactor::Function { args, .. } => names_columns(args),
+            _ => false,
+        }
+    })
+}
+
 /// Says with `max` that a query in an expression gives one value, where it reads catalogs only and
 /// gives them by a key: PostgreSQL finds out when it runs, DataFusion wants to know before.
 fn at_most_one_row(query: &mut Query) {
@@ -413,8 +501,17 @@ fn at_most_one_row(query: &mut Query) {
 
 /// Makes an array of a column that is one as text, or of a literal.
 fn as_array(expr: &mut Expr) {
-    if let Expr::Nested(inner) = expr {
-        return as_array(inner);
+    match expr {
+        Expr::Nested(inner) => return as_array(inner),
+        Expr::BinaryOp {
+            left,
+            op: BinaryOperator::StringConcat,
+            right,
+        } => {
+            as_array(left);
+            return as_array(right);
+        }
+        _ => {}
     }
     let function = match (last(expr).and_then(arrays::Kind::of), literal(expr)) {
         (Some(kind), _) => kind.function(),
@@ -604,6 +701,10 @@ mod tests {
             (
                 "SELECT array_to_string(c.relacl, ','), 'x' = ANY (reloptions), p.proargtypes[0], conkey[n] FROM pg_class c",
                 "SELECT array_to_string(shoal_texts(c.relacl), ','), 'x' = ANY(shoal_texts(reloptions)), shoal_numbers(p.proargtypes)[(0) + 1], shoal_numbers(conkey)[n] FROM pg_class c",
+            ),
+            (
+                "SELECT array_to_string(c.reloptions || '{}', ','), (SELECT string_agg(a, ', ') FROM generate_series(0, array_upper(r.prattrs, 1)) s, pg_attribute) FROM pg_class c",
+                "SELECT array_to_string(shoal_texts(c.reloptions) || shoal_texts('{}'), ','), NULL FROM pg_class c",
             ),
             (
                 "SELECT 1 FROM pg_amproc a JOIN pg_proc p ON a.amproc = p.oid AND s[i] = 1",
