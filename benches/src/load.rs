@@ -5,6 +5,7 @@
 //! pushes back or the connection breaks: rows have a key, so a second copy changes nothing.
 
 use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +33,9 @@ pub struct LoadOptions {
     /// 350 bytes of memory a row.
     #[arg(long)]
     pub pregenerate: bool,
+    /// Send no faster than this; 0: as fast as is acknowledged.
+    #[arg(long, default_value_t = 0, value_name = "ROWS")]
+    pub rows_per_s: u64,
     /// How often a refused or broken request is sent again before the run fails.
     #[arg(long, default_value_t = 20)]
     pub retries: u32,
@@ -56,6 +60,9 @@ enum Source {
 struct Shared {
     source: Mutex<Source>,
     options: LoadOptions,
+    stopwatch: Stopwatch,
+    /// Rows given out.
+    taken: AtomicU64,
 }
 
 #[derive(Clone)]
@@ -67,6 +74,15 @@ struct Totals {
 }
 
 impl Shared {
+    /// Waits until the next rows are due at the rate that was asked for.
+    async fn pace(&self, rows: u64) {
+        let before = self.taken.fetch_add(rows, Ordering::Relaxed);
+        if self.options.rows_per_s > 0 {
+            let due = Duration::from_secs_f64(before as f64 / self.options.rows_per_s as f64);
+            tokio::time::sleep(due.saturating_sub(self.stopwatch.elapsed())).await;
+        }
+    }
+
     fn next_request(&self) -> Result<Option<Request>, BenchError> {
         // A poisoned lock means that another connection panicked; its own join reports that.
         let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
@@ -123,11 +139,13 @@ pub(crate) async fn run(
     } else {
         Source::Live(generator)
     };
+    let stopwatch = Stopwatch::start();
     let shared = Arc::new(Shared {
         source: Mutex::new(source),
         options: options.clone(),
+        stopwatch,
+        taken: AtomicU64::new(0),
     });
-    let stopwatch = Stopwatch::start();
     let progress = Arc::new(Mutex::new((0_u64, Duration::ZERO)));
     let mut connections = tokio::task::JoinSet::new();
     for _ in 0..options.connections {
@@ -193,6 +211,7 @@ async fn send_all(
         latencies: Latencies::new(),
     };
     while let Some(request) = shared.next_request()? {
+        shared.pace(request.rows).await;
         let stopwatch = Stopwatch::start();
         totals.retries += send_one(client, &request, &shared.options).await?;
         totals.latencies.record(stopwatch.elapsed());

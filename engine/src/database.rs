@@ -141,6 +141,8 @@ pub(crate) struct Slot {
     pub id: ShardId,
     pub wanted: Mutex<Role>,
     pub served: RwLock<Served>,
+    /// Held by whoever opens it or changes its role.
+    pub turn: tokio::sync::Mutex<()>,
     pub work: Mutex<Work>,
 }
 

@@ -75,6 +75,7 @@ kinds! {
     TOO_MANY_STATEMENTS = "too_many_prepared_statements", "54000", Never;
     TOO_COMPLEX = "statement_too_complex", "54001", Never;
     CONFLICT = "conflict", "40001", Safe;
+    EXPIRED_ID = "expired_id", "22023", Never;
     SCHEMA_CHANGED = "schema_changed", "40001", Safe;
     UNKNOWN_OUTCOME = "outcome_unknown", "08007", Unknown;
     OVERLOADED = "overloaded", "53400", Safe;
@@ -182,6 +183,7 @@ impl From<WriteError> for QueryError {
             WriteError::NoSpace(_) => Kind::DISK_FULL,
             WriteError::ShardUnavailable { .. } => Kind::UNAVAILABLE,
             WriteError::OutcomeUnknown(_) => Kind::UNKNOWN_OUTCOME,
+            WriteError::ExpiredId { .. } => Kind::EXPIRED_ID,
             WriteError::Invalid(_) => Kind::INTERNAL,
             _ => Kind::INVALID_VALUE,
         };

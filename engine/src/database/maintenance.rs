@@ -14,9 +14,10 @@ use shoal_types::ShardId;
 use tokio::task::JoinSet;
 
 use super::open::open_as;
-use super::{Role, Served, Shared};
+use super::{Role, Served, Shared, Slot};
 use crate::EngineError;
 use crate::shard::gc::GcReport;
+use crate::shard::open::StopsIfDropped;
 use crate::shard::{Shard, Stopped};
 
 /// How often is looked whether something is due.
@@ -187,74 +188,114 @@ fn note(shared: &Shared, shard: &Shard, what: &str, error: Option<&EngineError>)
     }
 }
 
+/// What would bring a shard back to what this process is to be for it.
+enum Again {
+    /// Lead with the replica that is open.
+    Lead(Arc<Shard>),
+    /// Open a replica, once this one has ended.
+    Open(Option<Arc<Shard>>),
+}
+
+fn again(slot: &Slot) -> Option<Again> {
+    let wanted = *slot.wanted.lock();
+    if wanted == Role::None {
+        return None;
+    }
+    match &*slot.served.read() {
+        Served::Open(shard) => match shard.stopped() {
+            Some(Stopped::Reopen(_)) => Some(Again::Open(Some(Arc::clone(shard)))),
+            None if wanted == Role::Leader && shard.has_lost_its_lead() => {
+                Some(Again::Lead(Arc::clone(shard)))
+            }
+            _ => None,
+        },
+        Served::Unavailable { try_again, .. } => try_again.then_some(Again::Open(None)),
+    }
+}
+
 /// Opens shards again that may be served again, and leads again what this process is to lead.
 fn reopen(shared: &Arc<Shared>, running: &mut JoinSet<()>) {
     let now_ms = shared.env.clock.now_ms();
     for slot in shared.slots.values() {
-        let wanted = *slot.wanted.lock();
-        let open = match &*slot.served.read() {
-            Served::Open(shard) => match shard.stopped() {
-                Some(Stopped::Reopen(_)) => Some(Arc::clone(shard)),
-                None if wanted == Role::Leader && shard.has_lost_its_lead() => {
-                    Some(Arc::clone(shard))
-                }
-                _ => continue,
-            },
-            Served::Unavailable {
-                try_again: true, ..
-            } => None,
-            Served::Unavailable { .. } => continue,
-        };
+        if again(slot).is_none() {
+            continue;
+        }
         {
             let mut work = slot.work.lock();
-            if work.opening || now_ms < work.not_before_ms || wanted == Role::None {
+            if work.opening || now_ms < work.not_before_ms {
                 continue;
             }
             work.opening = true;
         }
         let (shared, id) = (Arc::clone(shared), slot.id);
         running.spawn(async move {
-            let served = match open {
-                Some(shard) if shard.stopped().is_none() => {
-                    if let Err(error) = shard.promote(0).await {
-                        tracing::warn!(shard = %id, %error, "not leading, will be tried again");
-                    }
-                    shard.leads().then_some(Served::Open(shard))
-                }
-                stopped => {
-                    if let Some(old) = stopped {
-                        old.join().await;
-                    }
-                    let opened = open_as(Arc::clone(&shared.env), id, None, wanted).await;
-                    Some(Served::of(id, opened))
-                }
-            };
-            let Some(slot) = shared.slots.get(&id) else {
-                return;
-            };
-            let mut work = slot.work.lock();
-            work.opening = false;
-            work.flushing = false;
-            match &served {
-                Some(Served::Open(_)) => work.failures = 0,
-                _ => {
-                    let pause = (PAUSE_MS << work.failures.min(10)).min(PAUSE_MAX_MS);
-                    work.failures = work.failures.saturating_add(1);
-                    work.not_before_ms = shared.env.clock.now_ms() + pause;
-                }
-            }
-            drop(work);
-            if let Some(served) = served {
-                *slot.served.write() = served;
-            }
-            // Whoever closes the database looks at the slots once, perhaps just before this.
-            if shared.stop.is_cancelled()
-                && let Ok(shard) = slot.shard()
-            {
-                shard.stop(Stopped::Closed);
+            if let Some(slot) = shared.slots.get(&id) {
+                serve_again(&shared, slot).await;
             }
         });
     }
+}
+
+async fn serve_again(shared: &Shared, slot: &Slot) {
+    let turn = slot.turn.lock().await;
+    let served = match again(slot) {
+        // Somebody gave it a role meanwhile.
+        None => return slot.work.lock().opening = false,
+        Some(Again::Lead(shard)) => {
+            if let Err(error) = shard.promote(0).await {
+                tracing::warn!(shard = %slot.id, %error, "not leading, will be tried again");
+            }
+            shard.leads().then_some(Served::Open(shard))
+        }
+        Some(Again::Open(old)) => {
+            let mut leads = *slot.wanted.lock() == Role::Leader;
+            if let Some(old) = old {
+                old.join().await;
+                leads &= !old.is_deposed();
+            }
+            Some(open_again(shared, slot.id, leads).await)
+        }
+    };
+    {
+        let mut work = slot.work.lock();
+        work.opening = false;
+        work.flushing = false;
+        match &served {
+            Some(Served::Open(_)) => work.failures = 0,
+            _ => {
+                let pause = (PAUSE_MS << work.failures.min(10)).min(PAUSE_MAX_MS);
+                work.failures = work.failures.saturating_add(1);
+                work.not_before_ms = shared.env.clock.now_ms() + pause;
+            }
+        }
+    }
+    if let Some(served) = served {
+        *slot.served.write() = served;
+    }
+    drop(turn);
+    // Whoever closes the database looks at the slots once, perhaps just before this.
+    if shared.stop.is_cancelled()
+        && let Ok(shard) = slot.shard()
+    {
+        shard.stop(Stopped::Closed);
+    }
+}
+
+/// Opens a shard that could not be served for a while: to follow, and if it is to be led, to lead.
+/// One that another replica leads by now is not taken from it; one that cannot be led yet serves
+/// reads meanwhile.
+async fn open_again(shared: &Shared, id: ShardId, leads: bool) -> Served {
+    let opened = open_as(Arc::clone(&shared.env), id, None, Role::Follower).await;
+    let mut unfinished = StopsIfDropped(opened.as_ref().ok().cloned());
+    if let Ok(shard) = &opened {
+        if !leads {
+            shard.depose();
+        } else if let Err(error) = shard.promote(0).await {
+            tracing::warn!(shard = %id, %error, "not leading, will be tried again");
+        }
+    }
+    unfinished.0 = None;
+    Served::of(id, opened)
 }
 
 async fn compaction_loop(shared: Arc<Shared>) {

@@ -120,6 +120,7 @@ impl Database {
                 id,
                 wanted: Mutex::new(role),
                 served: RwLock::new(served),
+                turn: tokio::sync::Mutex::new(()),
                 work: Mutex::new(Work::default()),
             };
             slots.insert(id, slot);

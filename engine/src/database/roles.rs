@@ -30,6 +30,7 @@ impl Database {
                 nearest: None,
             });
         };
+        let _turn = slot.turn.lock().await;
         *slot.wanted.lock() = role;
         let open = slot.shard().ok();
         match (role, open) {
@@ -44,6 +45,13 @@ impl Database {
             (Role::Leader, Some(shard)) => shard.promote(term_min).await.map(Some),
             (Role::Follower, Some(_)) => Ok(None),
             (Role::Leader | Role::Follower, None) => {
+                let ended = match &*slot.served.read() {
+                    Served::Open(shard) => Some(Arc::clone(shard)),
+                    Served::Unavailable { .. } => None,
+                };
+                if let Some(ended) = ended {
+                    ended.join().await;
+                }
                 let opened = open_as(Arc::clone(&self.shared.env), shard, None, Role::Follower);
                 let opened = opened.await;
                 let follower = opened.as_ref().ok().cloned();

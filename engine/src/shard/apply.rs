@@ -9,7 +9,6 @@
 //! A crash at any place loses nothing: memory is rebuilt by reading the same records again.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -273,7 +272,7 @@ fn apply_part(shard: &Arc<Shard>, part: &[(Offset, Option<Step>)]) -> Result<(),
     if shard.pipeline.is_deposed_by(claim) {
         let why = format!("a leader with epoch {} has taken over", claim.0);
         tracing::warn!(shard = %shard.id, why, "following");
-        shard.deposed.store(true, Ordering::Relaxed);
+        shard.depose();
         shard.pipeline.depose(shard.id, &why);
     }
     Ok(())

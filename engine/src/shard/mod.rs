@@ -198,7 +198,17 @@ impl Shard {
 
     /// Whether a tenure ended though no other leader took over.
     pub(crate) fn has_lost_its_lead(&self) -> bool {
-        !self.leads() && !self.deposed.load(Ordering::Relaxed)
+        !self.leads() && !self.is_deposed()
+    }
+
+    /// Whether another replica took over: leading again takes an order to.
+    pub(crate) fn is_deposed(&self) -> bool {
+        self.deposed.load(Ordering::Relaxed)
+    }
+
+    /// Has it follow until it is told to lead.
+    pub(crate) fn depose(&self) {
+        self.deposed.store(true, Ordering::Relaxed);
     }
 
     /// How long a record that this shard itself sends is waited for.

@@ -43,8 +43,8 @@ pub struct Promoted {
 }
 
 impl Shard {
-    /// Makes this replica the leader. Nothing changes if it leads already and its term is at least
-    /// `term_min`.
+    /// Makes this replica the leader. Nothing changes if it leads already, its term is at least
+    /// `term_min`, and no other leader has published since.
     ///
     /// # Errors
     /// [`EngineError::ShardUnavailable`]: another replica took over meanwhile, or the shard
@@ -60,8 +60,16 @@ impl Shard {
             return Err(self.unavailable());
         }
         let before = *self.applied.borrow();
-        if self.leads() && self.epoch().term >= term_min {
-            return Ok(self.promoted(self.epoch(), before));
+        let epoch = self.epoch();
+        if self.leads() && epoch.term >= term_min {
+            // One that has not yet read the claim that ends its tenure finds it out here. Where the
+            // store does not answer nothing speaks against it.
+            let newest = self.chain.newest_after(&publishing.newest).await;
+            if newest.is_ok_and(|newest| newest.publisher.term > epoch.term) {
+                tracing::info!(shard = %self.id, %epoch, "overtaken, leading again");
+            } else {
+                return Ok(self.promoted(epoch, before));
+            }
         }
         self.refuse_lost_manifest().await?;
         let writer = WriterId::generate();

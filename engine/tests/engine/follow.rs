@@ -256,7 +256,6 @@ async fn one_barrier_serves_all_that_wait_and_none_that_came_later() {
 
 /// Two nodes take turns in leading under load; every acknowledged row is there once, on both.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "now and then nobody leads in the end: to be found before nodes of several are served"]
 async fn promotions_under_load_lose_and_double_nothing() {
     let logs = SimulatedLogStore::new(25);
     logs.set_faults(Faults {

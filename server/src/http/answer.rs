@@ -85,11 +85,14 @@ pub async fn answer(output: Output, format: Format, began: Instant) -> Result<Re
             Ok(response)
         }
         Output::Affected { tag, rows, commit } => {
+            let duplicate = commit.as_ref().is_some_and(|c| c.duplicate);
+            // Sent again, a change finds other rows than it found at first.
+            let known = !duplicate || tag.starts_with("INSERT");
             let body = json!({
                 "columns": [],
                 "rows": [],
-                "affected": rows,
-                "tag": tag,
+                "affected": known.then_some(rows),
+                "tag": known.then_some(&tag),
                 "stats": { "elapsed_ms": elapsed_ms(began), "rows": 0 },
             });
             let mut response = Response::new(match format {
@@ -106,13 +109,13 @@ pub async fn answer(output: Output, format: Format, began: Instant) -> Result<Re
             };
             let headers = response.headers_mut();
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content));
-            if let Ok(value) = HeaderValue::from_str(&tag) {
+            if known && let Ok(value) = HeaderValue::from_str(&tag) {
                 headers.insert("Shoal-Tag", value);
             }
             if let Some(value) = commit.as_ref().and_then(commit_token) {
                 headers.insert("Shoal-Commit-Token", value);
             }
-            if commit.is_some_and(|c| c.duplicate) {
+            if duplicate {
                 headers.insert("Shoal-Duplicate", HeaderValue::from_static("true"));
             }
             *response.status_mut() = StatusCode::OK;

@@ -199,12 +199,6 @@ impl From<WriteError> for ApiError {
                 Retry::Never,
                 error.to_string(),
             ),
-            WriteError::ExpiredId { .. } => Self::new(
-                StatusCode::CONFLICT,
-                "expired_id",
-                Retry::Never,
-                error.to_string(),
-            ),
             _ => QueryError::from(error).into(),
         }
     }

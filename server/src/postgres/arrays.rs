@@ -357,7 +357,10 @@ mod tests {
             items(r#"['a', "it's", None, '', 1]"#),
             [some("a"), some("it's"), None, some(""), some("1")]
         );
-        assert_eq!(printed(&items("['a b', 'c', None, '']")), r#"{"a b",c,NULL,""}"#);
+        assert_eq!(
+            printed(&items("['a b', 'c', None, '']")),
+            r#"{"a b",c,NULL,""}"#
+        );
         assert_eq!(numbers("[3, -1]"), [3, -1]);
         assert_eq!(numbers("{3,-1}"), [3, -1]);
         assert_eq!(Kind::of("i_indoption"), Some(Kind::Vector));

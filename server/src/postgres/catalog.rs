@@ -19,7 +19,8 @@ use datafusion::error::DataFusionError;
 use datafusion::execution::SessionStateBuilder;
 use datafusion_postgres::datafusion_pg_catalog::pg_catalog::{
     self, PG_CATALOG_TABLES, PgCatalogSchemaProvider, PgCatalogStaticTables, array_bounds_udf,
-    catalog_info::CatalogInfo, context::EmptyContextProvider, generate_series_arg_coercion::CoerceIntArgsToBigInt, has_privilege_udf, oid_type_planner,
+    catalog_info::CatalogInfo, context::EmptyContextProvider,
+    generate_series_arg_coercion::CoerceIntArgsToBigInt, has_privilege_udf, oid_type_planner,
     quote_ident_udf,
 };
 use datafusion_postgres::datafusion_pg_catalog::sql::PostgresCompatibilityParser;

@@ -453,7 +453,9 @@ fn expands_outer_values(query: &Query) -> bool {
             })
         };
         match relation {
-            TableFactor::Table { args: Some(args), .. } => names_columns(&args.args),
+            TableFactor::Table {
+                args: Some(args), ..
+            } => names_columns(&args.args),
             TableFactor::Function { args, .. } => names_columns(args),
             _ => false,
         }

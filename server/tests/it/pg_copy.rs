@@ -167,7 +167,7 @@ async fn columns_that_are_not_copied_take_their_defaults_or_stay_as_they_were() 
 async fn options_that_are_not_known_are_refused_with_the_nearest_one() {
     let dir = tempfile::tempdir().expect("tempdir");
     let server = Server::plain(dir.path());
-    let client = connect(&server).await;
+    let client = connected(&server).await;
     client
         .batch_execute("CREATE TABLE m (id BIGINT NOT NULL, t TEXT, PRIMARY KEY (id)); INSERT INTO m VALUES (1, 'a'), (2, NULL)")
         .await
@@ -179,7 +179,7 @@ async fn options_that_are_not_known_are_refused_with_the_nearest_one() {
     ] {
         for direction in ["FROM STDIN", "TO STDOUT"] {
             // tokio-postgres answers an error before the first data with one Sync too many.
-            let client = connect(&server).await;
+            let client = connected(&server).await;
             let statement = format!("COPY m {direction} {options}");
             let refused = match direction {
                 "FROM STDIN" => copy(&client, &statement, "").await.expect_err("refused"),
@@ -208,7 +208,7 @@ async fn options_that_are_not_known_are_refused_with_the_nearest_one() {
 async fn a_quote_that_is_never_closed_is_refused_with_the_line_where_it_began() {
     let dir = tempfile::tempdir().expect("tempdir");
     let server = Server::plain(dir.path());
-    let client = connect(&server).await;
+    let client = connected(&server).await;
     client
         .batch_execute("CREATE TABLE m (id BIGINT NOT NULL, t TEXT, PRIMARY KEY (id))")
         .await

@@ -377,6 +377,19 @@ async fn a_statement_that_is_sent_again_with_its_write_id_takes_effect_once() {
         let left = format!("SELECT count(*) FROM {table} WHERE n = 1");
         assert_eq!(server.number(&left).await, 1);
     }
+    // Of a change sent again, nobody knows any more how many rows it found.
+    let id = fresh();
+    for affected in [json!(2), Value::Null] {
+        let sql = json!({"sql": "UPDATE u SET v = v + 1"});
+        let request = server.post("/v1/sql").header("Shoal-Write-Id", &id);
+        let answer = request.json(&sql).send().await.expect("answer");
+        let answer: Value = answer.json().await.expect("json");
+        assert_eq!(answer["affected"], affected, "{answer}");
+        server.rows("INSERT INTO u VALUES (100, 1)").await;
+    }
+    let long_ago = ulid::Ulid::from_parts(1_600_000_000_000, 1).to_string();
+    let expired = send(&long_ago, "INSERT INTO a VALUES (9, 9)").await;
+    assert_eq!(expired, (409, false));
     for (id, sql) in [
         (fresh(), "SELECT 1"),
         (fresh(), "DROP TABLE a"),
