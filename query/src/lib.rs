@@ -34,7 +34,7 @@ pub use output::{Output, Prepared, QueryStats, StatementKind};
 pub use predicate::SqlPredicate;
 pub use running::{QueryId, RunningStatement};
 pub use session::Session;
-pub use sql::check_complexity;
+pub use sql::{Names, check_complexity};
 
 /// The DataFusion that this crate was built with.
 pub use datafusion;

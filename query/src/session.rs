@@ -240,7 +240,9 @@ impl Session {
         Ok(())
     }
 
-    pub(crate) fn all_settings(&self) -> Vec<(String, String)> {
+    /// All settings with their values, as `SHOW ALL` gives them.
+    #[must_use]
+    pub fn all_settings(&self) -> Vec<(String, String)> {
         let mut all = self.settings.lock().all();
         let at = all.partition_point(|(name, _)| name.as_str() < COMMIT_TOKENS);
         all.insert(at, (COMMIT_TOKENS.to_owned(), self.seen.text()));

@@ -147,8 +147,22 @@ pub(crate) fn url_pairs(query: &str) -> impl Iterator<Item = (String, String)> +
     })
 }
 
+/// The name of a query parameter that, percent-decoded, is no UTF-8, or whose value is not. What
+/// [`url_pairs`] gives for it is not what the client meant.
+pub(crate) fn not_utf8(query: &str) -> Option<String> {
+    let is_text = |part: &str| String::from_utf8(url_bytes(part)).is_ok();
+    query.split('&').find_map(|pair| {
+        let (k, v) = pair.split_once('=').unwrap_or((pair, ""));
+        (!is_text(k) || !is_text(v)).then(|| url_decode(k))
+    })
+}
+
 /// Undoes percent-encoding and `+` for a space; a stray `%` stands for itself.
 fn url_decode(text: &str) -> String {
+    String::from_utf8_lossy(&url_bytes(text)).into_owned()
+}
+
+fn url_bytes(text: &str) -> Vec<u8> {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
@@ -167,7 +181,7 @@ fn url_decode(text: &str) -> String {
         }
         at += 1;
     }
-    String::from_utf8_lossy(&out).into_owned()
+    out
 }
 
 /// Compares in a time that depends on what was shown alone, not on how much of it is right.
@@ -231,6 +245,19 @@ mod tests {
         assert!(!auth.accepts_http(None, Some("u=s3cret")));
         assert!(!auth.accepts_http(None, None));
         assert!(Auth::open().accepts_http(None, None));
+    }
+
+    #[test]
+    fn parameters_that_are_no_text_are_found() {
+        for (query, name) in [
+            ("db=%ff", Some("db")),
+            ("a=1&b=%c3", Some("b")),
+            ("a=1&%fe=2", Some("\u{fffd}")),
+            ("db=%c3%a9&x=%zz&y=100%", None),
+            ("", None),
+        ] {
+            assert_eq!(not_utf8(query).as_deref(), name, "{query}");
+        }
     }
 
     #[test]

@@ -15,3 +15,4 @@ mod nearest;
 pub mod node;
 pub mod postgres;
 pub mod standalone;
+mod starting;

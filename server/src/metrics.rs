@@ -216,6 +216,7 @@ pub struct EngineCollector {
     intake: Arc<Intake>,
     http_connections_max: u64,
     postgres_connections_max: u64,
+    postgres_startup_connections_max: u64,
     statements_max: u64,
     query_memory_max: u64,
     spill_max: u64,
@@ -259,6 +260,7 @@ impl EngineCollector {
             intake,
             http_connections_max: config.http_connections_max,
             postgres_connections_max: config.postgres_connections_max,
+            postgres_startup_connections_max: config.postgres_startup_connections_max,
             statements_max: config.query_concurrent_statements_max,
             query_memory_max: config.query_memory_bytes_max.0,
             spill_max: config.query_spill_bytes_max.0,
@@ -313,6 +315,16 @@ impl EngineCollector {
                 "postgres_connections",
                 "Open PostgreSQL connections",
                 crate::postgres::connections_open() as u64,
+            ),
+            (
+                "postgres_startup_connections",
+                "Open PostgreSQL connections that were not let in yet",
+                crate::postgres::connections_starting() as u64,
+            ),
+            (
+                "postgres_startup_connections_max",
+                "postgres.startup_connections_max",
+                self.postgres_startup_connections_max,
             ),
             (
                 "query_statements",

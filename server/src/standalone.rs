@@ -166,6 +166,8 @@ impl Standalone {
             let limits = PostgresConfig {
                 connections_max: usize::try_from(config.postgres_connections_max)
                     .unwrap_or(usize::MAX),
+                startup_connections_max: usize::try_from(config.postgres_startup_connections_max)
+                    .unwrap_or(usize::MAX),
             };
             let serving = postgres::serve(listener, query, auth, limits, shutdown.clone());
             running.servers.push(tokio::spawn(async move {

@@ -12,6 +12,10 @@ use crate::{ColumnId, ColumnType, Incarnation, TableId};
 pub const COLUMNS_MAX: usize = 4096;
 /// The longest name of a schema, table or column, in bytes.
 pub const NAME_BYTES_MAX: usize = 255;
+/// How names of tables and schemas may not begin: ours, and those that the query planner gives to
+/// queries within queries, which a table of that name would be taken for. Columns may not begin
+/// with two underscores at all: files and memtables have hidden ones.
+const RESERVED_PREFIXES: [&str; 3] = ["__shoal", "__scalar_sq", "__correlated_sq"];
 
 /// A literal that stands in for a column an `INSERT` does not name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -249,7 +253,7 @@ impl TableSchema {
 /// Checks a schema, table or column name.
 ///
 /// # Errors
-/// [`SchemaError::BadName`] for an empty or overlong name or one with a control character.
+/// [`SchemaError::BadName`] for an empty, overlong or reserved name or one with a control character.
 pub(crate) fn check_name(what: &'static str, name: &str) -> Result<(), SchemaError> {
     let why = if name.is_empty() {
         "empty".to_owned()
@@ -260,6 +264,11 @@ pub(crate) fn check_name(what: &'static str, name: &str) -> Result<(), SchemaErr
         )
     } else if name.chars().any(char::is_control) {
         "not printable: it holds a control character".to_owned()
+    } else if let Some(prefix) = RESERVED_PREFIXES
+        .iter()
+        .find(|prefix| what != "column" && name.starts_with(**prefix))
+    {
+        format!("reserved: names that begin with {prefix:?} are ShoalDB's own")
     } else {
         return Ok(());
     };

@@ -31,6 +31,8 @@ fn each_kind_of_bad_line_has_its_own_error_at_its_place() {
         ("cpu,host=a,host=b f=1", 18, "tag \"host\" is given twice"),
         ("cpu,time=a f=1", 5, "a tag cannot be named \"time\""),
         ("cpu,__op=a f=1", 5, "reserved"),
+        ("__shoal,host=a f=1", 1, "reserved"),
+        ("__scalar_sq_1 f=1", 1, "reserved"),
         ("cpu,host=a\\ f=1", 16, "no fields"),
         ("cpu\\\\ f=1", 5, "the measurement ends with a backslash"),
         ("cpu,host=a =1", 12, "a field's name is empty"),

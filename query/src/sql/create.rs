@@ -13,6 +13,7 @@ use shoal_types::{
 
 use super::insert::Writer;
 use super::names::{fold, position, position_of};
+use super::result_names::Names;
 use super::types::{TableOptions, column_type};
 use super::{Outcome, Run};
 use crate::catalog::{INFORMATION_SCHEMA, SYSTEM};
@@ -65,7 +66,7 @@ impl Run<'_> {
                     ));
                 }
                 let plan = self.plan_query(query.as_ref().clone()).await?;
-                columns = columns_of(plan.schema())?;
+                columns = columns_of(plan.schema(), &Names::of_query(query))?;
                 Some(plan)
             }
         };
@@ -166,13 +167,15 @@ fn refuse_clauses(create: &CreateTable) -> Result<()> {
 }
 
 /// Columns of a query's result.
-fn columns_of(schema: &DFSchema) -> Result<Vec<ColumnSpec>> {
+fn columns_of(schema: &DFSchema, names: &Names) -> Result<Vec<ColumnSpec>> {
+    let width = schema.fields().len();
     schema
         .fields()
         .iter()
-        .map(|field| {
+        .enumerate()
+        .map(|(at, field)| {
             Ok(ColumnSpec {
-                name: field.name().clone(),
+                name: names.get(at, width).unwrap_or(field.name()).to_owned(),
                 column_type: ColumnType::from_arrow(field.data_type()).map_err(|error| {
                     QueryError::new(
                         Kind::TYPE_MISMATCH,

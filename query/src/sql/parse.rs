@@ -29,6 +29,8 @@ fn refuse_chains(tokens: &[TokenWithSpan]) -> Result<()> {
     for token in tokens {
         match token.token {
             Token::Comma | Token::SemiColon => length = 0,
+            // The branches of a CASE stand side by side, as what is between commas does.
+            Token::Word(ref word) if word.keyword == Keyword::WHEN => length = 0,
             Token::Whitespace(_) => {}
             _ => length += 1,
         }

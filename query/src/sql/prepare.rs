@@ -10,7 +10,8 @@ use datafusion::sql::parser::Statement as DfStatement;
 use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
 
 use super::Statement;
-use super::repeated::without_marks;
+use super::repeated::told;
+use super::result_names::Names;
 use super::run::plan_repeated;
 use crate::error::{Kind, Result};
 use crate::{Prepared, QueryError, Session, StatementKind, decimals};
@@ -39,8 +40,8 @@ pub(crate) async fn prepare(
     let schema = match (&plan, statement.kind) {
         (Some(LogicalPlan::Dml(_)), _) => None,
         (Some(plan), _) => {
-            let schema = plan.schema().as_arrow();
-            Some(without_marks(schema).unwrap_or_else(|| Arc::new(schema.clone())))
+            let schema = Arc::new(plan.schema().as_arrow().clone());
+            Some(told(&schema, &Names::of_statement(&statement.body)))
         }
         (None, StatementKind::Query) => super::show::schema_of(session, &statement.body),
         (None, _) => None,

@@ -18,6 +18,7 @@ use datafusion::sql::sqlparser::ast::{
 use futures::StreamExt;
 
 use super::names::fold;
+use super::result_names::Names;
 
 /// Begins and ends what is put before a name; no name of a column has it.
 const MARK: char = '\u{1}';
@@ -101,7 +102,7 @@ fn unmarked(name: &str) -> Option<&str> {
 }
 
 /// The schema without marks; `None`: it has none.
-pub(super) fn without_marks(schema: &Schema) -> Option<SchemaRef> {
+fn without_marks(schema: &Schema) -> Option<SchemaRef> {
     let is_marked = |field: &Arc<Field>| unmarked(field.name()).is_some();
     if !schema.fields().iter().any(is_marked) {
         return None;
@@ -117,11 +118,21 @@ pub(super) fn without_marks(schema: &Schema) -> Option<SchemaRef> {
     )))
 }
 
-/// Rows without marks in the names of their columns.
-pub(super) fn rows_without_marks(rows: SendableRecordBatchStream) -> SendableRecordBatchStream {
-    let Some(schema) = without_marks(&rows.schema()) else {
+/// A result's schema as the client is told it: without marks, with PostgreSQL's names.
+pub(super) fn told(schema: &SchemaRef, names: &Names) -> SchemaRef {
+    let schema = without_marks(schema).unwrap_or_else(|| Arc::clone(schema));
+    names.put_on(&schema).unwrap_or(schema)
+}
+
+/// Rows with the names of columns that the client is told.
+pub(super) fn rows_as_told(
+    rows: SendableRecordBatchStream,
+    names: &Names,
+) -> SendableRecordBatchStream {
+    let schema = told(&rows.schema(), names);
+    if schema == rows.schema() {
         return rows;
-    };
+    }
     let named = Arc::clone(&schema);
     let rows = rows.map(move |batch| {
         let batch = batch?;

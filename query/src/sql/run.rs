@@ -15,6 +15,7 @@ use shoal_engine::{Commit, EngineError, Read, WriteOptions};
 use super::Statement;
 use super::definition::schema_name;
 use super::repeated;
+use super::result_names::Names;
 use crate::error::{Kind, Result, missing_table};
 use crate::running::StatementGuard;
 use crate::table::{StatementViews, is_small};
@@ -215,6 +216,7 @@ impl Run<'_> {
     /// A query whose rows go to the client.
     pub(crate) async fn query(&self, body: DfStatement) -> Result<Outcome> {
         let started = tokio::time::Instant::now();
+        let names = Names::of_statement(&body);
         let plan = self.plan(body).await?;
         if let LogicalPlan::Explain(explain) = &plan
             && matches!(
@@ -234,7 +236,7 @@ impl Run<'_> {
                 "EXPLAIN ANALYZE is for queries only",
             ));
         }
-        let stream = repeated::rows_without_marks(self.stream(plan).await?);
+        let stream = repeated::rows_as_told(self.stream(plan).await?, &names);
         let took = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.guard.stats.planning_us.store(took, Ordering::Relaxed);
         Ok(Outcome::Rows(stream))

@@ -208,7 +208,7 @@ keys! {
     "http.addr" http_addr: ListenAddr = ListenAddr(Some(SocketAddr::from(([127, 0, 0, 1], 7420)))), None, "host:port or \"off\"",
         "Where HTTP is served. Port 0 picks a free one. A host name is resolved once, at start.";
     "http.connections_max" http_connections_max: u64 = 1024, Some(1..=1_000_000), "connections",
-        "HTTP connections at a time; more wait in the listen queue.";
+        "HTTP connections at a time. Beyond it the oldest that has sent no request yet is closed in favour of a new one; where all have, more wait in the listen queue.";
     "http.body_bytes_max" http_body_bytes_max: ByteSize = ByteSize(64 * MIB), Some(KIB..=GIB), "bytes",
         "Largest request body as sent; a larger one is refused (413).";
     "http.decompressed_bytes_max" http_decompressed_bytes_max: ByteSize = ByteSize(128 * MIB), Some(KIB..=4 * GIB), "bytes",
@@ -224,6 +224,8 @@ keys! {
         "Where the PostgreSQL protocol is served. Port 0 picks a free one.";
     "postgres.connections_max" postgres_connections_max: u64 = 256, Some(1..=100_000), "connections",
         "PostgreSQL connections at a time; more are refused with SQLSTATE 53300.";
+    "postgres.startup_connections_max" postgres_startup_connections_max: u64 = 128, Some(1..=100_000), "connections",
+        "PostgreSQL connections at a time that have not sent their startup message and password yet, besides the others. Beyond it the oldest that has sent nothing is closed in favour of a new one.";
 
     "grpc.addr" grpc_addr: ListenAddr = ListenAddr(Some(SocketAddr::from(([127, 0, 0, 1], 7421)))), None, "host:port",
         "Where other nodes reach this one (Arrow Flight). Port 0 picks a free one. Nodes only.";

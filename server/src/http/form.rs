@@ -6,7 +6,8 @@ use axum::extract::{FromRequest, Multipart, Request};
 use axum::http::{HeaderMap, header};
 
 use super::error::ApiError;
-use crate::auth::{Auth, url_pairs};
+use super::names;
+use crate::auth::{Auth, not_utf8, url_pairs};
 
 /// Bytes of a form that are read to find the token in it: before that nobody has been let in.
 const UNPROVEN_BYTES_MAX: usize = 64 << 10;
@@ -21,6 +22,14 @@ fn starts_with(text: &str, prefix: &str) -> bool {
         .is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }
 
+/// Whether a body says that it is a form.
+#[must_use]
+pub fn is_form(headers: &HeaderMap) -> bool {
+    let kind = content_type(headers);
+    starts_with(kind, "multipart/form-data")
+        || starts_with(kind, "application/x-www-form-urlencoded")
+}
+
 /// The fields of a body, in order. What is not `multipart/form-data` is read as URL-encoded.
 ///
 /// # Errors
@@ -28,6 +37,11 @@ fn starts_with(text: &str, prefix: &str) -> bool {
 pub async fn fields(headers: &HeaderMap, bytes: Bytes) -> Result<Vec<(String, String)>, ApiError> {
     if !starts_with(content_type(headers), "multipart/form-data") {
         let text = std::str::from_utf8(&bytes).unwrap_or("");
+        if is_form(headers)
+            && let Some(name) = not_utf8(text)
+        {
+            return Err(names::no_text(name));
+        }
         return Ok(url_pairs(text).collect());
     }
     let broken = |what: String| {
@@ -54,10 +68,7 @@ pub async fn fields(headers: &HeaderMap, bytes: Bytes) -> Result<Vec<(String, St
 
 /// Whether the token stands in a form body; the request with its body put back.
 pub async fn shows_token(auth: &Auth, request: Request) -> (bool, Request) {
-    let kind = content_type(request.headers());
-    if !starts_with(kind, "multipart/form-data")
-        && !starts_with(kind, "application/x-www-form-urlencoded")
-    {
+    if !is_form(request.headers()) {
         return (false, request);
     }
     let (parts, body) = request.into_parts();

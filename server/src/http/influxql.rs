@@ -15,6 +15,7 @@ use shoal_types::Retry;
 use super::AppState;
 use super::error::ApiError;
 use super::form;
+use super::names;
 use super::write::refuse_own_schema;
 use crate::auth::url_pairs;
 
@@ -57,6 +58,13 @@ async fn answer(
 ) -> Result<Vec<Value>, ApiError> {
     let body = state.intake.read(headers, body).await?;
     let form = form::fields(headers, body.bytes.clone()).await?;
+    let pairs: Vec<(String, String)> = url_pairs(query).collect();
+    let named = pairs.iter().map(|(k, _)| k.as_str());
+    names::check_influx(named, names::INFLUX_QUERY)?;
+    if form::is_form(headers) {
+        let named = form.iter().map(|(k, _)| k.as_str());
+        names::check_influx(named, names::INFLUX_QUERY)?;
+    }
     let find = |name: &str| {
         url_pairs(query)
             .chain(form.iter().cloned())

@@ -41,7 +41,7 @@ pub use body::Intake;
 pub use error::ApiError;
 pub use params::type_named;
 
-use crate::auth::Auth;
+use crate::auth::{Auth, not_utf8};
 use crate::metrics::Metrics;
 use crate::node::Cluster;
 
@@ -156,10 +156,10 @@ async fn guard(State(state): State<Arc<AppState>>, mut request: Request, next: N
     if !allowed && authorization.is_none() && path == "/query" {
         (allowed, request) = form::shows_token(&state.auth, request).await;
     }
-    let mut response = if allowed {
-        next.run(request).await
+    let refused = if allowed {
+        request.uri().query().and_then(not_utf8).map(names::no_text)
     } else {
-        let error = ApiError::new(
+        Some(ApiError::new(
             StatusCode::UNAUTHORIZED,
             "unauthorized",
             Retry::Never,
@@ -168,12 +168,12 @@ async fn guard(State(state): State<Arc<AppState>>, mut request: Request, next: N
             } else {
                 "a token is needed: Authorization: Bearer TOKEN"
             },
-        );
-        if INFLUX_PATHS.contains(&path.as_str()) {
-            error.influx_response(Map::new())
-        } else {
-            error.into_response()
-        }
+        ))
+    };
+    let mut response = match refused {
+        None => next.run(request).await,
+        Some(error) if INFLUX_PATHS.contains(&path.as_str()) => error.influx_response(Map::new()),
+        Some(error) => error.into_response(),
     };
     if INFLUX_PATHS.contains(&path.as_str()) || path == "/ping" || path == "/health" {
         let headers = response.headers_mut();

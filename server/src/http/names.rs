@@ -1,5 +1,6 @@
-//! The names that a request of ours may use. One that is not known is refused: `?tabel=cpu` must
-//! not mean "all tables". InfluxDB's paths take any, as its clients send what they like.
+//! The names that a request may use. One that is not known is refused: `?tabel=cpu` must not mean
+//! "all tables", nor `?presicion=s` nanoseconds. On InfluxDB's paths those are known that its
+//! clients send, whether they mean something here or not.
 
 use std::collections::BTreeMap;
 
@@ -12,6 +13,63 @@ use crate::nearest::nearest;
 
 /// Parameters of every path: how InfluxDB's clients show the token.
 const CREDENTIALS: &[&str] = &["u", "p"];
+
+/// What InfluxDB's clients send with a write. Of no meaning here: `rp` (retention is a table's
+/// TTL), `consistency` (a write is acknowledged once it is durable), `org` and `orgID`.
+pub const INFLUX_WRITE: &[&str] = &[
+    "db",
+    "bucket",
+    "precision",
+    "rp",
+    "consistency",
+    "org",
+    "orgID",
+    "atomic",
+];
+
+/// What they send with a query; only `q` and `db` mean something to the statements that are
+/// understood.
+pub const INFLUX_QUERY: &[&str] = &[
+    "q",
+    "db",
+    "rp",
+    "epoch",
+    "precision",
+    "pretty",
+    "chunked",
+    "chunk_size",
+    "params",
+    "async",
+    "node_id",
+    "org",
+    "orgID",
+    "bucket",
+];
+
+/// Refuses a parameter that InfluxDB's clients do not send on this path.
+///
+/// # Errors
+/// 400 with the nearest known one.
+pub fn check_influx<'a>(
+    names: impl IntoIterator<Item = &'a str>,
+    known: &[&str],
+) -> Result<(), ApiError> {
+    for name in names {
+        if !CREDENTIALS.contains(&name) && !known.contains(&name) {
+            return Err(unknown("parameter", name, known));
+        }
+    }
+    Ok(())
+}
+
+/// The error for a parameter that is no text.
+#[must_use]
+pub fn no_text(name: String) -> ApiError {
+    ApiError::invalid(
+        "invalid_request",
+        format!("query parameter {name:?} is not valid UTF-8"),
+    )
+}
 
 /// Refuses a query parameter that is not among `known`, or that is there twice.
 ///

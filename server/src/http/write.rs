@@ -24,6 +24,7 @@ use super::AppState;
 use super::body::INLINE_BYTES;
 use super::error::ApiError;
 use super::ingest::{REBUILDS_MAX, commit_headers, write_options};
+use super::names;
 use crate::auth::{serde_urlencoded_value, url_pairs};
 
 /// InfluxDB 1.x: `db`, `rp`, `precision`. A retention policy is ignored: retention is a table's
@@ -56,7 +57,22 @@ struct Target {
 
 impl Target {
     fn read(parameter: &str, query: &str, headers: &HeaderMap) -> Result<Self, ApiError> {
-        let named = serde_urlencoded_value(query, parameter).unwrap_or_default();
+        let pairs: Vec<(String, String)> = url_pairs(query).collect();
+        names::check_influx(pairs.iter().map(|(k, _)| k.as_str()), names::INFLUX_WRITE)?;
+        let other = if parameter == "db" { "bucket" } else { "db" };
+        // Some clients use the other version's word; with both there, one would be passed over.
+        let named = match (
+            serde_urlencoded_value(query, parameter),
+            serde_urlencoded_value(query, other),
+        ) {
+            (Some(named), Some(also)) if named != also => {
+                return Err(ApiError::invalid(
+                    "invalid_request",
+                    format!("{parameter} = {named:?} and {other} = {also:?} name two schemas"),
+                ));
+            }
+            (named, also) => named.or(also).unwrap_or_default(),
+        };
         let schema_name = match named.split_once('/') {
             // In a database's own name a slash is a character like others.
             Some((database, _policy)) if parameter == "bucket" => database.to_owned(),

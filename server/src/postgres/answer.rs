@@ -18,7 +18,6 @@ use shoal_query::Session;
 use super::copy::Copy;
 use super::cursor::{Cursor, ROWS_AT_ONCE};
 use super::interrupt::Interrupt;
-use super::names::Names;
 use super::{errors, rows, statement};
 
 /// What handlers need of the connection that messages go to.
@@ -142,8 +141,7 @@ where
     C::Error: Debug,
     PgWireError: From<C::Error>,
 {
-    let names = Names::of(&copy.query());
-    let fields = rows::fields(cursor.schema(), &Format::UnifiedText, &names)?;
+    let fields = rows::fields(cursor.schema(), &Format::UnifiedText, cursor.names())?;
     let columns = i16::try_from(fields.len()).unwrap_or(i16::MAX);
     let begin = CopyOutResponse::new(0, columns, vec![0; columns as usize]);
     client
@@ -153,6 +151,7 @@ where
         let data = CopyData::new(header.into());
         client.feed(PgWireBackendMessage::CopyData(data)).await?;
     }
+    let forced = copy.forced(fields.iter().map(FieldInfo::name));
     let mut sent = 0_usize;
     loop {
         let batch = interrupt.guard(cursor.next(&fields, ROWS_AT_ONCE)).await?;
@@ -163,7 +162,7 @@ where
         interrupt
             .guard(async {
                 for row in batch {
-                    let data = CopyData::new(copy.line(&row).into());
+                    let data = CopyData::new(copy.line(&row, forced.as_deref()).into());
                     client.feed(PgWireBackendMessage::CopyData(data)).await?;
                 }
                 Ok(())

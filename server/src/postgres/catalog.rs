@@ -6,7 +6,8 @@
 //! a statement that names none of them pays nothing, however many tables there are.
 //!
 //! Before the crate's rewriting, what depends on the session (`current_setting`, `current_user`,
-//! …) is put into the text as literals, since functions are shared by all sessions.
+//! …) is put into the text as literals, since functions are shared by all sessions; then `rewrite`
+//! puts what PostgreSQL has and DataFusion lacks into other words.
 
 use std::sync::{Arc, LazyLock};
 
@@ -18,7 +19,7 @@ use datafusion::error::DataFusionError;
 use datafusion::execution::SessionStateBuilder;
 use datafusion_postgres::datafusion_pg_catalog::pg_catalog::{
     self, PG_CATALOG_TABLES, PgCatalogSchemaProvider, PgCatalogStaticTables, array_bounds_udf,
-    catalog_info::CatalogInfo, context::EmptyContextProvider, format_type,
+    catalog_info::CatalogInfo, context::EmptyContextProvider,
     generate_series_arg_coercion::CoerceIntArgsToBigInt, has_privilege_udf, oid_type_planner,
     quote_ident_udf,
 };
@@ -26,7 +27,9 @@ use datafusion_postgres::datafusion_pg_catalog::sql::PostgresCompatibilityParser
 use shoal_query::{QueryEngine, Session};
 
 use super::indexes::{self, Known};
-use super::{definitions, functions, keys, lexer};
+use super::reg::{self, Objects};
+use super::rewrite::Rewriter;
+use super::{arrays, completion, definitions, functions, lexer};
 
 /// The one database that every connection is in, whatever name it asked for.
 pub const DATABASE: &str = "shoal";
@@ -47,6 +50,7 @@ pub fn register(engine: &Arc<QueryEngine>) -> Result<(), DataFusionError> {
     let provider =
         PgCatalogSchemaProvider::try_new(tables, Arc::clone(&statics), EmptyContextProvider)?;
     let known = Known::new(engine);
+    let objects = Objects::new(Arc::clone(&statics), Arc::clone(&known));
     let schema = indexes::Schema::new(provider, Arc::clone(&known));
     engine
         .catalog()
@@ -65,7 +69,6 @@ pub fn register(engine: &Arc<QueryEngine>) -> Result<(), DataFusionError> {
         pg_catalog::create_current_schemas_udf(),
         pg_catalog::create_pg_get_userbyid_udf(),
         pg_catalog::create_pg_table_is_visible(),
-        format_type::create_format_type_udf(),
         pg_catalog::create_session_user_udf(),
         pg_catalog::create_pg_get_partkeydef_udf(),
         pg_catalog::create_pg_relation_is_publishable_udf(),
@@ -83,6 +86,8 @@ pub fn register(engine: &Arc<QueryEngine>) -> Result<(), DataFusionError> {
     .into_iter()
     .chain(functions::all())
     .chain(definitions::all(&known))
+    .chain(reg::functions(&objects))
+    .chain(arrays::functions())
     {
         context.register_udf(function);
     }
@@ -131,9 +136,11 @@ impl CatalogInfo for Tables {
         schema: &str,
     ) -> Result<Option<Vec<String>>, DataFusionError> {
         if schema == "pg_catalog" {
-            return Ok(Some(
-                PG_CATALOG_TABLES.iter().map(ToString::to_string).collect(),
-            ));
+            let mut names: Vec<String> =
+                PG_CATALOG_TABLES.iter().map(ToString::to_string).collect();
+            let added = completion::table_names().map(str::to_owned);
+            names.extend(added.filter(|name| !PG_CATALOG_TABLES.contains(&name.as_str())));
+            return Ok(Some(names));
         }
         if VIRTUAL_SCHEMAS.contains(&schema) {
             return Ok(self
@@ -254,10 +261,22 @@ pub fn rewrite(sql: &str, session: &Session, pid: i32) -> String {
         // The rewriter walks by recursion; the session refuses the text with its place.
         return sql.to_owned();
     }
-    if let Some(answer) = keys::answer(sql, session.engine()) {
-        return answer;
-    }
     let replaced = substitute(sql, session, pid);
+    let settings = || {
+        let mut all = session.all_settings();
+        for (name, value) in functions::SETTINGS {
+            if !all.iter().any(|(known, _)| known == name) {
+                all.push(((*name).to_owned(), (*value).to_owned()));
+            }
+        }
+        all.sort_unstable();
+        all
+    };
+    let mut rewriter = Rewriter {
+        settings: &settings,
+        expands: lexer::words(sql, usize::MAX).contains(&"_pg_expandarray".to_owned()),
+    };
+    let replaced = rewriter.rewrite(&replaced).unwrap_or(replaced);
     match PARSER.parse(&replaced).as_deref() {
         Ok([statement]) => statement.to_string(),
         _ => sql.to_owned(),
@@ -330,24 +349,10 @@ fn substitute(sql: &str, session: &Session, pid: i32) -> String {
             .find(|(part, _)| words[at..].starts_with(part))
         {
             Some((part.len(), (*instead).to_owned()))
-        } else if rest.starts_with(&["array", "(", "select"]) && (at == 0 || words[at - 1] != "(") {
+        } else if rest.starts_with(&["array", "(", "select"]) {
             // DataFusion makes no arrays of queries; what clients gather so (the roles that a
-            // role is in) is nothing here. As an argument the crate's own rewriting knows it.
+            // role is in) is nothing here.
             Some((closing(&words[at + 1..]) + 2, "'{}'".to_owned()))
-        } else if rest.starts_with(&["array_to_string", "(", "array", "(", "select"]) {
-            Some((
-                closing(&words[at + 1..]) + 2,
-                "CAST(NULL AS TEXT)".to_owned(),
-            ))
-        } else if let ["any", "(", .., "stxkind", ")"] = &rest[..rest.len().min(6)] {
-            // Statistics kept over several columns: there are none.
-            Some((6, "NULL".to_owned()))
-        } else if let ["array_to_string", "(", _, ".", list, ..] = rest.as_slice()
-            && (list.ends_with("acl") || *list == "reloptions")
-        {
-            // Rights and options as text: there are none, and no arrays of them.
-            let end = closing(&words[at + 1..]) + 2;
-            Some((end, "CAST(NULL AS TEXT)".to_owned()))
         } else if plain || qualified {
             value_for(&rest, session, pid, &literal)
         } else {

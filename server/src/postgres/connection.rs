@@ -11,17 +11,16 @@ use parking_lot::Mutex;
 use pgwire::api::{ConnectionGuard, ConnectionHandle};
 use pgwire::error::{PgWireError, PgWireResult};
 use pgwire::messages::response::TransactionStatus;
-use shoal_query::{Output, Prepared, QueryError, Session};
+use shoal_query::{Names, Output, Prepared, QueryError, Session};
 use tokio_util::sync::CancellationToken;
 
 use super::copy::Copy;
 use super::copy_in::CopyIn;
 use super::cursor::Cursor;
 use super::interrupt::Interrupt;
-use super::names::Names;
 use super::socket::Socket;
 use super::statement::{self, Kind};
-use super::{Shared, catalog, errors};
+use super::{Admitted, Shared, catalog, errors};
 
 /// Longer statements are rewritten on a thread of their own, so that their time limit is kept and
 /// other connections go on.
@@ -58,6 +57,15 @@ pub struct Opened {
     pub(super) handle: Arc<ConnectionHandle>,
     pub(super) pid: i32,
     pub(super) _registered: ConnectionGuard,
+    pub(super) _admitted: Admitted,
+}
+
+/// Names of columns that the query layer cannot know: it is given the rewritten text.
+pub fn names(sql: &str, kind: &Kind) -> Names {
+    match kind {
+        Kind::Catalog => Names::of(sql),
+        _ => Names::default(),
+    }
 }
 
 /// What a statement came to.
@@ -142,7 +150,7 @@ impl Connection {
         self.check_write(sql, status)?;
         let ran = self.execute(sql, kind).await?;
         self.outcome(ran.map_err(|e| self.failed(e, query, start, kind)), || {
-            Names::of(sql)
+            names(sql, kind)
         })
     }
 
@@ -312,7 +320,7 @@ impl Connection {
                 let inner = statement::kind(&query);
                 let ran = self.execute(&query, &inner).await?;
                 let ran = ran.map_err(|e| self.failed(e, sql, *start, &inner));
-                match self.outcome(ran, || Names::of(&query))? {
+                match self.outcome(ran, || names(&query, &inner))? {
                     Outcome::Rows(cursor) => self.open_cursor(name, cursor)?,
                     _ => {
                         return Err(errors::error(
@@ -347,13 +355,13 @@ impl Connection {
                 Outcome::Plain(Plain::CopyIn(Box::new(copy)))
             }
             Kind::CopyOut(copy) => {
-                if let Some(what) = &copy.unsupported {
-                    return Err(errors::unsupported(what));
+                if let Some(refused) = &copy.refused {
+                    return Err(refused.error());
                 }
                 let query = copy.query();
                 let ran = self.opened()?.session.execute(&query, &[]).await;
                 let ran = ran.map_err(|e| errors::from_query(e, "", 0));
-                match self.outcome(ran, || Names::of(&query))? {
+                match self.outcome(ran, Names::default)? {
                     Outcome::Rows(cursor) => {
                         Outcome::Plain(Plain::CopyOut(Box::new((copy.clone(), cursor))))
                     }

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use pgwire::messages::data::DataRow;
 
+use super::copy_options::{self, Refused};
 use super::lexer;
 
 /// How rows are written.
@@ -25,8 +26,8 @@ pub struct Copy {
     pub columns: String,
     /// How rows are written.
     pub format: Format,
-    /// What it asks for that is not built.
-    pub unsupported: Option<String>,
+    /// Why it is not begun.
+    pub refused: Option<Refused>,
     pub(super) delimiter: u8,
     pub(super) null: String,
     pub(super) quote: u8,
@@ -34,6 +35,8 @@ pub struct Copy {
     pub(super) header: bool,
     /// Whether the header line must name the columns in their order.
     pub(super) header_match: bool,
+    /// Columns whose values are always quoted; an empty list: all.
+    pub(super) force_quote: Option<Vec<String>>,
 }
 
 impl Copy {
@@ -78,66 +81,17 @@ impl Copy {
                 String::new()
             },
             format: Format::Text,
-            unsupported: None,
+            refused: None,
             delimiter: b'\t',
             null: "\\N".into(),
             quote: b'"',
             escape: b'"',
             header: false,
             header_match: false,
+            force_quote: None,
         };
-        copy.options(&words[direction + 2..]);
+        copy.refused = copy_options::read(&mut copy, &words[direction + 2..], incoming).err();
         Some((copy, incoming))
-    }
-
-    /// Both spellings of options: `(FORMAT csv, HEADER true)` and `WITH CSV HEADER`.
-    fn options(&mut self, words: &[String]) {
-        let has = |w: &str| {
-            words
-                .iter()
-                .any(|x| x.eq_ignore_ascii_case(w) || lexer::value_of(x) == w)
-        };
-        if has("csv") {
-            self.format = Format::Csv;
-            self.delimiter = b',';
-            self.null = String::new();
-        } else if has("binary") {
-            self.unsupported = Some("COPY in binary format".into());
-        }
-        let byte = |text: &str| {
-            lexer::value_of(text.trim_start_matches(['e', 'E']))
-                .replace("\\t", "\t")
-                .bytes()
-                .next()
-        };
-        let mut escape = None;
-        for (i, word) in words.iter().enumerate() {
-            let value = words[i + 1..]
-                .iter()
-                .find(|w| !matches!(w.as_str(), "as" | "="));
-            let value = value.map_or("", String::as_str);
-            match word.as_str() {
-                "delimiter" => self.delimiter = byte(value).unwrap_or(self.delimiter),
-                "quote" => self.quote = byte(value).unwrap_or(self.quote),
-                "escape" => escape = byte(value),
-                "null" => self.null = lexer::value_of(value),
-                "header" => {
-                    let value = lexer::value_of(value);
-                    self.header = !matches!(value.as_str(), "false" | "off" | "0");
-                    self.header_match = value == "match";
-                }
-                "encoding" if !is_utf8(&lexer::value_of(value)) => {
-                    self.unsupported = Some(format!("COPY in encoding {value}"));
-                }
-                // Each would change what is stored.
-                "force" if value == "quote" => {}
-                "on_error" | "force_null" | "force_not_null" | "force" | "default" | "where" => {
-                    self.unsupported = Some(format!("COPY with {}", word.to_uppercase()));
-                }
-                _ => {}
-            }
-        }
-        self.escape = escape.unwrap_or(self.quote);
     }
 
     /// The query whose rows `COPY … TO STDOUT` sends.
@@ -159,23 +113,33 @@ impl Copy {
         format!("{} LIMIT 0", self.query())
     }
 
-    /// One row of text-format fields as a line.
+    /// Which of the columns are always quoted; `None`: none is.
     #[must_use]
-    pub fn line(&self, row: &DataRow) -> Vec<u8> {
+    pub fn forced<'a>(&self, names: impl Iterator<Item = &'a str>) -> Option<Vec<bool>> {
+        let forced = self.force_quote.as_ref()?;
+        let is = |name: &str| forced.is_empty() || forced.iter().any(|f| f == name);
+        Some(names.map(is).collect())
+    }
+
+    /// One row of text-format fields as a line. `forced`: see [`Self::forced`].
+    #[must_use]
+    pub fn line(&self, row: &DataRow, forced: Option<&[bool]>) -> Vec<u8> {
         let mut out = Vec::with_capacity(row.data.len() + 8);
         let mut rest = &row.data[..];
         let mut first = true;
+        let mut columns = forced.unwrap_or(&[]).iter();
         while let Some((len, tail)) = rest.split_first_chunk::<4>() {
             if !std::mem::take(&mut first) {
                 out.push(self.delimiter);
             }
+            let forced = columns.next().is_some_and(|forced| *forced);
             let Ok(len) = usize::try_from(i32::from_be_bytes(*len)) else {
                 out.extend_from_slice(self.null.as_bytes());
                 rest = tail;
                 continue;
             };
             let (field, tail) = tail.split_at(len.min(tail.len()));
-            self.field(field, &mut out);
+            self.field(field, forced, &mut out);
             rest = tail;
         }
         out.push(b'\n');
@@ -193,16 +157,17 @@ impl Copy {
             if i > 0 {
                 out.push(self.delimiter);
             }
-            self.field(name.as_bytes(), &mut out);
+            self.field(name.as_bytes(), false, &mut out);
         }
         out.push(b'\n');
         Some(out)
     }
 
-    fn field(&self, field: &[u8], out: &mut Vec<u8>) {
+    fn field(&self, field: &[u8], forced: bool, out: &mut Vec<u8>) {
         if self.format == Format::Csv {
             let special = [self.delimiter, self.quote, b'\n', b'\r'];
-            if field.iter().any(|b| special.contains(b)) || field == self.null.as_bytes() {
+            if forced || field.iter().any(|b| special.contains(b)) || field == self.null.as_bytes()
+            {
                 out.push(self.quote);
                 for byte in field {
                     if *byte == self.quote || *byte == self.escape {
@@ -227,10 +192,6 @@ impl Copy {
             }
         }
     }
-}
-
-fn is_utf8(encoding: &str) -> bool {
-    matches!(encoding.to_lowercase().as_str(), "utf8" | "utf-8")
 }
 
 #[cfg(test)]
@@ -258,26 +219,5 @@ mod tests {
         assert_eq!(copy.query(), "select a from t");
         assert!(Copy::parse("COPY t FROM 'file.csv'").is_none());
         assert!(Copy::parse("COPY").is_none());
-    }
-
-    #[test]
-    fn options_that_would_change_what_is_stored_are_refused_by_name() {
-        let refused = |sql: &str| Copy::parse(sql).expect("a COPY").0.unsupported;
-        assert_eq!(
-            refused("COPY t FROM STDIN (FORMAT csv, ENCODING 'utf-8', FREEZE)"),
-            None
-        );
-        for (sql, what) in [
-            ("COPY t FROM STDIN (FORMAT binary)", "COPY in binary format"),
-            (
-                "COPY t FROM STDIN (ENCODING 'LATIN1')",
-                "COPY in encoding 'LATIN1'",
-            ),
-            ("COPY t FROM STDIN (ON_ERROR ignore)", "COPY with ON_ERROR"),
-            ("COPY t FROM STDIN CSV FORCE NOT NULL a", "COPY with FORCE"),
-            ("COPY t FROM STDIN WHERE a > 1", "COPY with WHERE"),
-        ] {
-            assert_eq!(refused(sql).as_deref(), Some(what), "{sql}");
-        }
     }
 }

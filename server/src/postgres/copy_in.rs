@@ -147,8 +147,8 @@ impl CopyIn {
     /// # Errors
     /// There is no such table or column, or the copy asks for what is not built.
     pub async fn begin(copy: &Copy, session: &Session) -> PgWireResult<Self> {
-        if let Some(what) = &copy.unsupported {
-            return Err(errors::unsupported(what));
+        if let Some(refused) = &copy.refused {
+            return Err(refused.error());
         }
         let target = Target::find(copy, session).await?;
         let zone = session.setting("timezone").ok();
@@ -210,6 +210,12 @@ impl CopyIn {
     /// As [`Self::push`].
     pub async fn finish(&mut self) -> PgWireResult<u64> {
         let last = std::mem::take(&mut self.unread);
+        if let Some(opened) = self.ends.open_quote().filter(|_| !self.ended) {
+            let lines = memchr::memchr_iter(b'\n', &last[..opened]).count() as u64;
+            self.lines.end += 1 + lines;
+            let open = Wrong("22P04", "unterminated CSV quoted field".into());
+            return Err(self.refuse(open, None).await);
+        }
         if !last.is_empty() {
             self.line(&last).await?;
         }
@@ -457,6 +463,9 @@ struct LineEnds {
     /// How much of the open line was searched, and whether that ends inside quotes.
     searched: usize,
     quoted: bool,
+    /// Where in the open line the last quote was opened, and where one was closed.
+    opened: usize,
+    closed: Option<usize>,
 }
 
 /// Where a line ends and the next one begins.
@@ -474,7 +483,14 @@ impl LineEnds {
             escape: copy.escape,
             searched: 0,
             quoted: false,
+            opened: 0,
+            closed: None,
         }
+    }
+
+    /// Where, in the line that is not whole yet, a quote was opened that is still open.
+    fn open_quote(&self) -> Option<usize> {
+        self.quoted.then_some(self.opened)
     }
 
     /// The end of the line that begins at `start`; `None`: it is not there yet.
@@ -500,9 +516,17 @@ impl LineEnds {
                 }
                 at += 1;
             } else if self.csv && byte == quote {
+                // Two in a row within quotes stand for one: it is still the same that is open.
                 self.quoted = !self.quoted;
+                let place = at - start;
+                if !self.quoted {
+                    self.closed = Some(place);
+                } else if self.escape != quote || self.closed.is_none_or(|c| c + 1 != place) {
+                    self.opened = place;
+                }
             } else if byte == b'\n' && !self.quoted {
                 self.searched = 0;
+                self.closed = None;
                 let end = if at > start && text[at - 1] == b'\r' {
                     at - 1
                 } else {
@@ -741,6 +765,16 @@ mod tests {
             ),
             ["\"a\\\"\nb\"", "c"]
         );
+        let open = |text: &str| {
+            let mut ends = LineEnds::new(&copy("COPY t FROM STDIN CSV"));
+            let mut start = 0;
+            while let Some(line) = ends.next(text.as_bytes(), start) {
+                start = line.next;
+            }
+            ends.open_quote().map(|at| start + at)
+        };
+        assert_eq!(open("1,\"a\"\"b\"\n2,\"a\nb\",\"c\"\"d"), Some(17));
+        assert_eq!(open("1,\"a\"\"b\"\n2,\"a\nb\""), None);
         assert_eq!(
             lines("COPY t FROM STDIN", "a\\\nb\n\\\\\n\\N\n"),
             ["a\\\nb", "\\\\", "\\N"]

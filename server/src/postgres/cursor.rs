@@ -9,9 +9,8 @@ use futures::{Stream, StreamExt};
 use pgwire::api::results::FieldInfo;
 use pgwire::error::PgWireResult;
 use pgwire::messages::data::DataRow;
-use shoal_query::QueryError;
+use shoal_query::{Names, QueryError};
 
-use super::names::Names;
 use super::{errors, rows};
 
 /// Batches of a statement; dropping it stops the statement.

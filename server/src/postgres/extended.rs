@@ -24,12 +24,11 @@ use pgwire::messages::extendedquery::{
     PortalSuspended, Sync as PgSync, TARGET_TYPE_BYTE_PORTAL, TARGET_TYPE_BYTE_STATEMENT,
 };
 use pgwire::messages::response::{EmptyQueryResponse, ReadyForQuery, TransactionStatus};
-use shoal_query::Prepared;
+use shoal_query::{Names, Prepared};
 
-use super::connection::{Connection, Outcome};
+use super::connection::{self, Connection, Outcome};
 use super::copy_in::CopyIn;
 use super::interrupt::Interrupt;
-use super::names::Names;
 use super::statement::{self, Kind};
 use super::{answer, errors, lexer, parameters, rows, simple};
 
@@ -87,7 +86,7 @@ impl QueryParser for Parser {
                     .await
                     .map_err(|e| connection.failed(e, sql, range.start, &kind))?;
                 let schema = prepared.schema.clone();
-                (Some(prepared), schema, Names::of(text))
+                (Some(prepared), schema, connection::names(text, &kind))
             }
             Kind::Fetch(name, _) => match connection.cursor(name) {
                 Some(cursor) => {

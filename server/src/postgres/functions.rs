@@ -25,17 +25,21 @@ pub const SERVER_VERSION: &str = "16.6";
 pub const SERVER_VERSION_NUM: &str = "160006";
 
 /// Settings that clients read and sessions do not keep.
+pub const SETTINGS: &[(&str, &str)] = &[
+    ("block_size", "8192"),
+    ("in_hot_standby", "off"),
+    ("integer_datetimes", "on"),
+    ("is_superuser", "on"),
+    ("max_index_keys", "32"),
+    ("server_version", SERVER_VERSION),
+    ("server_version_num", SERVER_VERSION_NUM),
+];
+
+/// The value of one of them.
 #[must_use]
 pub fn setting(name: &str) -> Option<&'static str> {
-    Some(match name {
-        "server_version" => SERVER_VERSION,
-        "server_version_num" => SERVER_VERSION_NUM,
-        "is_superuser" | "integer_datetimes" => "on",
-        "in_hot_standby" => "off",
-        "max_index_keys" => "32",
-        "block_size" => "8192",
-        _ => return None,
-    })
+    let found = SETTINGS.iter().find(|(known, _)| *known == name);
+    found.map(|(_, value)| *value)
 }
 
 /// All of them.
@@ -52,13 +56,8 @@ pub fn all() -> impl Iterator<Item = ScalarUDF> {
     );
     [
         ("version", text(&version)),
-        ("obj_description", no_text.clone()),
         ("col_description", no_text.clone()),
-        ("shobj_description", no_text.clone()),
         ("pg_get_viewdef", no_text.clone()),
-        ("pg_get_function_arguments", no_text.clone()),
-        ("pg_get_function_result", no_text.clone()),
-        ("pg_get_function_identity_arguments", no_text.clone()),
         ("pg_get_serial_sequence", no_text.clone()),
         ("pg_get_triggerdef", no_text.clone()),
         ("pg_get_ruledef", no_text.clone()),

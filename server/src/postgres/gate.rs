@@ -6,6 +6,8 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
@@ -30,14 +32,16 @@ const GSS: u32 = 80_877_104;
 pub struct Gate {
     socket: Socket,
     checked: Checked,
+    heard: Arc<AtomicBool>,
 }
 
 impl Gate {
-    /// Before the startup message.
-    pub fn new(socket: Socket) -> Self {
+    /// Before the startup message. `heard` is set once the client has sent something.
+    pub fn new(socket: Socket, heard: Arc<AtomicBool>) -> Self {
         Self {
             socket,
             checked: Checked::new(),
+            heard,
         }
     }
 
@@ -53,7 +57,11 @@ impl AsyncRead for Gate {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Self { socket, checked } = &mut *self;
+        let Self {
+            socket,
+            checked,
+            heard,
+        } = &mut *self;
         loop {
             let allowed = checked
                 .allowed()
@@ -69,6 +77,7 @@ impl AsyncRead for Gate {
             if ready!(read)? == 0 {
                 return Poll::Ready(Ok(()));
             }
+            heard.store(true, Ordering::Relaxed);
         }
     }
 }

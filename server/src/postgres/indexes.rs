@@ -21,7 +21,7 @@ use arrow_schema::{ArrowError, DataType, Field, SchemaRef};
 use async_trait::async_trait;
 use datafusion::arrow::compute::{concat_batches, take_record_batch};
 use datafusion::catalog::streaming::StreamingTable;
-use datafusion::catalog::{SchemaProvider, TableProvider};
+use datafusion::catalog::{MemTable, SchemaProvider, TableProvider};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
@@ -29,7 +29,7 @@ use datafusion::physical_plan::streaming::PartitionStream;
 use datafusion::scalar::ScalarValue;
 use datafusion_postgres::datafusion_pg_catalog::pg_catalog::context::EmptyContextProvider;
 use datafusion_postgres::datafusion_pg_catalog::pg_catalog::{
-    PgCatalogSchemaProvider, PgCatalogTable,
+    ArrowTable, PgCatalogSchemaProvider, PgCatalogTable,
 };
 use futures::TryStreamExt;
 use parking_lot::Mutex;
@@ -38,6 +38,7 @@ use shoal_types::{Column, ColumnDefault, ColumnType, TableMode, TableSchema, Tim
 
 use super::catalog::Tables;
 use super::functions::quoted;
+use super::{arrays, completion, reg};
 
 /// Set in the oid of a table's primary key index. The crate counts tables' oids up from 16,384.
 const INDEX: i32 = 1 << 29;
@@ -49,6 +50,9 @@ const BTREE: i32 = 403;
 /// `pg_authid.oid` of the only owner.
 const OWNER: i32 = 10;
 
+/// `pg_namespace.oid` of `pg_catalog`.
+const CATALOG_SCHEMA: i32 = 11;
+
 type Crate = PgCatalogSchemaProvider<Tables, EmptyContextProvider>;
 
 /// The tables that were listed, by oid: schema and name.
@@ -56,6 +60,7 @@ type Crate = PgCatalogSchemaProvider<Tables, EmptyContextProvider>;
 pub struct Known {
     engine: Arc<QueryEngine>,
     names: Mutex<HashMap<i32, (String, String)>>,
+    schemas: Mutex<HashMap<i32, String>>,
 }
 
 impl Known {
@@ -64,7 +69,27 @@ impl Known {
         Arc::new(Self {
             engine: Arc::clone(engine),
             names: Mutex::default(),
+            schemas: Mutex::default(),
         })
+    }
+
+    /// A table or index as PostgreSQL prints it; without its schema if that is `public`.
+    pub fn class_name(&self, oid: i32) -> Option<String> {
+        let of = self.names.lock().get(&(oid & !INDEX)).cloned();
+        let (schema, mut name) = of?;
+        if oid & INDEX != 0 {
+            name.push_str("_pkey");
+        }
+        let name = quoted(&name);
+        Some(match schema.as_str() {
+            "public" => name,
+            schema => format!("{}.{name}", quoted(schema)),
+        })
+    }
+
+    /// A schema as PostgreSQL prints it.
+    pub fn schema_name(&self, oid: i32) -> Option<String> {
+        self.schemas.lock().get(&oid).map(|name| quoted(name))
     }
 
     fn table(&self, oid: i32) -> Option<Table> {
@@ -167,6 +192,8 @@ impl Table {
 pub struct Schema {
     inner: Arc<Crate>,
     known: Arc<Known>,
+    /// Tables of the crate that never change, made when they are asked for first.
+    printed: Mutex<HashMap<String, Arc<MemTable>>>,
 }
 
 impl Schema {
@@ -175,7 +202,20 @@ impl Schema {
         Self {
             inner: Arc::new(inner),
             known,
+            printed: Mutex::default(),
         }
+    }
+
+    fn printed(&self, name: &str, table: &ArrowTable) -> Result<Arc<dyn TableProvider>> {
+        let mut made = self.printed.lock();
+        if let Some(table) = made.get(name) {
+            return Ok(Arc::clone(table) as _);
+        }
+        let batches = table.data().iter().map(arrays::as_printed);
+        let batches = batches.collect::<Result<Vec<_>>>()?;
+        let table = Arc::new(MemTable::try_new(table.schema(), vec![batches])?);
+        made.insert(name.to_owned(), Arc::clone(&table));
+        Ok(table)
     }
 }
 
@@ -184,14 +224,21 @@ impl SchemaProvider for Schema {
     fn table_names(&self) -> Vec<String> {
         let mut names = self.inner.table_names();
         names.push(INDEXES.to_owned());
+        let added = completion::table_names().map(str::to_owned);
+        names.extend(added.filter(|name| !self.inner.table_exist(name)));
         names
     }
 
     fn table_exist(&self, name: &str) -> bool {
-        name == INDEXES || self.inner.table_exist(name)
+        name == INDEXES
+            || self.inner.table_exist(name)
+            || completion::table_names().any(|added| added == name)
     }
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+        if let Some(added) = completion::table(name)? {
+            return Ok(Some(added));
+        }
         let which = match name {
             "pg_class" => Which::Class,
             "pg_attribute" => Which::Attribute,
@@ -199,7 +246,14 @@ impl SchemaProvider for Schema {
             "pg_constraint" => Which::Constraint,
             "pg_attrdef" => Which::Default,
             INDEXES => Which::Indexes,
-            _ => return self.inner.table(name).await,
+            _ => {
+                let table = match self.inner.build_table_by_name(name)? {
+                    Some(PgCatalogTable::Static(table)) => self.printed(name, &table)?,
+                    Some(other) => other.try_into_table_provider()?,
+                    None => return Ok(None),
+                };
+                return completion::completed(name, table).map(Some);
+            }
         };
         let schema = match self.inner.build_table_by_name(name)? {
             Some(table) => table.schema(),
@@ -211,10 +265,8 @@ impl SchemaProvider for Schema {
             inner: Arc::clone(&self.inner),
             known: Arc::clone(&self.known),
         });
-        Ok(Some(Arc::new(StreamingTable::try_new(
-            schema,
-            vec![table],
-        )?)))
+        let table = Arc::new(StreamingTable::try_new(schema, vec![table])?);
+        completion::completed(name, table).map(Some)
     }
 }
 
@@ -294,7 +346,11 @@ impl Filled {
         match self.inner.build_table_by_name(name)? {
             Some(PgCatalogTable::Dynamic(table)) => {
                 let batches: Vec<_> = table.execute(Arc::clone(context)).try_collect().await?;
-                Ok(concat_batches(table.schema(), &batches)?)
+                let batch = concat_batches(table.schema(), &batches)?;
+                match name {
+                    "pg_class" => with_fixed_oids(&batch),
+                    _ => Ok(batch),
+                }
             }
             _ => Err(DataFusionError::Internal(format!(
                 "{name} is not made from the catalog"
@@ -314,6 +370,10 @@ impl Filled {
             .iter()
             .copied()
             .zip(texts(&schemas, "nspname")?)
+            .collect();
+        *self.known.schemas.lock() = schema_names
+            .iter()
+            .map(|(oid, name)| (*oid, (*name).to_owned()))
             .collect();
         let oids = integers(classes, "oid")?.values();
         let namespaces = integers(classes, "relnamespace")?.values();
@@ -563,6 +623,21 @@ fn namespaces_of(classes: &RecordBatch) -> Result<HashMap<i32, i32>> {
         .copied()
         .zip(namespaces.iter().copied())
         .collect())
+}
+
+/// `pg_class` with PostgreSQL's own oids for its catalogs: descriptions and dependencies name them.
+fn with_fixed_oids(classes: &RecordBatch) -> Result<RecordBatch> {
+    let oids = integers(classes, "oid")?.values();
+    let namespaces = integers(classes, "relnamespace")?.values();
+    let fixed: Int32Array = texts(classes, "relname")?
+        .zip(oids.iter().zip(namespaces))
+        .map(|(name, (oid, namespace))| match *namespace {
+            CATALOG_SCHEMA => reg::catalog_oid(name).unwrap_or(*oid),
+            _ => *oid,
+        })
+        .map(Some)
+        .collect();
+    with_column(classes, "oid", Arc::new(fixed))
 }
 
 fn with_column(batch: &RecordBatch, name: &str, array: ArrayRef) -> Result<RecordBatch> {

@@ -7,11 +7,14 @@
 //! There is no TLS: `SSLRequest` is answered with `N`.
 
 mod answer;
+mod arrays;
 pub mod catalog;
 mod column_text;
+mod completion;
 mod connection;
 mod copy;
 mod copy_in;
+mod copy_options;
 mod copying;
 mod cursor;
 mod definitions;
@@ -21,10 +24,10 @@ mod functions;
 mod gate;
 mod indexes;
 mod interrupt;
-mod keys;
 pub mod lexer;
-mod names;
 mod parameters;
+mod reg;
+mod rewrite;
 mod rows;
 mod simple;
 mod socket;
@@ -53,6 +56,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::Auth;
+use crate::starting::{Place, Starting};
 use connection::Connection;
 use gate::Gate;
 use socket::Socket;
@@ -60,12 +64,13 @@ use socket::Socket;
 /// Bounds of the listener.
 #[derive(Clone, Debug)]
 pub struct PostgresConfig {
-    /// Connections at a time; more are refused with SQLSTATE 53300.
+    /// Connections at a time that were let in; more are refused with SQLSTATE 53300.
     pub connections_max: usize,
+    /// Connections at a time that were not let in yet; beyond it the oldest that has sent nothing
+    /// is closed.
+    pub startup_connections_max: usize,
 }
 
-/// Connections beyond the bound that are told so at a time; more are closed without a word.
-const REFUSED_MAX: usize = 100;
 /// How long a client may take to send its startup message and password.
 const STARTUP_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long running statements may go on when the server stops; then they are ended.
@@ -81,6 +86,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Connections open in this process, for metrics.
 static CONNECTIONS_OPEN: AtomicUsize = AtomicUsize::new(0);
 
+/// Those of them that were not let in yet.
+static CONNECTIONS_STARTING: AtomicUsize = AtomicUsize::new(0);
+
+/// Connections of this process that were not let in yet, for metrics.
+#[must_use]
+pub fn connections_starting() -> usize {
+    CONNECTIONS_STARTING.load(Ordering::Relaxed)
+}
+
 /// Connections open in this process.
 #[must_use]
 pub fn connections_open() -> usize {
@@ -93,9 +107,30 @@ pub(crate) struct Shared {
     auth: Arc<Auth>,
     connections: Arc<ConnectionManager>,
     keys: RandomPidSecretKeyGenerator,
-    /// Of this listener alone: its bound is not shared with other listeners of the process.
+    /// Let in. Of this listener alone: its bound is not shared with others of the process.
     open: AtomicUsize,
     connections_max: usize,
+    starting: Arc<Starting>,
+}
+
+impl Shared {
+    /// A place among those who are let in; `None`: all are taken.
+    fn admit(self: &Arc<Self>) -> Option<Admitted> {
+        let room = |open: usize| (open < self.connections_max).then_some(open + 1);
+        self.open
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, room)
+            .ok()?;
+        Some(Admitted(Arc::clone(self)))
+    }
+}
+
+/// A place among those who were let in, until it is dropped.
+pub(crate) struct Admitted(Arc<Shared>);
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Serves connections until `shutdown`: then no more are taken, idle ones are closed, running
@@ -121,6 +156,7 @@ pub fn serve(
         keys: RandomPidSecretKeyGenerator::default(),
         open: AtomicUsize::new(0),
         connections_max: config.connections_max,
+        starting: Starting::new(config.startup_connections_max),
     });
     accept(listener, shared, shutdown)
 }
@@ -152,13 +188,19 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, shutdown: Cancellati
     }
 }
 
-/// Keeps the counts of connections right however a connection ends.
-struct Counted(Arc<Shared>);
+/// Keeps a count right however what it counts ends.
+struct Counted(&'static AtomicUsize);
+
+impl Counted {
+    fn one_more(count: &'static AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
-        CONNECTIONS_OPEN.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -169,15 +211,9 @@ async fn connect(
     shutdown: CancellationToken,
     stop: CancellationToken,
 ) {
-    let before = shared.open.fetch_add(1, Ordering::Relaxed);
-    CONNECTIONS_OPEN.fetch_add(1, Ordering::Relaxed);
-    let counted = Counted(Arc::clone(&shared));
-    let refused = before >= shared.connections_max;
-    if before >= shared.connections_max.saturating_add(REFUSED_MAX) {
-        // Too many to tell each why.
-        return drop(counted);
-    }
-    if let Err(error) = converse(stream, peer, shared, &shutdown, stop, refused).await {
+    let counted = Counted::one_more(&CONNECTIONS_OPEN);
+    let place = shared.starting.enter();
+    if let Err(error) = converse(stream, peer, shared, &shutdown, stop, place).await {
         // A client that went away is no event; what else can fail here is its network.
         tracing::debug!(%peer, %error, "PostgreSQL connection ended");
     }
@@ -192,19 +228,22 @@ async fn converse(
     shared: Arc<Shared>,
     shutdown: &CancellationToken,
     stop: CancellationToken,
-    refused: bool,
+    place: Place,
 ) -> io::Result<()> {
+    let (closed, heard) = (place.closed().clone(), place.heard());
+    let mut begins = Some((place, Counted::one_more(&CONNECTIONS_STARTING)));
     stream.set_nodelay(true)?;
     socket::keep_alive(&stream)?;
     let socket = Socket::new(stream);
     let codec = PgWireMessageServerCodec::new(DefaultClient::new(peer, false));
-    let mut wire: Wire = Framed::new(Gate::new(socket.clone()), codec);
+    let mut wire: Wire = Framed::new(Gate::new(socket.clone(), heard), codec);
     wire.set_backpressure_boundary(WRITE_BUFFER_BYTES);
     let startup_timeout = tokio::time::sleep(STARTUP_TIMEOUT);
     tokio::pin!(startup_timeout);
     tokio::select! {
         () = &mut startup_timeout => return Ok(()),
         () = shutdown.cancelled() => return Ok(()),
+        () = closed.cancelled() => return Ok(()),
         done = refuse_encryption(&mut wire) => if !done? { return Ok(()) },
     }
     let connection = Arc::new(Connection::new(Arc::clone(&shared), socket, stop));
@@ -216,12 +255,13 @@ async fn converse(
             PgWireConnectionState::AwaitingStartup
                 | PgWireConnectionState::AuthenticationInProgress
         );
-        if !starting {
+        if !starting && begins.take().is_some() {
             wire.get_mut().open();
         }
         let message = tokio::select! {
             message = wire.next() => message,
             () = &mut startup_timeout, if starting => return Ok(()),
+            () = closed.cancelled(), if starting => return Ok(()),
             () = shutdown.cancelled() => {
                 let end = "terminating connection due to administrator command";
                 return goodbye(&mut wire, errors::fatal("57P01", end)).await;
@@ -240,10 +280,6 @@ async fn converse(
             Some(Err(error)) => return goodbye(&mut wire, error).await,
         };
         let cancelling = matches!(message, PgWireFrontendMessage::CancelRequest(_));
-        if refused && !cancelling {
-            let full = errors::fatal("53300", "sorry, too many clients already");
-            return goodbye(&mut wire, full).await;
-        }
         let wait_for_sync = match wire.state() {
             PgWireConnectionState::CopyInProgress(extended) => extended,
             _ => message.is_extended_query(),

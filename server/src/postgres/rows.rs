@@ -25,9 +25,9 @@ use pgwire::api::portal::Format;
 use pgwire::api::results::{DataRowEncoder, FieldFormat, FieldInfo};
 use pgwire::error::PgWireResult;
 use pgwire::messages::data::DataRow;
+use shoal_query::Names;
 
 use super::errors;
-use super::names::Names;
 use crate::civil::civil;
 
 /// Days from 1970-01-01 to 2000-01-01, PostgreSQL's epoch.

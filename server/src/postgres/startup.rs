@@ -85,6 +85,10 @@ impl Connection {
         C::Error: Debug,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
+        let admitted = self
+            .shared
+            .admit()
+            .ok_or_else(|| errors::fatal("53300", "sorry, too many clients already"))?;
         let metadata = client.metadata().clone();
         let user = metadata
             .get(METADATA_USER)
@@ -153,6 +157,7 @@ impl Connection {
             handle,
             pid,
             _registered: registered,
+            _admitted: admitted,
         };
         if self.opened.set(opened).is_err() {
             return Err(errors::fatal(

@@ -216,3 +216,43 @@ async fn metrics_health_and_admin_answer() {
     assert_eq!(server.number("SELECT count(*) FROM cpu").await, 1);
     assert_eq!(get("/v1/openapi.json").await["openapi"], "3.1.0");
 }
+
+#[tokio::test]
+async fn columns_have_the_names_that_postgresql_gives_them_in_every_format() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let server = Server::plain(dir.path());
+    server.write("?db=public", "cpu,host=a usage=1 1").await;
+    let sql = "SELECT 1, 1, count(*), max(usage) + 1, CAST(count(*) AS TEXT), host, host AS h FROM cpu GROUP BY host";
+    let names = [
+        "?column?", "?column?", "count", "?column?", "count", "host", "h",
+    ];
+    let (status, body) = server.sql_raw(&json!({ "sql": sql })).await;
+    assert_eq!(status, 200, "{body}");
+    let columns = body["columns"].as_array().expect("columns");
+    let told: Vec<&str> = columns.iter().filter_map(|c| c["name"].as_str()).collect();
+    assert_eq!(told, names);
+    assert_eq!(body["rows"], json!([[1, 1, 1, 2.0, "1", "a", "a"]]));
+    let get = async |format: &str| {
+        let request = json!({ "sql": sql, "format": format });
+        let sent = server.post("/v1/sql").json(&request).send().await;
+        sent.expect("answer").bytes().await.expect("bytes")
+    };
+    let csv = get("csv").await;
+    let text = String::from_utf8_lossy(&csv);
+    assert!(
+        text.starts_with(&format!("{}\r\n", names.join(","))),
+        "{text}"
+    );
+    let arrow = get("arrow").await;
+    let reader = arrow_ipc::reader::StreamReader::try_new(&arrow[..], None).expect("stream");
+    let schema = reader.schema();
+    let told: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
+    assert_eq!(told, names);
+    server
+        .rows("CREATE TABLE sums AS SELECT count(*), max(usage) FROM cpu")
+        .await;
+    assert_eq!(
+        server.rows("SELECT count, max FROM sums").await,
+        json!([[1, 1.0]])
+    );
+}

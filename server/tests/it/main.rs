@@ -5,6 +5,7 @@ mod access;
 mod formats;
 mod import;
 mod life;
+mod parameters;
 mod pg;
 mod pg_clients;
 mod pg_copy;

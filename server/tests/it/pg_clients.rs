@@ -42,78 +42,126 @@ async fn filled(dir: &Path) -> Server {
     server
 }
 
-/// What psql can be asked about a database. Not all of it is there to be told; none of it may fail
-/// in the server.
-const BACKSLASH: &[&str] = &[
-    "\\d",
+/// psql's informational commands (`\?`), each with the modifiers that it takes: S (with system
+/// objects) and + (more of each).
+const INFORMATIONAL: &[(&str, &str)] = &[
+    ("d", "S+"),
+    ("da", "S"),
+    ("dA", "+"),
+    ("dAc", "+"),
+    ("dAf", "+"),
+    ("dAo", "+"),
+    ("dAp", "+"),
+    ("db", "+"),
+    ("dc", "S+"),
+    ("dconfig", "+"),
+    ("dC", "+"),
+    ("dd", "S"),
+    ("dD", "S+"),
+    ("ddp", ""),
+    ("dE", "S+"),
+    ("des", "+"),
+    ("det", "+"),
+    ("deu", "+"),
+    ("dew", "+"),
+    ("df", "S+"),
+    ("dfa", "S+"),
+    ("dfn", "S+"),
+    ("dfp", "S+"),
+    ("dft", "S+"),
+    ("dfw", "S+"),
+    ("dF", "+"),
+    ("dFd", "+"),
+    ("dFp", "+"),
+    ("dFt", "+"),
+    ("dg", "S+"),
+    ("di", "S+"),
+    ("dl", "+"),
+    ("dL", "S+"),
+    ("dm", "S+"),
+    ("dn", "S+"),
+    ("do", "S+"),
+    ("dO", "S+"),
+    ("dp", ""),
+    ("dP", "+"),
+    ("dPi", "+"),
+    ("dPt", "+"),
+    ("dPn", "+"),
+    ("dPin", "+"),
+    ("drds", ""),
+    ("dRp", "+"),
+    ("dRs", "+"),
+    ("ds", "S+"),
+    ("dt", "S+"),
+    ("dtvi", "S+"),
+    ("dT", "S+"),
+    ("du", "S+"),
+    ("dv", "S+"),
+    ("dx", "+"),
+    ("dX", ""),
+    ("dy", "+"),
+    ("l", "+"),
+    ("lo_list", "+"),
+    ("z", ""),
+];
+
+/// More of them, with arguments of their own.
+const WITH_ARGUMENTS: &[&str] = &[
     "\\d cpu",
     "\\d+ cpu",
     "\\d cpu_pkey",
     "\\d+ cpu_pkey",
     "\\d system.queries",
     "\\d pg_class",
-    "\\da",
-    "\\dA",
-    "\\dA+",
-    "\\dAc",
-    "\\dAf",
-    "\\dAo",
-    "\\db",
-    "\\dc",
-    "\\dC",
-    "\\dD",
-    "\\ddp",
-    "\\dE",
-    "\\des",
-    "\\det",
-    "\\dew",
-    "\\df",
-    "\\df+",
-    "\\df version",
-    "\\dF",
-    "\\dFd",
-    "\\dFp",
-    "\\dFt",
-    "\\dg",
-    "\\dg+",
-    "\\di",
-    "\\di+",
-    "\\dl",
-    "\\dm",
-    "\\dn",
-    "\\dn+",
-    "\\do",
-    "\\dp",
-    "\\dp cpu",
-    "\\dP",
-    "\\dRp",
-    "\\dRs",
-    "\\ds",
-    "\\dt",
-    "\\dt+",
+    "\\d *.*",
     "\\dt *.*",
-    "\\dT",
-    "\\dT+",
-    "\\du",
-    "\\du+",
-    "\\dv",
-    "\\dv+",
-    "\\dx",
-    "\\dX",
-    "\\dy",
-    "\\l",
-    "\\l+",
-    "\\z",
-    "\\z cpu",
+    "\\dp *.*",
+    "\\dO pg_catalog.*",
+    "\\dAc btree int*",
+    "\\dAf btree int*",
+    "\\dAo+ btree *",
+    "\\dAp+ btree *",
+    "\\df abs int4",
+    "\\df+ version",
+    "\\do + int4 int4",
+    "\\dconfig server_version",
+    "\\dC int4",
+    "\\drds it shoal",
+    "\\dFp+ default",
     "\\sf version",
+    "\\sf+ version",
+    "\\sv+ system.queries",
     "\\conninfo",
     "\\encoding",
-    "\\dS",
-    "\\dtS",
-    "\\dtvi",
-    "\\dit",
-    "\\lo_list",
 ];
+
+/// What psql can be asked about a database. Not all of it is there to be told; none of it may fail
+/// in the server.
+fn backslash() -> Vec<String> {
+    let mut commands: Vec<String> = WITH_ARGUMENTS.iter().map(ToString::to_string).collect();
+    for (name, modifiers) in INFORMATIONAL {
+        let mut variants = vec![""];
+        variants.extend(["S", "+"].iter().filter(|m| modifiers.contains(**m)));
+        if *modifiers == "S+" {
+            variants.push("S+");
+        }
+        for modifier in variants {
+            commands.push(format!("\\{name}{modifier}"));
+            if !matches!(*name, "dl" | "lo_list") {
+                commands.push(format!("\\{name}{modifier} c?u*"));
+            }
+        }
+    }
+    commands
+}
+
+fn run_script(address: &std::net::SocketAddr, path: &Path) -> Output {
+    let mut command = Command::new("psql");
+    command.args(["-X", "-h", "127.0.0.1", "-U", "it", "-d", "public", "-p"]);
+    command.arg(address.port().to_string());
+    command.arg("-f").arg(path);
+    command.output().expect("psql runs")
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn psql_looks_around_and_queries() {
@@ -174,11 +222,44 @@ async fn psql_looks_around_and_queries() {
     assert!(!psql(&["\\dt"]).contains("pkey"));
     assert!(psql(&["\\l"]).contains("shoal"));
     assert!(psql(&["\\dn"]).contains("public"));
-    for command in BACKSLASH {
-        let output = run(&[command]);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(!errors.contains("ERROR"), "{command}: {errors}");
+    // What is there in part, and what has nothing to show.
+    for (command, part) in [
+        ("\\db", "pg_default"),
+        ("\\dconfig server_version", "| 16."),
+        ("\\dAp+ btree", "btarraycmp"),
+        ("\\dC int4", "integer"),
+        ("\\dFp+", "prsd_start"),
+        ("\\df abs int4", "| abs  | integer"),
+        ("\\dT int4", "-2 billion to 2 billion"),
+        ("\\dx+", "(0 rows)"),
+        ("\\dL", "(0 rows)"),
+        ("\\dd", "(0 rows)"),
+        ("\\deu+", "(0 rows)"),
+        ("\\dP+", "(0 rows)"),
+        ("\\dO+", "(0 rows)"),
+    ] {
+        let listed = psql(&[command]);
+        let said = if listed.is_empty() {
+            "(0 rows)"
+        } else {
+            &listed
+        };
+        assert!(said.contains(part), "{command}: {listed}");
     }
+    let script: String = backslash()
+        .iter()
+        .map(|command| format!("\\warn == {}\n{command}\n", command.replace('\\', "")))
+        .collect();
+    let path = dir.path().join("backslash.psql");
+    std::fs::write(&path, script).expect("script");
+    let output = run_script(&address, &path);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let failed: Vec<&str> = errors
+        .split("== ")
+        .filter(|part| part.contains("ERROR") || part.contains("FATAL"))
+        .collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+    assert!(errors.contains("== encoding"), "{errors}");
     let rows = psql(&["SELECT hostname, usage_user FROM cpu ORDER BY ts"]);
     assert!(
         rows.contains(" host_0   |        1.5\n") && rows.contains("(3 rows)"),

@@ -2,7 +2,7 @@
 //! a copy that fails.
 
 use bytes::Bytes;
-use futures::SinkExt;
+use futures::{SinkExt, TryStreamExt};
 use tokio_postgres::Client;
 use tokio_postgres::error::{DbError, SqlState};
 
@@ -161,4 +161,74 @@ async fn columns_that_are_not_copied_take_their_defaults_or_stay_as_they_were() 
         let refused = copy(&client, statement, "").await.expect_err(statement);
         assert_eq!(refused.code(), &code, "{statement}: {}", refused.message());
     }
+}
+
+#[tokio::test]
+async fn options_that_are_not_known_are_refused_with_the_nearest_one() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let server = Server::plain(dir.path());
+    let client = connected(&server).await;
+    client
+        .batch_execute("CREATE TABLE m (id BIGINT NOT NULL, t TEXT, PRIMARY KEY (id)); INSERT INTO m VALUES (1, 'a'), (2, NULL)")
+        .await
+        .expect("create");
+    for (options, name, near) in [
+        ("(FORMAT csv, HAEDER true)", "haeder", "header"),
+        ("WITH (FROMAT csv)", "fromat", "format"),
+        ("WITH CSV DELIMTER ';'", "delimter", "delimiter"),
+    ] {
+        for direction in ["FROM STDIN", "TO STDOUT"] {
+            // tokio-postgres answers an error before the first data with one Sync too many.
+            let client = connected(&server).await;
+            let statement = format!("COPY m {direction} {options}");
+            let refused = match direction {
+                "FROM STDIN" => copy(&client, &statement, "").await.expect_err("refused"),
+                _ => match client.copy_out(&statement).await {
+                    Ok(_) => panic!("{statement}: taken"),
+                    Err(e) => e.as_db_error().expect("of the server").clone(),
+                },
+            };
+            assert_eq!(refused.code(), &SqlState::SYNTAX_ERROR, "{statement}");
+            assert!(refused.message().contains(name), "{refused:?}");
+            assert!(
+                refused.hint().is_some_and(|h| h.contains(near)),
+                "{refused:?}"
+            );
+        }
+    }
+    let quoted = client
+        .copy_out("COPY (SELECT id, t FROM m ORDER BY id) TO STDOUT (FORMAT csv, FORCE_QUOTE (id))")
+        .await
+        .expect("begins");
+    let parts: Vec<Bytes> = quoted.try_collect().await.expect("rows");
+    assert_eq!(parts.concat(), b"\"1\",a\n\"2\",\n");
+}
+
+#[tokio::test]
+async fn a_quote_that_is_never_closed_is_refused_with_the_line_where_it_began() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let server = Server::plain(dir.path());
+    let client = connected(&server).await;
+    client
+        .batch_execute("CREATE TABLE m (id BIGINT NOT NULL, t TEXT, PRIMARY KEY (id))")
+        .await
+        .expect("create");
+    for (csv, line) in [
+        ("1,\"a\nb\"\n2,\"open\n3,c\n", 3),
+        ("1,\"a\"\"b\"\n2,\"a\nb\nc\"\"d\n", 2),
+        ("id,t\n1,\"", 2),
+    ] {
+        let statement = if csv.starts_with('i') {
+            "COPY m FROM STDIN (FORMAT csv, HEADER)"
+        } else {
+            "COPY m FROM STDIN CSV"
+        };
+        let open = copy(&client, statement, csv).await.expect_err(csv);
+        assert_eq!(open.code(), &SqlState::BAD_COPY_FILE_FORMAT);
+        assert_eq!(open.message(), "unterminated CSV quoted field");
+        assert_eq!(open.where_(), Some(format!("COPY m, line {line}").as_str()));
+        assert_eq!(server.number("SELECT count(*) FROM m").await, 0);
+    }
+    let closed = copy(&client, "COPY m FROM STDIN CSV", "1,\"a\nb\"").await;
+    assert_eq!(closed.expect("copied"), 1);
 }

@@ -128,3 +128,76 @@ async fn a_client_that_takes_no_rows_is_stopped_by_the_time_limit() {
     }
     drop(stream);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_say_nothing_keep_no_one_out() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let server = Server::start(
+        dir.path(),
+        &[
+            "--http-connections-max",
+            "20",
+            "--postgres-connections-max",
+            "3",
+        ],
+        &[],
+    );
+    let text = format!("postgresql://it@{}/public", address(&server));
+    let connect = async || {
+        let began = Instant::now();
+        let connected = tokio_postgres::connect(&text, NoTls).await;
+        assert!(
+            began.elapsed() < Duration::from_secs(10),
+            "{:?}",
+            began.elapsed()
+        );
+        connected.map(|(client, connection)| {
+            tokio::spawn(connection);
+            client
+        })
+    };
+    let silent: Vec<TcpStream> = (0..400)
+        .map(|_| TcpStream::connect(address(&server)).expect("connect"))
+        .collect();
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let client = connect().await.expect("let in");
+        client.simple_query("SELECT 1").await.expect("served");
+        clients.push(client);
+    }
+    let full = connect().await.expect_err("three are allowed");
+    assert_eq!(full.code(), Some(&SqlState::TOO_MANY_CONNECTIONS));
+    // The oldest had to go, the newest are waited for.
+    let is_closed = |stream: &TcpStream| {
+        let wait = Some(Duration::from_millis(200));
+        stream.set_read_timeout(wait).expect("timeout");
+        matches!((&*stream).read(&mut [0]), Ok(0))
+    };
+    assert!(is_closed(&silent[0]) && !is_closed(&silent[399]));
+    let http = server.url.trim_start_matches("http://");
+    let silent: Vec<TcpStream> = (0..200)
+        .map(|_| TcpStream::connect(http).expect("connect"))
+        .collect();
+    let mut half = TcpStream::connect(http).expect("connect");
+    half.write_all(b"GET /ping HTTP/1.1\r\n")
+        .expect("half a head");
+    for _ in 0..30 {
+        let fresh = reqwest::Client::builder()
+            .no_proxy()
+            .build()
+            .expect("client");
+        let asked = fresh
+            .get(format!("{}/health", server.url))
+            .header("Connection", "close")
+            .timeout(Duration::from_secs(10));
+        let answer = asked.send().await.expect("an answer");
+        assert_eq!(answer.status(), 200);
+    }
+    // It had said something, others had not.
+    half.write_all(b"Host: x\r\nConnection: close\r\n\r\n")
+        .expect("the other half");
+    let answer = last_words(half);
+    assert!(answer.starts_with("HTTP/1.1 204"), "{answer}");
+    drop(silent);
+    drop(clients);
+}

@@ -7,6 +7,75 @@ public class JdbcCheck {
         if (!right) throw new AssertionError(what);
     }
 
+    /** The labels of a result's columns, and how many rows it has. */
+    static int rows(String what, ResultSet r, String... columns) throws SQLException {
+        ResultSetMetaData m = r.getMetaData();
+        Set<String> labels = new HashSet<>();
+        for (int i = 1; i <= m.getColumnCount(); i++) labels.add(m.getColumnLabel(i).toUpperCase());
+        for (String column : columns) check(labels.contains(column), what + " has no " + column + ": " + labels);
+        int n = 0;
+        for (; r.next(); n++) for (int i = 1; i <= m.getColumnCount(); i++) r.getString(i);
+        r.close();
+        return n;
+    }
+
+    /** Every question of DatabaseMetaData that the driver can ask. */
+    static void metadata(DatabaseMetaData m) throws SQLException {
+        String[][] names = {{null, null, null, null}, {null, "public", "cpu", "%"}, {"%", "%", "%", "%"}, {"shoal", "public", "c_u", "n"}};
+        String[] keys = {"PKTABLE_CAT", "PKTABLE_SCHEM", "PKTABLE_NAME", "PKCOLUMN_NAME", "FKTABLE_CAT", "FKTABLE_SCHEM",
+                "FKTABLE_NAME", "FKCOLUMN_NAME", "KEY_SEQ", "UPDATE_RULE", "DELETE_RULE", "FK_NAME", "PK_NAME", "DEFERRABILITY"};
+        String[] pseudo = {"SCOPE", "COLUMN_NAME", "DATA_TYPE", "TYPE_NAME", "COLUMN_SIZE", "BUFFER_LENGTH", "DECIMAL_DIGITS", "PSEUDO_COLUMN"};
+        for (String[] n : names) {
+            String on = Arrays.toString(n);
+            check(rows("getImportedKeys", m.getImportedKeys(n[0], n[1], n[2]), keys) == 0, "getImportedKeys " + on);
+            check(rows("getExportedKeys", m.getExportedKeys(n[0], n[1], n[2]), keys) == 0, "getExportedKeys " + on);
+            check(rows("getCrossReference", m.getCrossReference(n[0], n[1], n[2], n[0], n[1], n[2]), keys) == 0, "getCrossReference " + on);
+            check(rows("getUDTs", m.getUDTs(n[0], n[1], n[2], null), "TYPE_CAT", "TYPE_SCHEM", "TYPE_NAME", "CLASS_NAME", "DATA_TYPE", "REMARKS", "BASE_TYPE") == 0, "getUDTs " + on);
+            check(rows("getProcedures", m.getProcedures(n[0], n[1], n[2]), "PROCEDURE_CAT", "PROCEDURE_SCHEM", "PROCEDURE_NAME", "REMARKS", "PROCEDURE_TYPE", "SPECIFIC_NAME") == 0, "getProcedures " + on);
+            rows("getProcedureColumns", m.getProcedureColumns(n[0], n[1], n[2], n[3]), "PROCEDURE_NAME", "COLUMN_NAME", "COLUMN_TYPE", "DATA_TYPE", "ORDINAL_POSITION");
+            int functions = rows("getFunctions", m.getFunctions(n[0], n[1], n[2]), "FUNCTION_CAT", "FUNCTION_SCHEM", "FUNCTION_NAME", "REMARKS", "FUNCTION_TYPE", "SPECIFIC_NAME");
+            check("cpu".equals(n[2]) || "c_u".equals(n[2]) || functions > 1000, "getFunctions " + on + functions);
+            rows("getFunctionColumns", m.getFunctionColumns(n[0], n[1], n[2], n[3]), "FUNCTION_NAME", "COLUMN_NAME", "COLUMN_TYPE", "DATA_TYPE", "ORDINAL_POSITION");
+            // Patterns of names: all of these match the table, owned by one who may do everything.
+            int rights = rows("getTablePrivileges", m.getTablePrivileges(n[0], n[1], n[2]), "TABLE_CAT", "TABLE_SCHEM", "TABLE_NAME", "GRANTOR", "GRANTEE", "PRIVILEGE", "IS_GRANTABLE");
+            check(rights >= 5, "getTablePrivileges " + on + rights);
+            rights = rows("getColumnPrivileges", m.getColumnPrivileges(n[0], n[1], n[2], n[3]), "TABLE_NAME", "COLUMN_NAME", "GRANTOR", "GRANTEE", "PRIVILEGE", "IS_GRANTABLE");
+            check(!"cpu".equals(n[2]) || rights >= 4, "getColumnPrivileges " + on + rights);
+            rows("getVersionColumns", m.getVersionColumns(n[0], n[1], n[2]), pseudo);
+            rows("getTables", m.getTables(n[0], n[1], n[2], null), "TABLE_CAT", "TABLE_SCHEM", "TABLE_NAME", "TABLE_TYPE", "REMARKS");
+            rows("getColumns", m.getColumns(n[0], n[1], n[2], n[3]), "TABLE_NAME", "COLUMN_NAME", "DATA_TYPE", "TYPE_NAME", "ORDINAL_POSITION", "IS_NULLABLE");
+            rows("getSchemas", m.getSchemas(n[0], n[1]), "TABLE_SCHEM", "TABLE_CATALOG");
+            rows("getPrimaryKeys", m.getPrimaryKeys(n[0], n[1], n[2]), "TABLE_NAME", "COLUMN_NAME", "KEY_SEQ", "PK_NAME");
+            if (n[2] == null) continue;
+            rows("getIndexInfo", m.getIndexInfo(n[0], n[1], n[2], false, true), "TABLE_NAME", "NON_UNIQUE", "INDEX_NAME", "TYPE", "ORDINAL_POSITION", "COLUMN_NAME", "ASC_OR_DESC");
+            rows("getBestRowIdentifier", m.getBestRowIdentifier(n[0], n[1], n[2], DatabaseMetaData.bestRowSession, true), pseudo);
+        }
+        List<String> row = new ArrayList<>();
+        try (ResultSet r = m.getBestRowIdentifier(null, "public", "cpu", DatabaseMetaData.bestRowSession, true)) {
+            while (r.next()) row.add(r.getString("COLUMN_NAME") + " " + r.getString("TYPE_NAME"));
+        }
+        Collections.sort(row);
+        check(row.equals(List.of("hostname text", "ts timestamp")), "getBestRowIdentifier " + row);
+        List<String> index = new ArrayList<>();
+        try (ResultSet r = m.getIndexInfo(null, "public", "cpu", true, false)) {
+            while (r.next()) index.add(r.getString("INDEX_NAME") + r.getInt("ORDINAL_POSITION") + r.getString("COLUMN_NAME") + r.getBoolean("NON_UNIQUE") + r.getString("ASC_OR_DESC"));
+        }
+        check(index.equals(List.of("cpu_pkey1hostnamefalseA", "cpu_pkey2tsfalseA")), "getIndexInfo " + index);
+        Map<String, Integer> types = new HashMap<>();
+        try (ResultSet r = m.getTypeInfo()) {
+            while (r.next()) types.put(r.getString("TYPE_NAME"), r.getInt("DATA_TYPE"));
+        }
+        check(types.getOrDefault("int8", 0) == Types.BIGINT && types.getOrDefault("_int8", 0) == Types.ARRAY
+                && types.getOrDefault("text", 0) == Types.VARCHAR, "getTypeInfo " + types);
+        check(rows("getFunctionColumns", m.getFunctionColumns(null, "pg_catalog", "abs", "%"), "COLUMN_NAME") >= 6, "getFunctionColumns abs");
+        check(rows("getTableTypes", m.getTableTypes(), "TABLE_TYPE") > 0, "getTableTypes");
+        check(rows("getCatalogs", m.getCatalogs(), "TABLE_CAT") > 0, "getCatalogs");
+        check(rows("getClientInfoProperties", m.getClientInfoProperties(), "NAME", "MAX_LEN") > 0, "getClientInfoProperties");
+        check(m.getMaxColumnsInIndex() == 32, "getMaxColumnsInIndex");
+        check(m.getDefaultTransactionIsolation() == Connection.TRANSACTION_READ_COMMITTED, "isolation");
+        check(m.getSQLKeywords().length() > 0 && m.getNumericFunctions().length() > 0, "words");
+    }
+
     public static void main(String[] args) throws Exception {
         Properties p = new Properties();
         p.setProperty("user", "java");
@@ -87,6 +156,7 @@ public class JdbcCheck {
                 while (r.next()) schemas.add(r.getString(1));
             }
             check(schemas.contains("public"), "getSchemas " + schemas);
+            metadata(m);
             try (Statement s = c.createStatement()) {
                 s.executeQuery("SELECT nope FROM cpu");
                 throw new AssertionError("no error");

@@ -2,15 +2,19 @@
 //! after its function, its column or its cast, else `?column?`. DataFusion names it after its
 //! text (`count(*)`, `Int64(1)`), which drivers' lookups by name do not find.
 //!
-//! The rules are those of `FigureColname` in PostgreSQL's parser.
+//! The rules are those of `FigureColname` in PostgreSQL's parser. Several columns may have one name.
 
+use std::sync::Arc;
+
+use arrow_schema::{Field, Schema, SchemaRef};
+use datafusion::sql::parser::Statement as DfStatement;
 use datafusion::sql::sqlparser::ast::{
     CastKind, Expr, ObjectName, Query, SelectItem, SetExpr, Statement,
 };
 use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 
-/// The longest statement looked at; longer ones are bulk inserts or generated.
+/// The longest text that is parsed for its names alone.
 const BYTES_MAX: usize = 64 << 10;
 
 /// Names of columns that DataFusion would name otherwise; the others stay as they are.
@@ -23,7 +27,42 @@ pub struct Names {
 }
 
 impl Names {
-    /// Reads them from a query; none, if it is no query or cannot be parsed.
+    /// Those of a parsed statement; none, if it is no query.
+    pub(crate) fn of_statement(body: &DfStatement) -> Self {
+        match body {
+            DfStatement::Statement(statement) => match statement.as_ref() {
+                Statement::Query(query) => of_query(query),
+                _ => Self::default(),
+            },
+            _ => Self::default(),
+        }
+    }
+
+    /// Those of a query within another statement.
+    pub(crate) fn of_query(query: &Query) -> Self {
+        of_query(query)
+    }
+
+    /// A result's schema with these names; `None`: it has them.
+    pub(crate) fn put_on(&self, schema: &Schema) -> Option<SchemaRef> {
+        let width = schema.fields().len();
+        let is_other = |(at, field): (usize, &Arc<Field>)| {
+            self.get(at, width).is_some_and(|name| name != field.name())
+        };
+        if !schema.fields().iter().enumerate().any(is_other) {
+            return None;
+        }
+        let fields = schema.fields().iter().enumerate().map(|(at, field)| {
+            let name = self.get(at, width).unwrap_or(field.name());
+            Field::clone(field).with_name(name)
+        });
+        let fields: Vec<Field> = fields.collect();
+        let metadata = schema.metadata().clone();
+        Some(Arc::new(Schema::new_with_metadata(fields, metadata)))
+    }
+
+    /// Reads them from a text: for a statement that is rewritten before it is run, and keeps the
+    /// names that it had. None, if it is no query or cannot be parsed.
     #[must_use]
     pub fn of(sql: &str) -> Self {
         if sql.len() > BYTES_MAX {
