@@ -172,7 +172,9 @@ impl EngineError {
             Self::Log(e) => e.retry(),
             Self::Sst(e) => e.retry(),
             Self::Meta(e) => e.retry(),
-            Self::ShardUnavailable { .. } | Self::NotFresh { .. } | Self::ShuttingDown => Retry::Safe,
+            Self::ShardUnavailable { .. } | Self::NotFresh { .. } | Self::ShuttingDown => {
+                Retry::Safe
+            }
             _ => Retry::Never,
         }
     }

@@ -161,9 +161,17 @@ pub(crate) async fn learn_names(
 /// Statements that every client sends and that name nothing.
 fn is_setting(sql: &str) -> bool {
     let first = sql.split_whitespace().next().unwrap_or_default();
-    ["set", "begin", "commit", "rollback", "reset", "discard", "deallocate"]
-        .iter()
-        .any(|word| first.eq_ignore_ascii_case(word))
+    [
+        "set",
+        "begin",
+        "commit",
+        "rollback",
+        "reset",
+        "discard",
+        "deallocate",
+    ]
+    .iter()
+    .any(|word| first.eq_ignore_ascii_case(word))
 }
 
 /// Whether a statement may have failed because this node's columns are old; if so, they are not any

@@ -258,7 +258,10 @@ pub(crate) fn check_listeners(
     Ok(())
 }
 
-pub(crate) async fn bind(key: &'static str, address: &ListenAddr) -> Result<Option<TcpListener>, StartError> {
+pub(crate) async fn bind(
+    key: &'static str,
+    address: &ListenAddr,
+) -> Result<Option<TcpListener>, StartError> {
     let Some(address) = address.0 else {
         return Ok(None);
     };

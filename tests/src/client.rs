@@ -119,9 +119,9 @@ impl Client {
         body: &str,
     ) -> Failed<Answer> {
         let request = self.http.post(format!("{}{path}", self.base));
-        let request = headers
-            .iter()
-            .fold(request, |request, (name, value)| request.header(*name, *value));
+        let request = headers.iter().fold(request, |request, (name, value)| {
+            request.header(*name, *value)
+        });
         Ok(self.send_whole(request.body(body.to_owned())).await?.1)
     }
 

@@ -53,7 +53,10 @@ impl Stack {
             .stderr(Stdio::null())
             .spawn()
             .expect("start the stack's watcher");
-        eprintln!("starting Kafka, MinIO and etcd in {}", stack.folder.display());
+        eprintln!(
+            "starting Kafka, MinIO and etcd in {}",
+            stack.folder.display()
+        );
         stack.act(&["up", "--timeout", "300"]);
         stack
     }
@@ -255,8 +258,9 @@ impl Cluster {
                 .unwrap_or_default();
             let sums = sums.as_array().cloned().unwrap_or_default();
             let differs = sums.iter().any(|sum| {
-                sums.iter()
-                    .any(|other| other["shard"] == sum["shard"] && other["checksum"] != sum["checksum"])
+                sums.iter().any(|other| {
+                    other["shard"] == sum["shard"] && other["checksum"] != sum["checksum"]
+                })
             });
             if !sums.is_empty() && !differs {
                 return;

@@ -90,14 +90,20 @@ async fn any_node_takes_any_request() {
     third.flush().await.expect("flush");
     for client in &clients {
         assert_eq!(client.count("SELECT count(*) FROM append0").await, 3);
-        client.sql("DROP TABLE IF EXISTS append2").await.expect("drop");
+        client
+            .sql("DROP TABLE IF EXISTS append2")
+            .await
+            .expect("drop");
     }
     let gone = clients[0].sql("SELECT * FROM append2").await;
     assert!(gone.is_err_and(|f| f.text.contains("append2")));
     let route = third.get("/v1/route/append0").await.expect("route");
     let route: Value = serde_json::from_str(&route).expect("JSON");
     let leader = &route["partitions"][0]["leader"];
-    assert!(leader["http"].as_str().is_some_and(|a| a.contains(':')), "{route}");
+    assert!(
+        leader["http"].as_str().is_some_and(|a| a.contains(':')),
+        "{route}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -176,10 +182,11 @@ async fn write_on(
         let number = next.fetch_add(1, Ordering::Relaxed);
         let batch = format!("b{number}");
         let table = ledger.lock().await.table_of(number);
-        let rows: Vec<String> = (0..10)
-            .map(|row| format!("('{batch}', {row})"))
-            .collect();
-        let insert = format!("INSERT INTO {table} (batch, \"row\") VALUES {}", rows.join(", "));
+        let rows: Vec<String> = (0..10).map(|row| format!("('{batch}', {row})")).collect();
+        let insert = format!(
+            "INSERT INTO {table} (batch, \"row\") VALUES {}",
+            rows.join(", ")
+        );
         let client = &clients[number as usize % clients.len()];
         let result = client.sql(&insert).await;
         let outcome = Outcome::of(&result);
@@ -192,9 +199,8 @@ async fn write_on(
 
 async fn ledger_tables(client: &Client, tables: &[String]) {
     for table in tables {
-        let create = format!(
-            "CREATE TABLE {table} (batch TEXT, \"row\" BIGINT) WITH (mode = 'append')"
-        );
+        let create =
+            format!("CREATE TABLE {table} (batch TEXT, \"row\" BIGINT) WITH (mode = 'append')");
         client.sql(&create).await.expect("create");
     }
 }
@@ -207,7 +213,10 @@ async fn a_frozen_leader_that_wakes_up_acknowledges_nothing_more() {
     let tables = vec!["one".to_owned(), "two".to_owned()];
     ledger_tables(&cluster.client(0), &tables).await;
     let ledger = Arc::new(Mutex::new(Ledger::new(tables, 10)));
-    let (next, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let (next, stop) = (
+        Arc::new(AtomicU64::new(0)),
+        Arc::new(AtomicBool::new(false)),
+    );
     let clients = vec![cluster.client(0), cluster.client(1)];
     let writers: Vec<_> = (0..4)
         .map(|_| {
@@ -244,7 +253,11 @@ async fn a_frozen_leader_that_wakes_up_acknowledges_nothing_more() {
         writer.await.expect("a writer");
     }
     // Its flushes and manifests fail, or are the new leader's.
-    cluster.client(0).flush().await.expect("flush at the leaders");
+    cluster
+        .client(0)
+        .flush()
+        .await
+        .expect("flush at the leaders");
     let me = cluster.nodes[1].node();
     for shard in cluster.shards(0).await {
         assert_eq!(shard["leader"], me.as_str(), "{shard}");
@@ -275,7 +288,10 @@ async fn a_killed_leader_loses_nothing_and_doubles_nothing() {
     let tables = vec!["one".to_owned(), "two".to_owned()];
     ledger_tables(&cluster.client(2), &tables).await;
     let ledger = Arc::new(Mutex::new(Ledger::new(tables, 10)));
-    let (next, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let (next, stop) = (
+        Arc::new(AtomicU64::new(0)),
+        Arc::new(AtomicBool::new(false)),
+    );
     // A node without a replica forwards all of it.
     let clients = vec![cluster.client(2)];
     let writers: Vec<_> = (0..4)
@@ -323,8 +339,15 @@ async fn a_retry_with_its_write_id_is_not_doubled_by_a_promotion_in_between() {
     let client = cluster.client(0);
     ledger_tables(&client, &["log".to_owned()]).await;
     // A ULID of now.
-    let now_ms = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_millis();
-    let id = format!("{:08x}-{:04x}-7000-8000-000000000001", now_ms >> 16, now_ms & 0xffff);
+    let now_ms = std::time::UNIX_EPOCH
+        .elapsed()
+        .expect("after 1970")
+        .as_millis();
+    let id = format!(
+        "{:08x}-{:04x}-7000-8000-000000000001",
+        now_ms >> 16,
+        now_ms & 0xffff
+    );
     let headers = [("Shoal-Write-Id", id.as_str())];
     let insert = "INSERT INTO log (batch, \"row\") VALUES ('b', 1)";
     for round in 0..4_usize {
@@ -333,7 +356,10 @@ async fn a_retry_with_its_write_id_is_not_doubled_by_a_promotion_in_between() {
             let sent = sent.unwrap_or_else(|f| panic!("round {round}, node {node}: {f:?}"));
             let again = sent.header("Shoal-Duplicate") == "true";
             assert_eq!(again, round + node > 0, "round {round}, node {node}");
-            assert_eq!(cluster.client(node).count("SELECT count(*) FROM log").await, 1);
+            assert_eq!(
+                cluster.client(node).count("SELECT count(*) FROM log").await,
+                1
+            );
         }
         for shard in cluster.shard_ids(0).await {
             cluster.order(0, &shard, "promote", (round + 1) % 2).await;
@@ -389,15 +415,24 @@ async fn outages_end_without_a_restart() {
         .sql("CREATE TABLE t (k BIGINT, PRIMARY KEY (k))")
         .await
         .expect("create");
-    leader.sql("INSERT INTO t VALUES (1)").await.expect("insert");
+    leader
+        .sql("INSERT INTO t VALUES (1)")
+        .await
+        .expect("insert");
     let all = "SELECT count(*) FROM t";
     assert_eq!(follower.count(all).await, 1);
     let eventual = [("Shoal-Consistency", "eventual")];
 
     // etcd away: everything placed goes on.
     stack.pause("etcd");
-    leader.sql("INSERT INTO t VALUES (2)").await.expect("no etcd");
-    follower.sql("INSERT INTO t VALUES (3)").await.expect("no etcd, forwarded");
+    leader
+        .sql("INSERT INTO t VALUES (2)")
+        .await
+        .expect("no etcd");
+    follower
+        .sql("INSERT INTO t VALUES (3)")
+        .await
+        .expect("no etcd, forwarded");
     assert_eq!(follower.count(all).await, 3);
     stack.resume("etcd");
 
@@ -415,7 +450,10 @@ async fn outages_end_without_a_restart() {
     let read = follower.sql_with(all, &eventual).await.expect("eventual");
     assert_eq!(read.count(), 4);
     let strong = follower.sql(all).await;
-    assert!(strong.is_err_and(|f| f.text.contains("behind")), "never older rows");
+    assert!(
+        strong.is_err_and(|f| f.text.contains("behind")),
+        "never older rows"
+    );
     stack.resume("kafka");
 
     // Everything again, without a restart and without a hand.

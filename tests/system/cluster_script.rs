@@ -27,7 +27,11 @@ fn cluster(dir: &Path, words: &[&str]) -> (bool, String, String) {
         .output()
         .expect("scripts/cluster starts");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (done.status.success(), text(&done.stdout), text(&done.stderr))
+    (
+        done.status.success(),
+        text(&done.stdout),
+        text(&done.stderr),
+    )
 }
 
 fn up(dir: &Path, words: &[&str]) -> Value {
@@ -58,7 +62,10 @@ async fn the_script_starts_a_cluster_that_the_command_line_moves_shards_in() {
     assert_eq!(nodes.len(), 2);
     for node in nodes {
         assert!(node["pid"].as_u64().is_some_and(|pid| pid > 1), "{first}");
-        assert!(node["pg"].as_str().is_some_and(|a| a.contains(':')), "{first}");
+        assert!(
+            node["pg"].as_str().is_some_and(|a| a.contains(':')),
+            "{first}"
+        );
     }
     assert_eq!(first["schedulers"], Value::Array(Vec::new()));
     assert!(first["s3"]["secret_key"].is_string() && first["etcd"][0].is_string());
@@ -67,7 +74,10 @@ async fn the_script_starts_a_cluster_that_the_command_line_moves_shards_in() {
     let listed = admin(&url(0), &["nodes"]);
     let ids: Vec<&str> = nodes.iter().filter_map(|n| n["id"].as_str()).collect();
     for node in listed.as_array().expect("nodes") {
-        assert!(ids.contains(&node["id"].as_str().expect("an id")), "{listed}");
+        assert!(
+            ids.contains(&node["id"].as_str().expect("an id")),
+            "{listed}"
+        );
         assert_eq!(node["leads"], 1, "spread: {listed}");
     }
     let client = Client::new(&url(0));
@@ -77,7 +87,10 @@ async fn the_script_starts_a_cluster_that_the_command_line_moves_shards_in() {
     }
     let shards = admin(&url(1), &["shards"]);
     let shard = shards[0]["id"].as_str().expect("an id");
-    let other = ids.iter().find(|id| shards[0]["leader"] != **id).expect("two nodes");
+    let other = ids
+        .iter()
+        .find(|id| shards[0]["leader"] != **id)
+        .expect("two nodes");
     let added = admin(&url(0), &["shard", "add-follower", shard, "--to", other]);
     assert_eq!(added["state"], "done", "{added}");
     let promoted = admin(&url(0), &["shard", "promote", shard]);
@@ -89,7 +102,10 @@ async fn the_script_starts_a_cluster_that_the_command_line_moves_shards_in() {
     admin(&url(0), &["shard", "remove-follower", shard, "--to", old]);
     let moved = admin(&url(0), &["shard", "move", shard, "--to", old]);
     assert_eq!(moved["node"], old, "{moved}");
-    assert!(moved["records_replayed"].is_u64() && moved["pause_ms"].is_f64(), "{moved}");
+    assert!(
+        moved["records_replayed"].is_u64() && moved["pause_ms"].is_f64(),
+        "{moved}"
+    );
     assert_eq!(client.count("SELECT count(*) FROM m0").await, 1);
 
     // A node that was killed comes back with its id and its ports.

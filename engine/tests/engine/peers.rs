@@ -198,9 +198,14 @@ async fn a_node_without_a_replica_makes_tables_writes_and_reads() {
                     .write(vec![gone], WriteOptions::default())
                     .await
                     .expect("delete");
-                put(&other, &table, &[("b", 4, 100 + round)], WriteOptions::default())
-                    .await
-                    .expect("write again");
+                put(
+                    &other,
+                    &table,
+                    &[("b", 4, 100 + round)],
+                    WriteOptions::default(),
+                )
+                .await
+                .expect("write again");
             }
             let there = list(&leader, &table).await;
             assert!(!there.is_empty());
@@ -237,7 +242,13 @@ async fn a_node_without_a_replica_makes_tables_writes_and_reads() {
     }
     other.refresh_schema(&table).await.expect("refresh");
     other.drop_table(&table).await.expect("drop");
-    assert!(leader.find_table("public", "upsert").await.expect("meta").is_none());
+    assert!(
+        leader
+            .find_table("public", "upsert")
+            .await
+            .expect("meta")
+            .is_none()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -252,13 +263,19 @@ async fn a_write_finds_the_next_leader_and_its_retry_is_not_doubled() {
         write_id: Some(id),
         ..WriteOptions::default()
     };
-    b.set_role(table.shard, Role::Follower, 0).await.expect("follows");
-    let sent = put(&b, &table, &[("a", 1, 1)], options()).await.expect("write");
+    b.set_role(table.shard, Role::Follower, 0)
+        .await
+        .expect("follows");
+    let sent = put(&b, &table, &[("a", 1, 1)], options())
+        .await
+        .expect("write");
     assert!(!sent.duplicate);
     nodes.lead(second, &b).await;
     // The old leader has read the claim by the time its write is back.
     for db in [&a, &b] {
-        let again = put(db, &table, &[("a", 1, 1)], options()).await.expect("retry");
+        let again = put(db, &table, &[("a", 1, 1)], options())
+            .await
+            .expect("retry");
         assert!(again.duplicate);
         put(db, &table, &[("a", 2, 2)], WriteOptions::default())
             .await

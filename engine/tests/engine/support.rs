@@ -23,7 +23,7 @@ use object_store::{
 use parking_lot::Mutex;
 use shoal_engine::merge::{MergeOptions, file_run, memory_run, merge_runs};
 use shoal_engine::{
-    Backends, Commit, Database, EngineConfig, Peers, NewTable, ReadView, RowPredicate, TableHandle,
+    Backends, Commit, Database, EngineConfig, NewTable, Peers, ReadView, RowPredicate, TableHandle,
     WriteError, WriteOptions,
 };
 use shoal_meta::{

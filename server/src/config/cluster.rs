@@ -93,9 +93,11 @@ impl Config {
         };
         kafka.commit_timeout_ms = self.kafka_commit_timeout_ms;
         kafka.queue_bytes_max = self.kafka_queue_bytes_max.usize();
-        kafka.queue_records_max = usize::try_from(self.kafka_queue_records_max).unwrap_or(usize::MAX);
+        kafka.queue_records_max =
+            usize::try_from(self.kafka_queue_records_max).unwrap_or(usize::MAX);
         kafka.read_ahead_bytes_max = self.kafka_read_ahead_bytes_max.usize();
-        kafka.record_bytes_max = (self.wal_record_bytes_max.usize() + RECORD_SLACK_BYTES).min(KAFKA_RECORD_BYTES_MAX);
+        kafka.record_bytes_max =
+            (self.wal_record_bytes_max.usize() + RECORD_SLACK_BYTES).min(KAFKA_RECORD_BYTES_MAX);
         kafka.options = self.kafka_options.0.clone();
         kafka.check().map_err(|e| together(e.to_string()))?;
         Ok(kafka)

@@ -130,7 +130,9 @@ pub(super) async fn shards(state: &AppState, cluster: &Cluster) -> Answer {
             let claim = document["epoch"]["claim"].clone();
             document["epoch"] = format!("{term}.{claim}").into();
         }
-        let followers = assignment.map(|a| a.followers.as_slice()).unwrap_or_default();
+        let followers = assignment
+            .map(|a| a.followers.as_slice())
+            .unwrap_or_default();
         document["leader"] = leader.map(|l| l.to_string()).into();
         document["followers"] = followers.iter().map(ToString::to_string).collect();
         document["assignment"] = json!({
@@ -178,11 +180,13 @@ pub async fn order(
     let cluster = cluster(&state)?;
     let orders = &cluster.orders;
     let shard = orders.shard(&shard)?;
-    let to = request.to.as_deref().map(|to| orders.node(to)).transpose()?;
+    let to = request
+        .to
+        .as_deref()
+        .map(|to| orders.node(to))
+        .transpose()?;
     let needed = || {
-        to.ok_or_else(|| {
-            ApiError::invalid("invalid_request", "say which node: \"to\" (--to NODE)")
-        })
+        to.ok_or_else(|| ApiError::invalid("invalid_request", "say which node: \"to\" (--to NODE)"))
     };
     let carried = match order.as_str() {
         "promote" => orders.promote(shard, to).await?,

@@ -94,10 +94,7 @@ pub fn router(state: Arc<AppState>) -> Router {
         .route("/v1/route/{table}", get(admin::route))
         .route("/v1/admin/nodes", get(cluster::nodes))
         .route("/v1/admin/shards", get(admin::shards))
-        .route(
-            "/v1/admin/shards/{shard}/{order}",
-            post(cluster::order),
-        )
+        .route("/v1/admin/shards/{shard}/{order}", post(cluster::order))
         .route("/v1/admin/tables", get(admin::tables))
         .route("/v1/admin/flush", post(admin::flush))
         .route("/v1/admin/compact", post(admin::compact))

@@ -4,7 +4,6 @@
 //! only the first is certain to have had no effect. HTTP/2 pings notice a node that stands still.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use arrow_flight::flight_service_client::FlightServiceClient;

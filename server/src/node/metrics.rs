@@ -42,12 +42,22 @@ impl ClusterCollector {
     }
 }
 
-fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> Result<(), Error> {
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: u64,
+) -> Result<(), Error> {
     let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
     gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
 }
 
-fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> Result<(), Error> {
+fn counter(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: u64,
+) -> Result<(), Error> {
     let counter = ConstCounter::new(value);
     counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)
 }
@@ -57,27 +67,75 @@ impl Collector for ClusterCollector {
         let encoder = &mut encoder;
         let log = self.cluster.logs.stats();
         for (name, help, value) in [
-            ("kafka_records", "Records confirmed by the brokers", log.records),
+            (
+                "kafka_records",
+                "Records confirmed by the brokers",
+                log.records,
+            ),
             ("kafka_appended_bytes", "Their bytes", log.appended_bytes),
             ("kafka_read_records", "Records read", log.read_records),
             ("kafka_read_bytes", "Their bytes", log.read_bytes),
-            ("kafka_refused_full", "Appends pushed back", log.refused_full),
-            ("kafka_commit_timeouts", "Appends that too few replicas confirmed in time", log.commit_timeouts),
-            ("kafka_append_failures", "Appends that failed otherwise", log.append_failures),
-            ("kafka_producers_replaced", "Producers replaced after an error for good", log.producers_replaced),
-            ("kafka_client_errors", "Errors that the client reported", log.client_errors),
+            (
+                "kafka_refused_full",
+                "Appends pushed back",
+                log.refused_full,
+            ),
+            (
+                "kafka_commit_timeouts",
+                "Appends that too few replicas confirmed in time",
+                log.commit_timeouts,
+            ),
+            (
+                "kafka_append_failures",
+                "Appends that failed otherwise",
+                log.append_failures,
+            ),
+            (
+                "kafka_producers_replaced",
+                "Producers replaced after an error for good",
+                log.producers_replaced,
+            ),
+            (
+                "kafka_client_errors",
+                "Errors that the client reported",
+                log.client_errors,
+            ),
             ("kafka_reconnects", "Connections made again", log.reconnects),
-            ("kafka_reader_resets", "Readers pointed at their offset again", log.reader_resets),
+            (
+                "kafka_reader_resets",
+                "Readers pointed at their offset again",
+                log.reader_resets,
+            ),
         ] {
             counter(encoder, name, help, value)?;
         }
         for (name, help, value) in [
-            ("kafka_queue_bytes", "Records waiting for their confirmation", log.in_flight_bytes),
-            ("kafka_queue_bytes_max", "kafka.queue_bytes_max", self.queue_bytes_max),
-            ("kafka_queue_records", "Records waiting for their confirmation", log.in_flight_records),
-            ("kafka_queue_records_max", "kafka.queue_records_max", self.queue_records_max),
+            (
+                "kafka_queue_bytes",
+                "Records waiting for their confirmation",
+                log.in_flight_bytes,
+            ),
+            (
+                "kafka_queue_bytes_max",
+                "kafka.queue_bytes_max",
+                self.queue_bytes_max,
+            ),
+            (
+                "kafka_queue_records",
+                "Records waiting for their confirmation",
+                log.in_flight_records,
+            ),
+            (
+                "kafka_queue_records_max",
+                "kafka.queue_records_max",
+                self.queue_records_max,
+            ),
             ("kafka_readers", "Open readers", log.readers),
-            ("kafka_fetch_lag_records_max", "Records that the reader furthest behind has not read", log.fetch_lag_records_max),
+            (
+                "kafka_fetch_lag_records_max",
+                "Records that the reader furthest behind has not read",
+                log.fetch_lag_records_max,
+            ),
         ] {
             gauge(encoder, name, help, value)?;
         }
@@ -86,7 +144,12 @@ impl Collector for ClusterCollector {
         let sum = log.produce_us_sum as f64 / 1e6;
         let count = log.produce_buckets.iter().sum();
         encoder
-            .encode_descriptor("kafka_produce_seconds", "From append to confirmation", None, MetricType::Histogram)?
+            .encode_descriptor(
+                "kafka_produce_seconds",
+                "From append to confirmation",
+                None,
+                MetricType::Histogram,
+            )?
             .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
         for kind in RequestKind::ALL {
             let traffic = self.cluster.objects.of(kind);
@@ -104,13 +167,21 @@ impl Collector for ClusterCollector {
         }
         let snapshot = self.cluster.topology.snapshot();
         for (name, help, value) in [
-            ("cluster_nodes", "Nodes that are heard of", snapshot.nodes.len() as u64),
+            (
+                "cluster_nodes",
+                "Nodes that are heard of",
+                snapshot.nodes.len() as u64,
+            ),
             (
                 "cluster_topology_interrupted",
                 "1: changes of the topology are not heard at the moment",
                 u64::from(snapshot.interrupted.is_some()),
             ),
-            ("grpc_requests", "Requests of other nodes under way", self.cluster.requests.under_way()),
+            (
+                "grpc_requests",
+                "Requests of other nodes under way",
+                self.cluster.requests.under_way(),
+            ),
             ("grpc_requests_max", "grpc.requests_max", self.requests_max),
         ] {
             gauge(encoder, name, help, value)?;

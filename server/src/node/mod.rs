@@ -286,7 +286,10 @@ impl Node {
 
 /// Others are told an address: one that means "all of this machine's" would lead them to themselves.
 fn check_reachable(config: &Config) -> Result<(), ConfigError> {
-    let listeners = [("grpc.addr", &config.grpc_addr), ("http.addr", &config.http_addr)];
+    let listeners = [
+        ("grpc.addr", &config.grpc_addr),
+        ("http.addr", &config.http_addr),
+    ];
     for (key, address) in listeners {
         if let Some(address) = address.0
             && address.ip().is_unspecified()

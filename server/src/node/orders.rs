@@ -209,7 +209,10 @@ impl Orders {
                 let sums = sums.map_err(|e| OrderError::Unavailable(e.to_string()))?;
                 serde_json::to_string(&sums).map_err(|e| OrderError::Invalid(e.to_string()))?
             } else {
-                match self.ask(*node, &Ask::Checksum { shard }, OBEY_TIMEOUT).await? {
+                match self
+                    .ask(*node, &Ask::Checksum { shard }, OBEY_TIMEOUT)
+                    .await?
+                {
                     Answer::Checksum(text) => text,
                     _ => return Err(OrderError::Invalid("an answer of another kind".into())),
                 }
@@ -232,14 +235,19 @@ impl Orders {
     pub async fn flush(&self, shard: ShardId) -> Result<(u64, u64, u64), OrderError> {
         let assignment = self.assignment(shard).await?;
         let Some(leader) = assignment.leader else {
-            return Err(OrderError::Unavailable(format!("no node leads shard {shard}")));
+            return Err(OrderError::Unavailable(format!(
+                "no node leads shard {shard}"
+            )));
         };
         if leader == self.me {
             let flushed = self.db.flush(Some(shard)).await;
             let flushed = flushed.map_err(|e| OrderError::Unavailable(e.to_string()))?;
             return Ok((flushed.files, flushed.bytes, flushed.rows));
         }
-        match self.ask(leader, &Ask::Flush { shard }, OBEY_TIMEOUT).await? {
+        match self
+            .ask(leader, &Ask::Flush { shard }, OBEY_TIMEOUT)
+            .await?
+        {
             Answer::Flushed { files, bytes, rows } => Ok((files, bytes, rows)),
             _ => Err(OrderError::Invalid("an answer of another kind".into())),
         }

@@ -156,7 +156,12 @@ impl Router {
     }
 
     /// Replicas that may answer a read, the best first.
-    fn readers(&self, snapshot: &Snapshot, assignment: &Assignment, place: ReadPlace) -> Vec<NodeEntry> {
+    fn readers(
+        &self,
+        snapshot: &Snapshot,
+        assignment: &Assignment,
+        place: ReadPlace,
+    ) -> Vec<NodeEntry> {
         let leader = assignment.leader.iter();
         let followers = assignment.followers.iter();
         let ids: Vec<NodeId> = match place {
@@ -303,7 +308,9 @@ impl Peers for Router {
                                 why: error.to_string(),
                             }
                         }
-                        Ok(Err(error)) => return Err(WriteError::OutcomeUnknown(error.to_string())),
+                        Ok(Err(error)) => {
+                            return Err(WriteError::OutcomeUnknown(error.to_string()));
+                        }
                         Err(_) => {
                             return Err(WriteError::OutcomeUnknown(format!(
                                 "node {} did not answer within {} ms",
@@ -315,7 +322,10 @@ impl Peers for Router {
                 }
                 Err(error) => as_write_error(error),
             };
-            if Instant::now() >= deadline || matches!(failed, WriteError::NotLeader { .. }) && self.leader(shard).is_ok_and(|n| n.id == self.me) {
+            if Instant::now() >= deadline
+                || matches!(failed, WriteError::NotLeader { .. })
+                    && self.leader(shard).is_ok_and(|n| n.id == self.me)
+            {
                 return Err(failed);
             }
             self.pause(deadline).await;
@@ -327,7 +337,10 @@ impl Peers for Router {
         shard: ShardId,
         table: TableId,
     ) -> Result<Option<Arc<TableSchema>>, EngineError> {
-        match self.ask_leader(shard, &Ask::Schema { shard, table }).await? {
+        match self
+            .ask_leader(shard, &Ask::Schema { shard, table })
+            .await?
+        {
             Answer::Schema(schema) => Ok(schema),
             other => Err(unexpected(&other)),
         }
@@ -379,15 +392,15 @@ impl Peers for Router {
                         error @ (EngineError::ShardUnavailable { .. }
                         | EngineError::Write(WriteError::NotLeader { .. })) => error,
                         // A replica that lags; another may not.
-                        error @ EngineError::NotFresh { .. }
-                            if read.level != ReadLevel::Strong => error,
+                        error @ EngineError::NotFresh { .. } if read.level != ReadLevel::Strong => {
+                            error
+                        }
                         error => return Err(error),
                     },
                     Ok(Err(error)) => unavailable(shard, error.to_string()),
-                    Err(_) => unavailable(
-                        shard,
-                        format!("node {} did not answer in time", node.id),
-                    ),
+                    Err(_) => {
+                        unavailable(shard, format!("node {} did not answer in time", node.id))
+                    }
                 });
             }
             if (Instant::now() >= deadline || tries >= READ_TRIES)

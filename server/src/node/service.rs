@@ -218,7 +218,10 @@ impl FlightService for NodeService {
             parts,
         };
         // A task of its own: a sender that goes away must not leave half of its records.
-        let (db, patience) = (Arc::clone(&self.db), Duration::from_millis(head.patience_ms));
+        let (db, patience) = (
+            Arc::clone(&self.db),
+            Duration::from_millis(head.patience_ms),
+        );
         let written = tokio::spawn(async move {
             let outcome = db.write_here(head.shard, write, patience).await;
             drop(place);
