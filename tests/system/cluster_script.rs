@@ -98,6 +98,7 @@ async fn the_script_starts_a_cluster_that_the_command_line_moves_shards_in() {
     assert_eq!(promoted["bytes_copied"], 0);
     let sums = admin(&url(1), &["shard", "checksum", shard]);
     assert_eq!(sums.as_array().map(Vec::len), Some(2), "{sums}");
+    assert_eq!(sums[0]["position"], sums[1]["position"], "{sums}");
     let old = shards[0]["leader"].as_str().expect("a leader");
     admin(&url(0), &["shard", "remove-follower", shard, "--to", old]);
     let moved = admin(&url(0), &["shard", "move", shard, "--to", old]);

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use object_store::path::Path;
-use shoal_types::{Offset, ShardId};
+use shoal_types::{Epoch, Offset, ShardId};
 use shoal_wal::local::LocalLogStats;
 
-use super::{Database, Role, Served, Shared, Slot, TableHandle};
+use super::{CommitToken, Database, Role, Served, Shared, Slot, TableHandle};
 use crate::checksum::{self, ShardChecksum};
 use crate::shard::compact::Compacted;
 use crate::shard::flush::Flushed;
@@ -289,6 +289,33 @@ impl Database {
             sums.push(sum);
         }
         Ok(sums)
+    }
+
+    /// The checksum of all rows that this process's replica of a shard shows once it has applied
+    /// `position`: at that position, if nothing was written since.
+    ///
+    /// # Errors
+    /// As [`Self::checksum_table`]; [`EngineError::NotFresh`].
+    pub async fn checksum_from(
+        &self,
+        shard: ShardId,
+        position: Offset,
+    ) -> Result<ShardChecksum, EngineError> {
+        let shard = self.shared.shard(shard)?;
+        let patience = self.shared.patience();
+        let seen = CommitToken {
+            shard: shard.id,
+            epoch: Epoch::default(),
+            offset: position,
+        };
+        let level = ReadLevel::Session(vec![seen]);
+        let producer = shard.producer();
+        let (position, views) = shard.views(&level, patience).await?;
+        let mut sum = ShardChecksum::new(shard.id, position);
+        for view in views {
+            sum.add(checksum::of_view(&view, &producer).await?);
+        }
+        Ok(sum)
     }
 
     /// Deletes objects that nothing needs any more; with `dry_run`, only says which.

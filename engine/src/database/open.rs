@@ -249,7 +249,7 @@ async fn refuse_foreign_objects(env: &Env) -> Result<(), EngineError> {
     }
 }
 
-async fn drop_nameless(shard: &Arc<Shard>) {
+pub(super) async fn drop_nameless(shard: &Arc<Shard>) {
     let catalog = &shard.env.catalog;
     let unknown: Vec<TableId> = {
         let state = shard.state.read();

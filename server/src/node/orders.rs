@@ -19,9 +19,9 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::{Value, json};
-use shoal_engine::{Database, EngineError, Promoted, Role};
+use shoal_engine::{Database, EngineError, Promoted, Role, ShardChecksum};
 use shoal_meta::{AssignError, Assignment, MetaError, Topology};
-use shoal_types::{Clock, NodeId, ShardId, SystemClock};
+use shoal_types::{Clock, NodeId, Offset, ShardId, SystemClock};
 use ulid::Ulid;
 
 use super::links::{CallError, Links};
@@ -194,7 +194,8 @@ impl Orders {
     }
 
     /// A checksum of one shard's rows by every replica that is heard of:
-    /// `[{"node","role","shard","position","rows","checksum","tables"}]`.
+    /// `[{"node","role","shard","position","rows","checksum","tables"}]`. The first is as of now,
+    /// the others as of its position, or later if rows are written meanwhile.
     ///
     /// # Errors
     /// [`OrderError`].
@@ -202,30 +203,43 @@ impl Orders {
         let assignment = self.assignment(shard).await?;
         let nodes = assignment.leader.iter().chain(&assignment.followers);
         let snapshot = self.topology.snapshot();
-        let heard = nodes.filter(|node| snapshot.nodes.contains_key(node));
-        let asked = heard.map(|node| async move {
-            let text = if *node == self.me {
-                let sums = self.db.checksum(Some(shard)).await;
-                let sums = sums.map_err(|e| OrderError::Unavailable(e.to_string()))?;
-                serde_json::to_string(&sums).map_err(|e| OrderError::Invalid(e.to_string()))?
-            } else {
-                match self
-                    .ask(*node, &Ask::Checksum { shard }, OBEY_TIMEOUT)
-                    .await?
-                {
-                    Answer::Checksum(text) => text,
-                    _ => return Err(OrderError::Invalid("an answer of another kind".into())),
-                }
-            };
-            let mut sums: Vec<Value> =
-                serde_json::from_str(&text).map_err(|e| OrderError::Invalid(e.to_string()))?;
-            let mut sum = sums.pop().unwrap_or_else(|| json!({}));
-            sum["node"] = node.to_string().into();
-            let leads = assignment.leader == Some(*node);
+        let mut heard = nodes.filter(|node| snapshot.nodes.contains_key(node));
+        let Some(first) = heard.next() else {
+            return Err(OrderError::Unavailable(format!(
+                "no node that has a replica of shard {shard} is heard of"
+            )));
+        };
+        let mut sums = vec![self.checksum(*first, shard, None).await?];
+        let position = sums[0]["position"].as_u64().map(Offset);
+        let asked = heard.map(|node| self.checksum(*node, shard, position));
+        sums.extend(futures::future::try_join_all(asked).await?);
+        for sum in &mut sums {
+            let leads =
+                assignment.leader.map(|l| l.to_string()) == sum["node"].as_str().map(Into::into);
             sum["role"] = if leads { "leader" } else { "follower" }.into();
-            Ok(sum)
-        });
-        futures::future::try_join_all(asked).await
+        }
+        Ok(sums)
+    }
+
+    async fn checksum(
+        &self,
+        node: NodeId,
+        shard: ShardId,
+        position: Option<Offset>,
+    ) -> Result<Value, OrderError> {
+        let mut sum = if node == self.me {
+            let sum = checksum_here(&self.db, shard, position).await;
+            serde_json::to_value(sum.map_err(|e| OrderError::Unavailable(e.to_string()))?)
+        } else {
+            let ask = Ask::Checksum { shard, position };
+            match self.ask(node, &ask, OBEY_TIMEOUT).await? {
+                Answer::Checksum(text) => serde_json::from_str(&text),
+                _ => return Err(OrderError::Invalid("an answer of another kind".into())),
+            }
+        }
+        .map_err(|e| OrderError::Invalid(e.to_string()))?;
+        sum["node"] = node.to_string().into();
+        Ok(sum)
     }
 
     /// Writes rows in memory of a shard to files, at its leader; `{"files","bytes","rows"}`.
@@ -509,6 +523,25 @@ impl Orders {
                 return;
             }
             tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+/// The checksum of a replica of this process.
+///
+/// # Errors
+/// The engine's.
+pub(super) async fn checksum_here(
+    db: &Database,
+    shard: ShardId,
+    position: Option<Offset>,
+) -> Result<ShardChecksum, EngineError> {
+    match position {
+        Some(position) => db.checksum_from(shard, position).await,
+        None => {
+            let mut sums = db.checksum(Some(shard)).await?;
+            sums.pop()
+                .ok_or_else(|| EngineError::Invalid(format!("shard {shard} has no checksum")))
         }
     }
 }

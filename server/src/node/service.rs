@@ -18,6 +18,7 @@ use shoal_engine::{Database, EncodedView, EngineError, RecordPart, ShardWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::orders;
 use super::roles::Roles;
 use super::wire::{Answer, Ask, CLUSTER, Failure, Ticket, WriteHead, decode, encode};
 use crate::auth::Auth;
@@ -148,9 +149,9 @@ impl NodeService {
                 let status = serde_json::to_string(&self.db.status());
                 Answer::Replicas(status.map_err(|e| EngineError::Invalid(e.to_string()))?)
             }
-            Ask::Checksum { shard } => {
-                let sums = self.db.checksum(Some(shard)).await?;
-                let text = serde_json::to_string(&sums);
+            Ask::Checksum { shard, position } => {
+                let sum = orders::checksum_here(&self.db, shard, position).await?;
+                let text = serde_json::to_string(&sum);
                 Answer::Checksum(text.map_err(|e| EngineError::Invalid(e.to_string()))?)
             }
             Ask::Flush { shard } => {

@@ -87,10 +87,12 @@ pub enum Ask {
     },
     /// What your replicas are like.
     Replicas,
-    /// The checksum of the rows that your replica shows to a strong read.
+    /// The checksum of the rows that your replica shows.
     Checksum {
         /// The shard.
         shard: ShardId,
+        /// Once it has applied this; `None`: to a strong read.
+        position: Option<Offset>,
     },
     /// To the leader: write rows in memory to files.
     Flush {
