@@ -221,13 +221,13 @@ async fn a_node_without_a_replica_makes_tables_writes_and_reads() {
     let wider = |schema: &TableSchema| {
         let mut wider = schema.clone();
         wider.columns.push(Column {
-            id: ColumnId(wider.next_column_id),
+            id: wider.next_column_id,
             name: "more".into(),
             column_type: ColumnType::Int64,
             nullable: true,
             default: None,
         });
-        wider.next_column_id += 1;
+        wider.next_column_id = ColumnId(wider.next_column_id.0 + 1);
         Ok(Some(wider))
     };
     let before = other.table_schema(&table).expect("schema");
