@@ -15,6 +15,7 @@ mod memory;
 mod number;
 mod output;
 mod predicate;
+mod pushdown;
 mod running;
 mod session;
 mod settings;

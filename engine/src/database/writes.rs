@@ -15,10 +15,10 @@ use shoal_types::{Retry, ShardId, WriteId};
 use shoal_wal::record::{ImportChunk, Payload, TableWrite, Write, WriteHeader, WriteIdPart};
 
 use super::{Commit, CommitToken, Database, TableHandle, WriteOptions, as_write_error};
-use crate::WriteError;
 use crate::shard::Shard;
 use crate::shard::parts::{Part, PartLimits, cut};
 use crate::shard::write::Acknowledged;
+use crate::{EngineError, WriteError};
 
 /// Rows above this are cut and encoded on a thread of their own.
 const INLINE_BYTES_MAX: usize = 256 << 10;
@@ -165,6 +165,15 @@ impl Database {
         entry.delete_where = Some(predicate.to_owned());
         let outcomes = self.write_shard(outgoing, &options, patience).await;
         self.gather(outcomes, count, &options)
+    }
+
+    /// Whether a write to a table's shard with this id was applied, as far as is remembered here.
+    ///
+    /// # Errors
+    /// [`EngineError::ShardUnavailable`].
+    pub fn was_applied(&self, table: &TableHandle, id: WriteId) -> Result<bool, EngineError> {
+        let shard = self.shared.shard(table.shard)?;
+        Ok(shard.state.read().fold.has_write_id(id))
     }
 
     fn write_patience(&self, options: &WriteOptions) -> Duration {
