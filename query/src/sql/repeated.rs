@@ -73,12 +73,16 @@ fn mark_select(select: &mut Select) -> bool {
     let mut seen = HashSet::new();
     let mut marked = false;
     for (i, item) in select.projection.iter_mut().enumerate() {
+        let is_alias = matches!(item, SelectItem::ExprWithAlias { .. });
         let (expr, name) = match item {
             SelectItem::UnnamedExpr(expr) => (expr.clone(), name_of(expr)),
             SelectItem::ExprWithAlias { expr, alias } => (expr.clone(), fold(alias)),
             _ => continue,
         };
-        if seen.insert(name.clone()) && !has_wildcard {
+        // DataFusion names an expression otherwise than its text says: a cast after its operand.
+        let has_own_name =
+            is_alias || matches!(expr, Expr::Identifier(_) | Expr::CompoundIdentifier(_));
+        if seen.insert(name.clone()) && !has_wildcard && has_own_name {
             continue;
         }
         marked = true;
