@@ -450,8 +450,8 @@ fn expands_outer_values(query: &Query) -> bool {
     let SetExpr::Select(select) = query.body.as_ref() else {
         return false;
     };
-    let calls = select.from.iter().map(|from| &from.relation);
-    calls.into_iter().any(|relation| {
+    let mut relations = select.from.iter().map(|from| &from.relation);
+    relations.any(|relation| {
         let names_columns = |args: &[FunctionArg]| {
             args.iter().any(|arg| {
                 let found = visit_expressions(arg, |part| match part {
