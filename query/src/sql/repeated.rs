@@ -80,12 +80,21 @@ fn mark_select(select: &mut Select, all: bool) -> bool {
     let mut seen = HashSet::new();
     let mut marked = false;
     for (i, item) in select.projection.iter_mut().enumerate() {
-        let (expr, name, is_alias) = match item {
-            SelectItem::UnnamedExpr(expr) => (expr.clone(), name_of(expr), false),
-            SelectItem::ExprWithAlias { expr, alias } => (expr.clone(), fold(alias), true),
+        let is_alias = matches!(item, SelectItem::ExprWithAlias { .. });
+        let (expr, name) = match item {
+            SelectItem::UnnamedExpr(expr) => (expr.clone(), name_of(expr)),
+            SelectItem::ExprWithAlias { expr, alias } => (expr.clone(), fold(alias)),
             _ => continue,
         };
-        if seen.insert(name.clone()) && (!has_wildcard || is_alias && !all) {
+        // DataFusion names an expression otherwise than its text says: a cast after its operand.
+        let has_own_name =
+            is_alias || matches!(expr, Expr::Identifier(_) | Expr::CompoundIdentifier(_));
+        let may_stay = if has_wildcard {
+            is_alias && !all
+        } else {
+            has_own_name
+        };
+        if seen.insert(name.clone()) && may_stay {
             continue;
         }
         marked = true;
