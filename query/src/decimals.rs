@@ -528,11 +528,21 @@ fn against(expr: &Expr, other: &DataType, compared: bool) -> Option<Expr> {
     }
 }
 
-/// A decimal as a cast of its text, which is read back as the same value in any session.
+/// A decimal, and a float that its digits alone would not tell, as a cast of its text, which is read
+/// back as the same value in any session.
 pub(crate) fn as_text(expr: Expr) -> Transformed<Expr> {
     let Expr::Literal(value, _) = &expr else {
         return Transformed::no(expr);
     };
+    let text = match value {
+        ScalarValue::Float32(Some(value)) => Some(value.to_string()),
+        ScalarValue::Float64(Some(value)) if !value.is_finite() => Some(value.to_string()),
+        _ => None,
+    };
+    if let Some(text) = text {
+        let cast = Cast::new(Box::new(lit(text)), value.data_type());
+        return Transformed::yes(Expr::Cast(cast));
+    }
     match (value.data_type().is_decimal(), number_of(&expr)) {
         (true, Some(number)) => {
             let text = Box::new(lit(number.to_string()));

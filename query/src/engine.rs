@@ -60,6 +60,7 @@ impl QueryEngine {
             .with_config(session_config(&config))
             .with_runtime_env(runtime)
             .with_catalog_list(catalogs)
+            .with_physical_optimizer_rules(crate::pushdown::rules())
             .with_optimizer_rule(Arc::new(LastRows))
             .with_analyzer_rule(Arc::new(crate::literals::TextLiterals))
             .with_analyzer_rule(Arc::new(crate::arithmetic::CheckedArithmetic))

@@ -16,6 +16,7 @@ mod memory;
 mod number;
 mod output;
 mod predicate;
+mod pushdown;
 mod running;
 mod session;
 mod settings;

@@ -13,9 +13,10 @@ use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DFSchema, ScalarValue};
 use datafusion::error::{DataFusionError, Result};
+use datafusion::logical_expr::expr::InList;
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::utils::merge_schema;
-use datafusion::logical_expr::{Expr, LogicalPlan};
+use datafusion::logical_expr::{Expr, LogicalPlan, lit};
 use datafusion::optimizer::AnalyzerRule;
 
 use crate::error::Kind;
@@ -58,7 +59,41 @@ pub(crate) fn read_in(
     zone: Option<&str>,
 ) -> Result<Transformed<Expr>> {
     let exact = ticks::compared_exactly(expr, schema, zone)?;
-    exact.transform_data(|expr| expr.transform_up(|expr| read_cast(expr, zone)))
+    let read = exact.transform_data(|expr| expr.transform_up(|expr| read_cast(expr, zone)))?;
+    read.transform_data(|expr| expr.transform_up(|expr| Ok(null_in_list(expr))))
+}
+
+/// `x NOT IN (1, NULL)` as `x NOT IN (1) AND NULL`, and `x IN (1, NULL)` as `x IN (1) OR NULL`, which
+/// they mean: DataFusion's simplifier loses the NULL where it joins two lists of one column.
+fn null_in_list(expr: Expr) -> Transformed<Expr> {
+    let Expr::InList(InList {
+        expr: subject,
+        list,
+        negated,
+    }) = expr
+    else {
+        return Transformed::no(expr);
+    };
+    let is_null = |one: &Expr| match one {
+        Expr::Literal(value, _) => value.is_null(),
+        Expr::Cast(cast) => matches!(&*cast.expr, Expr::Literal(value, _) if value.is_null()),
+        _ => false,
+    };
+    let (nulls, list): (Vec<Expr>, Vec<Expr>) = list.into_iter().partition(is_null);
+    let unknown = || lit(ScalarValue::Boolean(None));
+    if list.is_empty() && !nulls.is_empty() {
+        return Transformed::yes(unknown());
+    }
+    let known = Expr::InList(InList {
+        expr: subject,
+        list,
+        negated,
+    });
+    match (nulls.is_empty(), negated) {
+        (true, _) => Transformed::no(known),
+        (false, true) => Transformed::yes(known.and(unknown())),
+        (false, false) => Transformed::yes(known.or(unknown())),
+    }
 }
 
 /// A cast of a text literal, made the value.

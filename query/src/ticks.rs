@@ -11,7 +11,7 @@ use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DFSchema, ScalarValue};
 use datafusion::error::Result;
 use datafusion::logical_expr::expr::InList;
-use datafusion::logical_expr::{Between, BinaryExpr, Expr, ExprSchemable, Operator};
+use datafusion::logical_expr::{Between, BinaryExpr, Expr, ExprSchemable, Operator, lit};
 
 use crate::literals::read_text;
 
@@ -58,7 +58,7 @@ pub(crate) fn compared_exactly(
                 list,
                 negated,
             }) => {
-                let held = |one: &&Expr| Compared::of(expr, one, schema, zone).is_none();
+                let held = |one: &&Expr| Compared::between(expr, one, schema, zone).is_none();
                 let kept: Vec<Expr> = list.iter().filter(held).cloned().collect();
                 match Compared::of_any(expr, list, schema, zone) {
                     Some(never) if kept.is_empty() => {
@@ -90,16 +90,28 @@ fn binary(left: Expr, op: Operator, right: Expr) -> Expr {
     Expr::BinaryExpr(BinaryExpr::new(Box::new(left), op, Box::new(right)))
 }
 
-/// A timestamp and the last moment of its unit before what it is compared with.
+/// A timestamp and what it is compared with.
 struct Compared {
     subject: Expr,
-    before: Expr,
+    with: With,
+}
+
+/// A moment in terms of the timestamp's unit.
+enum With {
+    /// Between this moment and the next.
+    After(Expr),
+    /// This one, which is too far from 1970 for the unit that coercion chose.
+    At(Expr),
 }
 
 impl Compared {
     /// `None`: the literal is a moment of the subject's unit, or this is something else.
     fn of(subject: &Expr, literal: &Expr, schema: &DFSchema, zone: Option<&str>) -> Option<Self> {
-        let nanos = nanos_of(literal, zone)?;
+        let far = far_text(literal, zone);
+        let nanos = match far {
+            Some(_) => 0,
+            None => nanos_of(literal, zone)?,
+        };
         // Where the literal was the finer one, coercion has put a cast on the subject.
         let subject = match subject {
             Expr::Cast(cast) if matches!(cast.field.data_type(), DataType::Timestamp(..)) => {
@@ -113,6 +125,13 @@ impl Compared {
         let DataType::Timestamp(unit, to_zone) = subject.get_type(schema).ok()? else {
             return None;
         };
+        if let Some(text) = far {
+            let at = read_text(text, &DataType::Timestamp(unit, to_zone), zone)?;
+            return Some(Self {
+                subject: subject.clone(),
+                with: With::At(Expr::Literal(at, None)),
+            });
+        }
         let tick = match unit {
             TimeUnit::Second => 1_000_000_000,
             TimeUnit::Millisecond => 1_000_000,
@@ -130,7 +149,7 @@ impl Compared {
         };
         Some(Self {
             subject: subject.clone(),
-            before: Expr::Literal(before, None),
+            with: With::After(Expr::Literal(before, None)),
         })
     }
 
@@ -141,11 +160,25 @@ impl Compared {
         zone: Option<&str>,
     ) -> Option<Self> {
         let mut literals = literals.iter();
-        literals.find_map(|literal| Self::of(subject, literal, schema, zone))
+        literals.find_map(|literal| Self::between(subject, literal, schema, zone))
+    }
+
+    /// Only moments between two of the subject's unit.
+    fn between(
+        subject: &Expr,
+        literal: &Expr,
+        schema: &DFSchema,
+        zone: Option<&str>,
+    ) -> Option<Self> {
+        Self::of(subject, literal, schema, zone).filter(|c| matches!(c.with, With::After(_)))
     }
 
     fn exactly(self, op: Operator) -> Option<Expr> {
-        let Self { subject, before } = self;
+        let Self { subject, with } = self;
+        let before = match with {
+            With::After(before) => before,
+            With::At(at) => return Some(binary(subject, op, at)),
+        };
         Some(match op {
             Operator::Lt | Operator::LtEq => binary(subject, Operator::LtEq, before),
             Operator::Gt | Operator::GtEq => binary(subject, Operator::Gt, before),
@@ -158,6 +191,8 @@ impl Compared {
                 let at = binary(subject.clone(), Operator::Eq, before.clone());
                 binary(at, Operator::Or, binary(subject, Operator::NotEq, before))
             }
+            Operator::IsDistinctFrom => lit(true),
+            Operator::IsNotDistinctFrom => lit(false),
             _ => return None,
         })
     }
@@ -181,6 +216,21 @@ pub(crate) fn uncut(value: &ScalarValue, wanted: &DataType) -> Result<ScalarValu
         Err(_) => cut,
         Ok(_) => own,
     })
+}
+
+/// The text of a timestamp that nanoseconds cannot tell (before 1677, after 2262) but others can.
+fn far_text<'a>(literal: &'a Expr, zone: Option<&str>) -> Option<&'a str> {
+    let Expr::Cast(cast) = literal else {
+        return None;
+    };
+    let (DataType::Timestamp(_, to_zone), Expr::Literal(text, _)) =
+        (cast.field.data_type(), &*cast.expr)
+    else {
+        return None;
+    };
+    let text = text.try_as_str()??;
+    let read = |unit| read_text(text, &DataType::Timestamp(unit, to_zone.clone()), zone);
+    (read(TimeUnit::Nanosecond).is_none() && read(TimeUnit::Second).is_some()).then_some(text)
 }
 
 /// A literal's moment in nanoseconds since 1970, where it is a timestamp or text to be read as one.

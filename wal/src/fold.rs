@@ -30,11 +30,11 @@ use std::sync::Arc;
 use rpds::HashTrieMapSync;
 use serde::{Deserialize, Serialize};
 use shoal_types::{
-    Epoch, ManifestVersion, Offset, RowVersion, Seq, TableId, TableSchema, WriterId,
+    Epoch, ManifestVersion, Offset, RowVersion, Seq, TableId, TableSchema, WriteId, WriterId,
 };
 use uuid::Uuid;
 
-use crate::record::{ManifestRef, Payload, Record, SchemaChange, WriteHeader};
+use crate::record::{ManifestRef, Payload, Record, SchemaChange, WriteHeader, WriteIdPart};
 use changes::TableChanges;
 use imports::Imports;
 use recent::RecentSchemas;
@@ -253,6 +253,11 @@ impl FoldState {
     #[must_use]
     pub fn changed_at(&self, table: TableId) -> Offset {
         self.changes.changed_at(table, None)
+    }
+    /// Whether a write with this id was applied, as far as is remembered.
+    #[must_use]
+    pub fn has_write_id(&self, id: WriteId) -> bool {
+        self.write_ids.contains(WriteIdPart { id, part: 0 })
     }
     /// Write ids remembered, for the gauge.
     #[must_use]

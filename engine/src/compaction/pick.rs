@@ -275,24 +275,21 @@ fn quiet(runs: &[Run<'_>], now_ms: TimestampMs, config: &PickConfig) -> Option<(
     pays.then_some((0, runs.len()))
 }
 
-/// Everything that a full compaction has to do: each group that is not yet one compacted run.
+/// Everything that a full compaction has to do: each group that is not yet one compacted run, or has
+/// a file that is `stale`.
 #[must_use]
 pub fn pick_full(
     files: &[SstFile],
     schema: &TableSchema,
     config: &PickConfig,
-    is_busy: &dyn Fn(&SstFile) -> bool,
+    is_stale: &dyn Fn(&SstFile) -> bool,
 ) -> Vec<CompactionJob> {
     groups(files, schema, config)
         .iter()
-        .filter(|runs| !runs.iter().any(|r| r.files.iter().any(|f| is_busy(f))))
         .filter(|runs| {
-            runs.len() > 1
-                || runs.iter().any(|r| {
-                    r.files
-                        .iter()
-                        .any(|f| f.level == 0 || f.has_deletes || f.has_partial)
-                })
+            let has_more =
+                |f: &&SstFile| f.level == 0 || f.has_deletes || f.has_partial || is_stale(f);
+            runs.len() > 1 || runs.iter().any(|r| r.files.iter().any(|f| has_more(f)))
         })
         .map(|runs| job(schema, runs, 0, runs.len()))
         .collect()

@@ -20,7 +20,7 @@ use shoal_sst::SstFile;
 use shoal_types::{TableId, TableSchema, TimestampMs};
 
 use super::flush::{on_blocking_thread, to_the_end};
-use super::state::{ShardState, needed_deletes, version_before};
+use super::state::{ShardState, needed_deletes, needs, version_before};
 use super::{Counters, Shard};
 use crate::compaction::{CompactionJob, PickConfig, TtlCut, expired, pick, pick_full};
 use crate::manifest::format::{Edit, FileEntry, TableEdit};
@@ -137,7 +137,11 @@ impl Shard {
         let files: Vec<SstFile> = current.map(|f| f.file.clone()).collect();
         let config = PickConfig::new(&self.env.config);
         if full {
-            return pick_full(&files, schema, &config, &|_| false);
+            let is_stale = |file: &SstFile| {
+                let entry = named.files.iter().find(|f| f.file.path == file.path);
+                entry.is_some_and(|f| named.deletes.iter().any(|delete| needs(f, delete)))
+            };
+            return pick_full(&files, schema, &config, &is_stale);
         }
         let now_ms = self.env.clock.now_ms();
         pick(&files, schema, now_ms, &config, &|_| false)
@@ -283,6 +287,12 @@ impl Shard {
             self.publish(&mut publishing, edit).await?;
         }
         Ok(done)
+    }
+
+    /// Deletes by predicate of a table that some rows are still to be held against.
+    pub(crate) async fn pending_deletes(&self, table: TableId) -> Vec<PredicateDelete> {
+        let newest = self.newest().await;
+        known_deletes(&newest, &self.state.read(), table)
     }
 
     /// Tables with files, as of the newest manifest in force.

@@ -149,13 +149,14 @@ pub(crate) fn needed_deletes<'a>(
     deletes: impl Iterator<Item = &'a PredicateDelete>,
 ) -> Vec<PredicateDelete> {
     deletes
-        .filter(|d| {
-            files
-                .iter()
-                .any(|f| f.file.version_max < d.version && f.deletes_through < d.version)
-        })
+        .filter(|d| files.iter().any(|f| needs(f, d)))
         .cloned()
         .collect()
+}
+
+/// Whether a delete concerns a file and was not yet applied to it.
+pub(crate) fn needs(file: &FileEntry, delete: &PredicateDelete) -> bool {
+    file.file.version_max < delete.version && file.deletes_through < delete.version
 }
 
 impl ShardState {

@@ -91,6 +91,17 @@ fn from_parquet(error: &datafusion::parquet::errors::ParquetError) -> QueryError
     }
 }
 
+/// What went wrong in a filter on a file: its reader keeps only the text of it.
+fn from_filter(what: &str) -> Option<QueryError> {
+    let inner = what.strip_prefix("Error evaluating filter predicate: ")?;
+    if inner.contains("DivideByZero") {
+        return Some(QueryError::new(Kind::DIVISION_BY_ZERO, "division by zero"));
+    }
+    let (_, rest) = inner.split_once("code: \"out_of_range\", message: \"")?;
+    let (message, _) = rest.split_once("\", retry")?;
+    Some(QueryError::new(Kind::OUT_OF_RANGE, message))
+}
+
 pub(super) fn from_arrow(error: &ArrowError) -> QueryError {
     match error {
         ArrowError::DivideByZero => QueryError::new(Kind::DIVISION_BY_ZERO, "division by zero"),
@@ -110,7 +121,7 @@ pub(super) fn from_arrow(error: &ArrowError) -> QueryError {
             )
         }
         ArrowError::ComputeError(what) | ArrowError::InvalidArgumentError(what) => {
-            QueryError::new(Kind::DATA_EXCEPTION, what.clone())
+            from_filter(what).unwrap_or_else(|| QueryError::new(Kind::DATA_EXCEPTION, what.clone()))
         }
         ArrowError::NotYetImplemented(what) => QueryError::new(Kind::UNSUPPORTED, what.clone()),
         ArrowError::MemoryError(what) => QueryError::new(Kind::OUT_OF_MEMORY, what.clone()),

@@ -3,14 +3,14 @@
 use datafusion::sql::sqlparser::ast::{
     AlterColumnOperation, AlterTable, AlterTableOperation, Ident, RenameTableNameKind,
 };
-use shoal_engine::{EngineError, TableHandle};
+use shoal_engine::{EngineError, Hold, TableHandle};
 use shoal_types::{Column, ColumnDefault, ColumnId, ColumnType, TableSchema};
 
 use super::names::{fold, parts, position};
 use super::types::TableOptions;
 use super::{Outcome, Run};
-use crate::QueryError;
-use crate::error::{Result, nearest};
+use crate::error::{Kind, Result, nearest};
+use crate::{QueryError, predicate};
 
 /// A change of a schema, applied to whatever the schema is when its turn comes.
 enum Change {
@@ -35,6 +35,9 @@ enum Change {
     Options(TableOptions),
 }
 
+/// How often deletes are applied before a column is dropped that they look at.
+const APPLIED_TRIES: u32 = 4;
+
 impl Run<'_> {
     /// `ALTER TABLE`.
     pub(super) async fn alter_table(&self, alter: &AlterTable) -> Result<Outcome> {
@@ -53,17 +56,55 @@ impl Run<'_> {
         for operation in &alter.operations {
             self.changes(operation, &mut changes, &mut place)?;
         }
-        // All of them in one schema change, or none.
-        db.alter_table(&handle, &|current| {
+        let changed = |current: &TableSchema| {
             let mut schema = current.clone();
             for change in &changes {
                 change.apply(&mut schema)?;
             }
+            Ok::<_, EngineError>(schema)
+        };
+        let placed = |error: EngineError| QueryError::from(error).at(place);
+        let current = db.table_schema(&handle)?;
+        let after = changed(&current).map_err(placed)?;
+        let is_dropped = |column: &&Column| after.column_by_id(column.id).is_none();
+        let dropped: Vec<&Column> = current.columns.iter().filter(is_dropped).collect();
+        let _hold = self.release(&handle, &dropped).await?;
+        // All of them in one schema change, or none.
+        db.alter_table(&handle, &|current| {
+            let schema = changed(current)?;
             Ok((schema != *current).then_some(schema))
         })
         .await
-        .map_err(|error| QueryError::from(error).at(place))?;
+        .map_err(placed)?;
         Ok(Outcome::done("ALTER TABLE"))
+    }
+
+    /// Sees to it that no delete by predicate, which rows are still held against, looks at columns
+    /// that are about to go; others' writes wait while this is held.
+    async fn release(&self, table: &TableHandle, columns: &[&Column]) -> Result<Option<Hold>> {
+        if columns.is_empty() {
+            return Ok(None);
+        }
+        let db = self.session.engine().database();
+        let hold = db.hold_writes(table.id);
+        for _ in 0..APPLIED_TRIES {
+            let pending = db.pending_deletes(table).await?;
+            let looks = |column: &&Column| {
+                let mut pending = pending.iter();
+                pending.any(|text| predicate::names_column(text, column.id))
+            };
+            if !columns.iter().any(looks) {
+                return Ok(Some(hold));
+            }
+            db.apply_deletes(table).await?;
+        }
+        Err(QueryError::new(
+            Kind::CONFLICT,
+            format!(
+                "rows of table {:?} are deleted by the columns to be dropped all the time; try again",
+                table.name
+            ),
+        ))
     }
 
     async fn rename_table(&self, handle: &TableHandle, to: &RenameTableNameKind) -> Result<()> {

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use datafusion::common::Column;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion};
+use datafusion::error::DataFusionError;
 use datafusion::functions_aggregate::expr_fn::count;
 use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::logical_expr::{DmlStatement, Expr, LogicalPlan, LogicalPlanBuilder, lit};
@@ -198,7 +199,7 @@ impl Run<'_> {
             blocks.push(block);
         }
         let commit = if rows == 0 {
-            None
+            self.applied_before(&table)?
         } else {
             let options = WriteOptions {
                 read_at: Some(ReadAt {
@@ -222,6 +223,22 @@ impl Run<'_> {
             rows,
             commit,
         ))
+    }
+
+    /// Of a change that finds no row: whether it is one that was applied and is sent again.
+    fn applied_before(&self, table: &TargetTable) -> Result<Option<Commit>> {
+        let Some(id) = self.session.write_id() else {
+            return Ok(None);
+        };
+        let duplicate = self
+            .session
+            .engine()
+            .database()
+            .was_applied(&table.handle, id)?;
+        Ok(duplicate.then(|| Commit {
+            duplicate,
+            ..Commit::default()
+        }))
     }
 
     /// The predicate of the rows of an append table that an UPDATE replaces.
@@ -256,7 +273,7 @@ impl Run<'_> {
             }
         }
         if rows == 0 {
-            return Ok(affected("DELETE", 0, None));
+            return Ok(affected("DELETE", 0, self.applied_before(table)?));
         }
         let options = self.write_options();
         let db = self.session.engine().database();
@@ -300,22 +317,43 @@ impl Run<'_> {
         let coerced = simplifier.coerce(predicate.clone(), schema)?;
         let zone = self.state.config_options().execution.time_zone.as_deref();
         let read = crate::literals::read_in(coerced, schema, zone)?.data;
-        let simple = simplifier
+        let columns = &table.schema;
+        let by_id = simplifier
             .simplify(read)?
-            .transform(|expr| {
-                Ok(match expr {
-                    Expr::Column(column) => {
-                        Transformed::yes(Expr::Column(Column::new_unqualified(column.name)))
-                    }
-                    other => decimals::as_text(other),
-                })
+            .transform(|expr| match expr {
+                Expr::Column(column) => {
+                    let column = columns.column(&column.name).ok_or_else(|| {
+                        DataFusionError::Plan(format!("no column {:?}", column.name))
+                    })?;
+                    let name = predicate::column_name(column.id);
+                    Ok(Transformed::yes(Expr::Column(Column::new_unqualified(
+                        name,
+                    ))))
+                }
+                other => Ok(Transformed::no(other)),
             })
             .data()?;
-        let dialect = PostgreSqlDialect {};
-        let text = Unparser::new(&dialect).expr_to_sql(&simple)?.to_string();
-        predicate::kept(&table.schema, &text).map_err(|what| {
+        let written = by_id
+            .clone()
+            .transform_up(|expr| Ok(decimals::as_text(expr)))
+            .data()?;
+        let refused = |what: String| {
             QueryError::unsupported(format!("this {verb} cannot be kept as a predicate: {what}"))
-        })?;
+        };
+        let dialect = PostgreSqlDialect {};
+        let text = Unparser::new(&dialect)
+            .expr_to_sql(&written)
+            .map_err(|error| refused(QueryError::from(error).message))?
+            .to_string();
+        predicate::kept(columns, &text).map_err(refused)?;
+        // Kept is what reads back as what was meant, and nothing else.
+        let meant = predicate::in_normal_form(columns, by_id)?;
+        if predicate::read_back(columns, &text)? != meant {
+            return Err(
+                refused(format!("written as {text}, it would be another one"))
+                    .with_hint("write the condition in another way, such as without casts"),
+            );
+        }
         Ok(text)
     }
 }

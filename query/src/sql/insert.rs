@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use arrow_array::{ArrayRef, Decimal128Array, RecordBatch};
-use arrow_schema::{DataType, SchemaRef};
+use arrow_array::cast::AsArray;
+use arrow_array::types::Int64Type;
+use arrow_array::{ArrayRef, Decimal128Array, Int64Array, RecordBatch};
+use arrow_schema::{DataType, SchemaRef, TimeUnit};
 use arrow_select::concat::concat_batches;
 use datafusion::common::ScalarValue;
 use datafusion::execution::SendableRecordBatchStream;
@@ -238,6 +240,7 @@ pub(super) fn cast_to(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordB
             {
                 return decimals_of(column, *precision, *scale, field.name());
             }
+            let column = &floored(column, field.data_type())?;
             let options = arrow_cast::CastOptions {
                 safe: false,
                 ..Default::default()
@@ -255,6 +258,31 @@ pub(super) fn cast_to(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordB
         columns,
         &options,
     )?)
+}
+
+/// Timestamps in the coarser unit of `to`, by leaving digits out as literals are read: Arrow's cast
+/// would go towards 1970 from both sides, and so give moments before it to the next tick.
+fn floored(column: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
+    let (DataType::Timestamp(from, zone), DataType::Timestamp(unit, _)) = (column.data_type(), to)
+    else {
+        return Ok(Arc::clone(column));
+    };
+    let per_second = |unit: &TimeUnit| match unit {
+        TimeUnit::Second => 1_i64,
+        TimeUnit::Millisecond => 1_000,
+        TimeUnit::Microsecond => 1_000_000,
+        TimeUnit::Nanosecond => 1_000_000_000,
+    };
+    let ticks = per_second(from) / per_second(unit);
+    if ticks <= 1 {
+        return Ok(Arc::clone(column));
+    }
+    let fine = arrow_cast::cast(column, &DataType::Int64)?;
+    let coarse: Int64Array = fine
+        .as_primitive::<Int64Type>()
+        .unary(|fine| fine.div_euclid(ticks));
+    let coarse_type = DataType::Timestamp(*unit, zone.clone());
+    Ok(arrow_cast::cast(&coarse, &coarse_type)?)
 }
 
 /// Doubles and text as `DECIMAL`, read as literals are: Arrow multiplies doubles by a power of ten,

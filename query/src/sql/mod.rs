@@ -10,6 +10,7 @@ mod insert;
 mod named;
 mod names;
 mod parse;
+mod precedence;
 mod prepare;
 mod repeated;
 mod result_names;

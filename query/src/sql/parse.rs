@@ -9,6 +9,7 @@ use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 
+use super::precedence;
 use crate::error::{Kind, Result};
 use crate::{QueryError, StatementKind, decimals};
 
@@ -120,7 +121,7 @@ pub(crate) fn parse_script(sql: &str) -> Result<Vec<Statement>> {
         }
         // DataFusion's own COPY writes to any store; ours has PostgreSQL's grammar and only
         // files that the configuration allows.
-        let body = if matches!(&next.token, Token::Word(w) if w.keyword == Keyword::COPY) {
+        let mut body = if matches!(&next.token, Token::Word(w) if w.keyword == Keyword::COPY) {
             DfStatement::Statement(Box::new(parser.parser.parse_statement()?))
         } else {
             parser.parse_statement()?
@@ -133,11 +134,20 @@ pub(crate) fn parse_script(sql: &str) -> Result<Vec<Statement>> {
             )
             .at(Some((after.span.start.line, after.span.start.column))));
         }
+        mend(&mut body);
         statements.push(Statement {
             sql: Arc::clone(&text),
             kind: kind(&body),
             body,
         });
+    }
+}
+
+fn mend(body: &mut DfStatement) {
+    match body {
+        DfStatement::Statement(statement) => precedence::mend(statement),
+        DfStatement::Explain(explain) => mend(&mut explain.statement),
+        _ => {}
     }
 }
 

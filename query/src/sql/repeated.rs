@@ -19,17 +19,19 @@ use futures::StreamExt;
 
 use super::names::fold;
 use super::result_names::Names;
+use crate::QueryError;
 
 /// Begins and ends what is put before a name; no name of a column has it.
 const MARK: char = '\u{1}';
 
-/// The statement with names that differ; `None`: no names are repeated.
-pub(super) fn told_apart(body: &DfStatement) -> Option<DfStatement> {
+/// The statement with names that differ; `None`: no names are repeated. An alias beside `*` is taken
+/// for a name of its own, so that ORDER BY finds it, unless `all` are to be told apart.
+pub(super) fn told_apart(body: &DfStatement, all: bool) -> Option<DfStatement> {
     let mut body = body.clone();
     let marked = match &mut body {
-        DfStatement::Statement(statement) => mark_statement(statement),
+        DfStatement::Statement(statement) => mark_statement(statement, all),
         DfStatement::Explain(explain) => match explain.statement.as_mut() {
-            DfStatement::Statement(statement) => mark_statement(statement),
+            DfStatement::Statement(statement) => mark_statement(statement, all),
             _ => false,
         },
         _ => false,
@@ -37,31 +39,36 @@ pub(super) fn told_apart(body: &DfStatement) -> Option<DfStatement> {
     marked.then_some(body)
 }
 
-fn mark_statement(statement: &mut SqlStatement) -> bool {
+/// Whether planning failed because of names that are equal, or tells of marked ones.
+pub(super) fn is_about_names(error: &QueryError) -> bool {
+    error.message.contains(MARK) || error.message.contains("unique expression names")
+}
+
+fn mark_statement(statement: &mut SqlStatement, all: bool) -> bool {
     match statement {
-        SqlStatement::Query(query) => mark(&mut query.body),
-        SqlStatement::Explain { statement, .. } => mark_statement(statement),
+        SqlStatement::Query(query) => mark(&mut query.body, all),
+        SqlStatement::Explain { statement, .. } => mark_statement(statement, all),
         SqlStatement::Insert(insert) => match &mut insert.source {
-            Some(query) => mark(&mut query.body),
+            Some(query) => mark(&mut query.body, all),
             None => false,
         },
         _ => false,
     }
 }
 
-fn mark(body: &mut SetExpr) -> bool {
+fn mark(body: &mut SetExpr, all: bool) -> bool {
     match body {
-        SetExpr::Select(select) => mark_select(select),
-        SetExpr::Query(query) => mark(&mut query.body),
+        SetExpr::Select(select) => mark_select(select, all),
+        SetExpr::Query(query) => mark(&mut query.body, all),
         SetExpr::SetOperation { left, right, .. } => {
-            let left = mark(left);
-            mark(right) || left
+            let left = mark(left, all);
+            mark(right, all) || left
         }
         _ => false,
     }
 }
 
-fn mark_select(select: &mut Select) -> bool {
+fn mark_select(select: &mut Select, all: bool) -> bool {
     let is_wildcard = |item: &SelectItem| {
         matches!(
             item,
@@ -73,12 +80,21 @@ fn mark_select(select: &mut Select) -> bool {
     let mut seen = HashSet::new();
     let mut marked = false;
     for (i, item) in select.projection.iter_mut().enumerate() {
+        let is_alias = matches!(item, SelectItem::ExprWithAlias { .. });
         let (expr, name) = match item {
             SelectItem::UnnamedExpr(expr) => (expr.clone(), name_of(expr)),
             SelectItem::ExprWithAlias { expr, alias } => (expr.clone(), fold(alias)),
             _ => continue,
         };
-        if seen.insert(name.clone()) && !has_wildcard {
+        // DataFusion names an expression otherwise than its text says: a cast after its operand.
+        let has_own_name =
+            is_alias || matches!(expr, Expr::Identifier(_) | Expr::CompoundIdentifier(_));
+        let may_stay = if has_wildcard {
+            is_alias && !all
+        } else {
+            has_own_name
+        };
+        if seen.insert(name.clone()) && may_stay {
             continue;
         }
         marked = true;

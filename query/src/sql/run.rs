@@ -250,7 +250,15 @@ impl Run<'_> {
             state.config_mut().options_mut().execution.target_partitions = 1;
         }
         let planner = Arc::clone(state.query_planner());
-        let physical = planner.create_physical_plan(&optimized, &state).await?;
+        let physical = match planner.create_physical_plan(&optimized, &state).await {
+            // DataFusion loses track of an order where two columns are one expression, and finds its
+            // own plan wrong. In one part there is nothing to be merged in order.
+            Err(error) if error.to_string().contains("does not satisfy") => {
+                state.config_mut().options_mut().execution.target_partitions = 1;
+                planner.create_physical_plan(&optimized, &state).await?
+            }
+            planned => planned?,
+        };
         Ok(execute_stream(physical, state.task_ctx())?)
     }
 }
@@ -261,15 +269,25 @@ pub(super) async fn plan_repeated(
     state: &SessionState,
     body: DfStatement,
 ) -> Result<LogicalPlan> {
-    let error = match plan_statement(session, state, body.clone()).await {
+    let mut error = match plan_statement(session, state, body.clone()).await {
         Ok(plan) => return Ok(plan),
         Err(error) => error,
     };
-    let Some(apart) = repeated::told_apart(&body) else {
-        return Err(error);
-    };
-    let planned = plan_statement(session, state, apart).await;
-    planned.map_err(|_| error)
+    for all in [false, true] {
+        let Some(apart) = repeated::told_apart(&body, all) else {
+            break;
+        };
+        match plan_statement(session, state, apart).await {
+            Ok(plan) => return Ok(plan),
+            // What else is wrong with it is worth more than that names are repeated.
+            Err(other) if !repeated::is_about_names(&other) => {
+                error = other;
+                break;
+            }
+            Err(_) => {}
+        }
+    }
+    Err(error)
 }
 
 /// Plans a statement; names the nearest table where one is missing.

@@ -176,4 +176,6 @@ async fn a_chain_too_long_to_plan_is_refused_with_its_place_and_a_shorter_one_ru
     assert_eq!(db.ok(&longest).await, ["-399"]);
     let flat = format!("SELECT 1 IN (0{})", ", 1".repeat(20_000));
     assert_eq!(db.ok(&flat).await, ["true"]);
+    let branches = format!("SELECT CASE 2{} ELSE 7 END", " WHEN 1 THEN 0".repeat(1_500));
+    assert_eq!(db.ok(&branches).await, ["7"]);
 }

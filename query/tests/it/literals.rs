@@ -92,6 +92,22 @@ async fn timestamps_are_compared_to_the_last_digit_of_a_parameter() {
         db.session.execute(sql, &params).await.expect("inserted");
     }
     db.ok("DELETE FROM m WHERE k >= 10").await;
+    // Digits are left out alike, before 1970 too.
+    for (k, value) in [
+        (11, text("1969-12-31 23:59:58.1239")),
+        (12, micros(-1_876_100)),
+    ] {
+        let params = [ScalarValue::Int32(Some(k)), value];
+        let sql = "INSERT INTO m VALUES ($1, $2)";
+        db.session.execute(sql, &params).await.expect("inserted");
+    }
+    db.ok("INSERT INTO m VALUES (13, '1969-12-31 23:59:58.1239'), (14, TIMESTAMP '1969-12-31 23:59:58.1239')")
+        .await;
+    assert_eq!(
+        db.ok("SELECT DISTINCT ts FROM m WHERE k > 10").await,
+        ["1969-12-31T23:59:58.123"]
+    );
+    db.ok("DELETE FROM m WHERE k > 10").await;
     for (condition, value, wanted) in [
         ("ts = $1", text("1970-01-01 00:00:00.0015"), ""),
         ("ts = $1", text("1970-01-01 00:00:00.0010"), "1"),
@@ -149,6 +165,11 @@ async fn timestamps_are_compared_to_the_last_digit_of_the_literal() {
         > SELECT k FROM m WHERE ts = '2026-01-01 00:00:00.0010' OR ts = TIMESTAMP '2026-01-01 00:00:00.002000' ORDER BY k
         1
         2
+        > SELECT k FROM m WHERE ts IS NOT DISTINCT FROM '2026-01-01 00:00:00.0015' OR ts IS DISTINCT FROM TIMESTAMP '2026-01-01 00:00:00.0015' AND k = 3
+        3
+        > SELECT k FROM m WHERE ts < '9999-12-31' AND ts >= '1600-01-01' AND ts BETWEEN '1600-01-01' AND '2026-01-01 00:00:00.001' ORDER BY k
+        1
+        4
         > DELETE FROM m WHERE ts = '2026-01-01 00:00:00.0019'
         DELETE 0
         > CREATE TABLE n (ts TIMESTAMP(3), v INT) WITH (mode = 'append')

@@ -10,4 +10,5 @@ mod pruning;
 mod reads;
 mod replaced;
 mod statements;
+mod stored_predicates;
 mod support;

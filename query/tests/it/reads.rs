@@ -213,3 +213,63 @@ async fn a_limit_holds_for_rows_in_memory_and_in_files() {
     )
     .await;
 }
+
+/// The same over rows in memory and in files, which are read by other ways.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn outer_joins_lists_with_null_and_distinct_from_answer_as_postgresql_does() {
+    let db = Fixture::new().await;
+    for table in ["l", "r"] {
+        db.ok(&format!(
+            "CREATE TABLE {table} (k BIGINT PRIMARY KEY, v BIGINT)"
+        ))
+        .await;
+    }
+    db.ok("INSERT INTO l VALUES (1, 10), (2, 20), (3, NULL)")
+        .await;
+    db.ok("INSERT INTO r VALUES (1, 100), (2, 5), (4, 7)").await;
+    for flushed in [false, true] {
+        for (sql, rows) in [
+            (
+                "SELECT count(*) FROM l RIGHT JOIN r ON l.k = r.k WHERE l.v IS DISTINCT FROM r.v",
+                "3",
+            ),
+            (
+                "SELECT count(*) FROM l RIGHT JOIN r ON l.k = r.k WHERE coalesce(l.v, 0) <> r.v",
+                "3",
+            ),
+            (
+                "SELECT count(*) FROM l FULL JOIN r ON l.k = r.k WHERE coalesce(l.v, 0) < 15 OR r.v < 6",
+                "4",
+            ),
+            (
+                "SELECT r.k FROM l RIGHT JOIN r USING (k) WHERE l.v < 15 OR r.v < 6 ORDER BY r.v LIMIT 1",
+                "2",
+            ),
+            (
+                "SELECT count(*) FROM l LEFT JOIN r ON l.k = r.k WHERE l.v < 15 OR r.v < 6",
+                "2",
+            ),
+            (
+                "SELECT count(*) FROM l WHERE k IN (1, 2) AND k NOT IN (1, NULL)",
+                "0",
+            ),
+            (
+                "SELECT count(*) FROM l WHERE k IN (1, NULL) OR k NOT IN (1, 3)",
+                "2",
+            ),
+            (
+                "SELECT k IN (2, NULL), k NOT IN (1, NULL), k IN (NULL) FROM l WHERE k = 1",
+                "NULL|false|NULL",
+            ),
+            ("SELECT true IS DISTINCT FROM false AND false", "false"),
+            ("SELECT false IS NOT DISTINCT FROM false OR true", "true"),
+            (
+                "SELECT count(*) FROM l WHERE v IS DISTINCT FROM 10 AND k < 3",
+                "1",
+            ),
+        ] {
+            assert_eq!(db.ok(sql).await, [rows], "{sql}, flushed: {flushed}");
+        }
+        db.flush().await;
+    }
+}

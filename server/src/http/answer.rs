@@ -1,10 +1,11 @@
 //! The answer to a statement as a stream of bytes: JSON, CSV or Arrow IPC, one batch in memory at
 //! a time. Dropping the body (the client went away) drops the statement's stream: it is cancelled.
 //!
-//! The first batch is awaited before the status line is sent, so most failures get a status of
+//! The first rows are awaited before the status line is sent, so most failures get a status of
 //! their own. A failure after that cannot: JSON says so in a closing `error` member, and in every
 //! format the connection is then broken off, so that no client takes a part for the whole.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
+use futures::stream::Fuse;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use shoal_engine::Commit;
@@ -40,6 +42,10 @@ pub enum Format {
     Arrow,
 }
 
+/// Rows that are read before an answer begins.
+const AHEAD_ROWS: usize = 8192;
+/// How long the first rows wait for more.
+const AHEAD_WAIT: Duration = Duration::from_millis(20);
 /// Rows encoded at a time: bounds what one batch takes as text.
 const ROWS_PER_PIECE: usize = 8192;
 /// How long the last bytes of a failed result get to leave before the connection is broken off.
@@ -50,20 +56,21 @@ const POSITIONS_MAX: usize = 64;
 /// The answer to a statement.
 ///
 /// # Errors
-/// The failure of the first batch.
+/// A failure among the first rows.
 pub async fn answer(output: Output, format: Format, began: Instant) -> Result<Response, ApiError> {
     match output {
         Output::Rows {
             schema,
-            mut stream,
+            stream,
             stats,
         } => {
-            let first = stream.next().await.transpose().map_err(QueryError::from)?;
+            let mut stream = stream.fuse();
+            let ahead = read_ahead(&mut stream).await?;
             let position = read_position(&stats);
             let served = served_by(&stats);
             let rows = Rows {
                 stream: Some(stream),
-                first,
+                ahead,
                 encoder: Encoder::new(format, &schema)?,
                 schema,
                 stats,
@@ -169,11 +176,38 @@ fn elapsed_ms(began: Instant) -> f64 {
     (began.elapsed().as_secs_f64() * 1e6).round() / 1e3
 }
 
+/// The first rows, all of them if they are few and come at once: a failure among these is answered as
+/// one, with its status.
+async fn read_ahead(
+    stream: &mut Fuse<SendableRecordBatchStream>,
+) -> Result<VecDeque<RecordBatch>, QueryError> {
+    let mut ahead = VecDeque::new();
+    let mut rows = 0;
+    let mut patience = None;
+    while rows < AHEAD_ROWS {
+        let next = match patience {
+            None => stream.next().await,
+            Some(until) => match tokio::time::timeout_at(until, stream.next()).await {
+                Ok(next) => next,
+                Err(_) => break,
+            },
+        };
+        let Some(batch) = next.transpose()? else {
+            break;
+        };
+        rows += batch.num_rows();
+        ahead.push_back(batch);
+        patience.get_or_insert_with(|| tokio::time::Instant::now() + AHEAD_WAIT);
+    }
+    Ok(ahead)
+}
+
 /// A result under way.
 struct Rows {
     /// `None`: all rows were sent.
-    stream: Option<SendableRecordBatchStream>,
-    first: Option<RecordBatch>,
+    stream: Option<Fuse<SendableRecordBatchStream>>,
+    /// What was read before the answer began.
+    ahead: VecDeque<RecordBatch>,
     encoder: Encoder,
     schema: SchemaRef,
     stats: Arc<QueryStats>,
@@ -200,7 +234,7 @@ impl Rows {
         }
         loop {
             let stream = self.stream.as_mut()?;
-            let batch = match self.first.take() {
+            let batch = match self.ahead.pop_front() {
                 Some(batch) => Some(Ok(batch)),
                 None => stream.next().await,
             };

@@ -59,23 +59,22 @@ impl Target {
     fn read(parameter: &str, query: &str, headers: &HeaderMap) -> Result<Self, ApiError> {
         let pairs: Vec<(String, String)> = url_pairs(query).collect();
         names::check_influx(pairs.iter().map(|(k, _)| k.as_str()), names::INFLUX_WRITE)?;
+        let value = |name: &str| serde_urlencoded_value(query, name).filter(|v| !v.is_empty());
         let other = if parameter == "db" { "bucket" } else { "db" };
         // Some clients use the other version's word; with both there, one would be passed over.
-        let named = match (
-            serde_urlencoded_value(query, parameter),
-            serde_urlencoded_value(query, other),
-        ) {
+        let (word, named) = match (value(parameter), value(other)) {
             (Some(named), Some(also)) if named != also => {
                 return Err(ApiError::invalid(
                     "invalid_request",
                     format!("{parameter} = {named:?} and {other} = {also:?} name two schemas"),
                 ));
             }
-            (named, also) => named.or(also).unwrap_or_default(),
+            (None, Some(named)) => (other, named),
+            (named, _) => (parameter, named.unwrap_or_default()),
         };
         let schema_name = match named.split_once('/') {
             // In a database's own name a slash is a character like others.
-            Some((database, _policy)) if parameter == "bucket" => database.to_owned(),
+            Some((database, _policy)) if word == "bucket" => database.to_owned(),
             _ => named,
         };
         refuse_own_schema(&schema_name)?;

@@ -2,13 +2,13 @@
 //! `{1,2}`, `int2vector` and `oidvector` as `1 2`. Where a query uses one as an array, the
 //! rewriting (`rewrite`) puts one of these functions around it.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use arrow_array::builder::{Int32Builder, ListBuilder, StringBuilder};
 use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef, Int32Array, ListArray, RecordBatch, StringArray, StructArray};
 use arrow_buffer::{NullBuffer, OffsetBuffer};
-use arrow_schema::{DataType, Field, Fields};
+use arrow_schema::{DataType, Field, Fields, Schema};
 use datafusion::error::Result;
 use datafusion::logical_expr::{
     ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
@@ -196,27 +196,68 @@ fn printed(items: &[Option<String>]) -> String {
     format!("{{{}}}", items.join(","))
 }
 
-/// Tables of the crate with their arrays as PostgreSQL prints them.
+/// Columns of `pg_proc` that clients read as arrays: JDBC's driver takes them apart itself.
+const REAL: &[&str] = &["proallargtypes", "proargmodes", "proargnames"];
+
+/// A table of the crate with its arrays as PostgreSQL prints them; the few that clients take apart
+/// as arrays.
 ///
 /// # Errors
-/// None that can be: no type changes.
+/// None that can be: the columns have one length.
 pub fn as_printed(batch: &RecordBatch) -> Result<RecordBatch> {
-    let columns = batch.columns().iter().map(|column| {
-        let Some(texts) = column.as_string_opt::<i32>() else {
-            return Arc::clone(column);
+    let (mut fields, mut columns) = (Vec::new(), Vec::new());
+    for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
+        let column = match column.as_string_opt::<i32>() {
+            Some(texts) if REAL.contains(&field.name().as_str()) => match Kind::of(field.name()) {
+                Some(Kind::Texts) => text_lists(texts),
+                _ => arrow_cast::cast(&number_lists(texts), &BIGINTS)?,
+            },
+            Some(texts) => printed_lists(texts).unwrap_or_else(|| Arc::clone(column)),
+            None => Arc::clone(column),
         };
-        let is_list = |text: &str| text.starts_with('[') && text.ends_with(']');
-        if !texts.iter().flatten().next().is_some_and(is_list) {
-            return Arc::clone(column);
+        let of = column.data_type().clone();
+        fields.push(Field::clone(field).with_data_type(of));
+        columns.push(column);
+    }
+    Ok(RecordBatch::try_new(
+        Arc::new(Schema::new(fields)),
+        columns,
+    )?)
+}
+
+/// What JDBC's driver takes a list of oids for.
+static BIGINTS: LazyLock<DataType> =
+    LazyLock::new(|| DataType::List(Arc::new(Field::new_list_field(DataType::Int64, true))));
+
+/// `None`: these are no lists.
+fn printed_lists(texts: &StringArray) -> Option<ArrayRef> {
+    let is_list = |text: &str| text.starts_with('[') && text.ends_with(']');
+    if !texts.iter().flatten().next().is_some_and(is_list) {
+        return None;
+    }
+    let lists = texts.iter().map(|text| text.map(|t| printed(&items(t))));
+    Some(Arc::new(lists.collect::<StringArray>()))
+}
+
+fn text_lists(texts: &StringArray) -> ArrayRef {
+    let mut lists = ListBuilder::new(StringBuilder::new());
+    for text in texts {
+        for item in text.map(items).unwrap_or_default() {
+            lists.values().append_option(item);
         }
-        let array: StringArray = texts
-            .iter()
-            .map(|text| text.map(|text| printed(&items(text))))
-            .collect();
-        Arc::new(array) as ArrayRef
-    });
-    let columns = columns.collect();
-    Ok(RecordBatch::try_new(batch.schema(), columns)?)
+        lists.append(text.is_some());
+    }
+    Arc::new(lists.finish())
+}
+
+fn number_lists(texts: &StringArray) -> ArrayRef {
+    let mut lists = ListBuilder::new(Int32Builder::new());
+    for text in texts {
+        let numbers = text.map(numbers).unwrap_or_default();
+        lists.values().append_slice(&numbers);
+        lists.append(text.is_some());
+    }
+    Arc::new(lists.finish())
 }
 
 /// The numbers of an array or vector.
@@ -292,26 +333,8 @@ impl ScalarUDFImpl for FromText {
         let texts = arrow_cast::cast(&array, &DataType::Utf8)?;
         let texts = texts.as_string::<i32>();
         let made: ArrayRef = match self.makes {
-            Makes::Texts => {
-                let mut lists = ListBuilder::new(StringBuilder::new());
-                for text in texts {
-                    for item in text.map(items).unwrap_or_default() {
-                        lists.values().append_option(item);
-                    }
-                    lists.append(text.is_some());
-                }
-                Arc::new(lists.finish())
-            }
-            Makes::Numbers => {
-                let mut lists = ListBuilder::new(Int32Builder::new());
-                for text in texts {
-                    lists
-                        .values()
-                        .append_slice(&text.map(numbers).unwrap_or_default());
-                    lists.append(text.is_some());
-                }
-                Arc::new(lists.finish())
-            }
+            Makes::Texts => text_lists(texts),
+            Makes::Numbers => number_lists(texts),
             Makes::Places => {
                 let lists: Vec<Vec<i32>> = texts
                     .iter()

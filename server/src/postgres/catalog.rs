@@ -71,7 +71,6 @@ pub fn register(engine: &Arc<QueryEngine>) -> Result<(), DataFusionError> {
         pg_catalog::create_pg_table_is_visible(),
         pg_catalog::create_session_user_udf(),
         pg_catalog::create_pg_get_partkeydef_udf(),
-        pg_catalog::create_pg_relation_is_publishable_udf(),
         pg_catalog::create_pg_get_statisticsobjdef_columns_udf(),
         pg_catalog::create_pg_encoding_to_char_udf(),
         pg_catalog::create_pg_relation_size_udf(),

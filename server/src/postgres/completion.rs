@@ -13,6 +13,9 @@ use datafusion::error::Result;
 use datafusion::logical_expr::{Expr, LogicalPlanBuilder, cast, lit};
 use datafusion::scalar::ScalarValue;
 
+/// The view of primary keys; `indexes` fills it.
+pub const INDEXES: &str = "pg_indexes";
+
 /// `pg_authid.oid` of the only role.
 const OWNER: i32 = 10;
 
@@ -169,6 +172,12 @@ fn fields(columns: &str) -> impl Iterator<Item = Field> + '_ {
 /// The names of the tables that are added.
 pub fn table_names() -> impl Iterator<Item = &'static str> {
     TABLES.iter().map(|(name, _)| *name)
+}
+
+/// Whether a table is in `pg_catalog` although the crate does not know it.
+#[must_use]
+pub fn adds(name: &str) -> bool {
+    name == INDEXES || table_names().any(|added| added == name)
 }
 
 /// A table that is added, if it is one.

@@ -1,6 +1,6 @@
 //! Functions that PostgreSQL clients call and that neither DataFusion nor `datafusion-pg-catalog`
-//! has. They tell what is true of this server: no comments, no indexes, everything visible;
-//! NULL where it does not know (sizes).
+//! has. They tell what is true of this server: everything is visible; NULL where it does not know
+//! (sizes). What looks an object up by its oid is in `reg` and `definitions`.
 
 use std::sync::Arc;
 
@@ -84,6 +84,10 @@ pub fn all() -> impl Iterator<Item = ScalarUDF> {
         ("has_column_privilege", yes.clone()),
         ("has_sequence_privilege", yes.clone()),
         ("has_function_privilege", yes),
+        (
+            "pg_relation_is_publishable",
+            ScalarValue::Boolean(Some(false)),
+        ),
         ("pg_is_in_recovery", ScalarValue::Boolean(Some(false))),
         ("pg_is_other_temp_schema", ScalarValue::Boolean(Some(false))),
         ("pg_my_temp_schema", ScalarValue::Int32(Some(0))),

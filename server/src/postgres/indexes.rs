@@ -37,6 +37,7 @@ use shoal_query::QueryEngine;
 use shoal_types::{Column, ColumnDefault, ColumnType, TableMode, TableSchema, TimePrecision};
 
 use super::catalog::Tables;
+use super::completion::INDEXES;
 use super::functions::quoted;
 use super::{arrays, completion, reg};
 
@@ -213,7 +214,8 @@ impl Schema {
         }
         let batches = table.data().iter().map(arrays::as_printed);
         let batches = batches.collect::<Result<Vec<_>>>()?;
-        let table = Arc::new(MemTable::try_new(table.schema(), vec![batches])?);
+        let schema = batches.first().map_or(table.schema(), RecordBatch::schema);
+        let table = Arc::new(MemTable::try_new(schema, vec![batches])?);
         made.insert(name.to_owned(), Arc::clone(&table));
         Ok(table)
     }
@@ -230,9 +232,7 @@ impl SchemaProvider for Schema {
     }
 
     fn table_exist(&self, name: &str) -> bool {
-        name == INDEXES
-            || self.inner.table_exist(name)
-            || completion::table_names().any(|added| added == name)
+        completion::adds(name) || self.inner.table_exist(name)
     }
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
@@ -280,8 +280,6 @@ enum Which {
     /// The view of this name, which the crate does not have.
     Indexes,
 }
-
-const INDEXES: &str = "pg_indexes";
 
 fn indexes_schema() -> SchemaRef {
     let names = [

@@ -424,7 +424,7 @@ mod tests {
                 &b"2016-01-01 00:00:00.0015"[..],
                 false,
                 None,
-                "TimestampNanosecond(1451606400001500000, None)",
+                "TimestampMicrosecond(1451606400001500, None)",
             ),
             (
                 &micros,

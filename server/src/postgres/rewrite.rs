@@ -5,6 +5,7 @@
 //! | PostgreSQL | here |
 //! |---|---|
 //! | `c.tableoid` of a catalog | the catalog's oid |
+//! | a table that we add to `pg_catalog`, without its schema | with it; the crate knows its own only |
 //! | `x::regclass`, `x::regproc`, … of what is no literal | the name, by `shoal_reg_name` |
 //! | the same in a comparison or cast back to a number | `x` |
 //! | a function's column compared with an oid | the oid of the name that it holds |
@@ -29,7 +30,7 @@ use datafusion::sql::sqlparser::ast::{
 use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 
-use super::{arrays, reg};
+use super::{arrays, completion, reg};
 
 /// Functions that give sets, with their columns. All are empty: there are no inherited tables, no
 /// options of foreign tables, no rights but the owner's.
@@ -236,6 +237,14 @@ impl VisitorMut for Rewriter<'_> {
     }
 
     fn pre_visit_table_factor(&mut self, factor: &mut TableFactor) -> ControlFlow<()> {
+        if let TableFactor::Table {
+            name, args: None, ..
+        } = factor
+            && let [ObjectNamePart::Identifier(table)] = name.0.as_slice()
+            && completion::adds(&table.value)
+        {
+            *name = ObjectName::from(vec![Ident::new("pg_catalog"), table.clone()]);
+        }
         let (name, alias, is_call) = match factor {
             TableFactor::Table {
                 name, alias, args, ..
@@ -441,8 +450,8 @@ fn expands_outer_values(query: &Query) -> bool {
     let SetExpr::Select(select) = query.body.as_ref() else {
         return false;
     };
-    let calls = select.from.iter().map(|from| &from.relation);
-    calls.into_iter().any(|relation| {
+    let mut relations = select.from.iter().map(|from| &from.relation);
+    relations.any(|relation| {
         let names_columns = |args: &[FunctionArg]| {
             args.iter().any(|arg| {
                 let found = visit_expressions(arg, |part| match part {
@@ -707,6 +716,10 @@ mod tests {
             (
                 "SELECT array_to_string(c.reloptions || '{}', ','), (SELECT string_agg(a, ', ') FROM generate_series(0, array_upper(r.prattrs, 1)) s, pg_attribute) FROM pg_class c",
                 "SELECT array_to_string(shoal_texts(c.reloptions) || shoal_texts('{}'), ','), NULL FROM pg_class c",
+            ),
+            (
+                "SELECT 1 FROM pg_user u, pg_indexes, pg_class, pg_mine",
+                "SELECT 1 FROM pg_catalog.pg_user u, pg_catalog.pg_indexes, pg_class, pg_mine",
             ),
             (
                 "SELECT 1 FROM pg_amproc a JOIN pg_proc p ON a.amproc = p.oid AND s[i] = 1",

@@ -231,7 +231,7 @@ async fn psql_looks_around_and_queries() {
         ("\\dFp+", "prsd_start"),
         ("\\df abs int4", "| abs  | integer"),
         ("\\dT int4", "-2 billion to 2 billion"),
-        ("\\dx+", "(0 rows)"),
+        ("\\dx", "(0 rows)"),
         ("\\dL", "(0 rows)"),
         ("\\dd", "(0 rows)"),
         ("\\deu+", "(0 rows)"),
@@ -260,6 +260,14 @@ async fn psql_looks_around_and_queries() {
         .collect();
     assert!(failed.is_empty(), "{failed:#?}");
     assert!(errors.contains("== encoding"), "{errors}");
+    let looked = psql(&[
+        "SELECT usename, indexname FROM pg_user, pg_indexes WHERE tablename = 'cpu'",
+        "SELECT c.oid::regclass, conkey[1], 23::regtype FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid WHERE c.relname = 'cpu'",
+    ]);
+    assert!(
+        looked.contains("postgres | cpu_pkey") && looked.contains("cpu |      2 | integer"),
+        "{looked}"
+    );
     let rows = psql(&["SELECT hostname, usage_user FROM cpu ORDER BY ts"]);
     assert!(
         rows.contains(" host_0   |        1.5\n") && rows.contains("(3 rows)"),

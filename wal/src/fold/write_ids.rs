@@ -41,6 +41,11 @@ impl WriteIds {
         self.count
     }
 
+    pub(super) fn contains(&self, part: WriteIdPart) -> bool {
+        let bucket = self.buckets.get(&(part.id.created_ms() >> BUCKET_BITS));
+        bucket.is_some_and(|b| b.contains(&Entry::from(part)))
+    }
+
     pub(super) fn judge(
         &self,
         limits: &FoldLimits,
@@ -48,8 +53,7 @@ impl WriteIds {
         part: WriteIdPart,
     ) -> Verdict {
         let made_ms = part.id.created_ms();
-        let bucket = self.buckets.get(&(made_ms >> BUCKET_BITS));
-        if bucket.is_some_and(|b| b.contains(&Entry::from(part))) {
+        if self.contains(part) {
             return Verdict::DuplicateId;
         }
         // The age counts from this record's stamp, not from the newest stamp ever: a leader whose
