@@ -135,6 +135,30 @@ pub trait Peers: Send + Sync + std::fmt::Debug + 'static {
         table: TableId,
     ) -> Result<Option<Arc<TableSchema>>, EngineError>;
 
+    /// Predicates of deletes of a table that are held against rows when these are read, by the
+    /// shard's leader.
+    ///
+    /// # Errors
+    /// [`EngineError::ShardUnavailable`].
+    async fn pending_deletes(
+        &self,
+        shard: ShardId,
+        table: TableId,
+    ) -> Result<Vec<String>, EngineError>;
+
+    /// Has the shard's leader write a table's files anew without the rows that deletes by predicate
+    /// hide.
+    ///
+    /// # Errors
+    /// [`EngineError::ShardUnavailable`].
+    async fn apply_deletes(&self, shard: ShardId, table: TableId) -> Result<(), EngineError>;
+
+    /// Whether a write with this id was applied, by the shard's leader.
+    ///
+    /// # Errors
+    /// [`EngineError::ShardUnavailable`].
+    async fn was_applied(&self, shard: ShardId, id: WriteId) -> Result<bool, EngineError>;
+
     /// A replica's view of a table.
     ///
     /// # Errors

@@ -254,26 +254,6 @@ impl Database {
         Ok(all)
     }
 
-    /// Predicates of deletes of a table that are held against rows when these are read.
-    ///
-    /// # Errors
-    /// [`EngineError::ShardUnavailable`].
-    pub async fn pending_deletes(&self, table: &TableHandle) -> Result<Vec<String>, EngineError> {
-        let shard = self.shared.shard(table.shard)?;
-        let pending = shard.pending_deletes(table.id).await;
-        Ok(pending.into_iter().map(|delete| delete.predicate).collect())
-    }
-
-    /// Writes a table's files anew without the rows that deletes by predicate hide.
-    ///
-    /// # Errors
-    /// As [`Self::flush`] and [`Self::compact`].
-    pub async fn apply_deletes(&self, table: &TableHandle) -> Result<(), EngineError> {
-        self.flush(Some(table.shard)).await?;
-        self.compact(Some(table)).await?;
-        Ok(())
-    }
-
     /// The checksum of one table's rows, as of now (`checksum.rs`).
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_rows::decode_blocks;
-use shoal_types::{NodeId, ShardId, TableId, TableSchema};
+use shoal_types::{NodeId, ShardId, TableId, TableSchema, WriteId};
 use shoal_wal::record::{Payload, SchemaChange};
 
 use super::writes::{Outcome, Sending, worse};
@@ -439,6 +439,78 @@ impl Database {
             Ok(_) => Role::Follower,
             Err(_) => Role::None,
         }
+    }
+
+    /// Predicates of deletes of a table that are held against rows when these are read.
+    ///
+    /// # Errors
+    /// [`EngineError::ShardUnavailable`].
+    pub async fn pending_deletes(&self, table: &TableHandle) -> Result<Vec<String>, EngineError> {
+        match (self.shared.led_here(table.shard), self.shared.peers()) {
+            (Ok(_), _) => self.pending_deletes_here(table.shard, table.id).await,
+            (Err(_), Some(peers)) => peers.pending_deletes(table.shard, table.id).await,
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    /// As [`Self::pending_deletes`], by this process, which must lead the shard.
+    ///
+    /// # Errors
+    /// As [`Self::schema_here`].
+    pub async fn pending_deletes_here(
+        &self,
+        shard: ShardId,
+        table: TableId,
+    ) -> Result<Vec<String>, EngineError> {
+        let pending = self.shared.led_here(shard)?.pending_deletes(table).await;
+        Ok(pending.into_iter().map(|delete| delete.predicate).collect())
+    }
+
+    /// Writes a table's files anew without the rows that deletes by predicate hide.
+    ///
+    /// # Errors
+    /// As [`Self::flush`] and [`Self::compact`].
+    pub async fn apply_deletes(&self, table: &TableHandle) -> Result<(), EngineError> {
+        match (self.shared.led_here(table.shard), self.shared.peers()) {
+            (Ok(_), _) => self.apply_deletes_here(table.shard, table.id).await,
+            (Err(_), Some(peers)) => peers.apply_deletes(table.shard, table.id).await,
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    /// As [`Self::apply_deletes`], by this process, which must lead the shard.
+    ///
+    /// # Errors
+    /// As [`Self::apply_deletes`] and [`Self::schema_here`].
+    pub async fn apply_deletes_here(
+        &self,
+        shard: ShardId,
+        table: TableId,
+    ) -> Result<(), EngineError> {
+        let led = self.shared.led_here(shard)?;
+        led.flush().await?;
+        led.compact_fully(table).await.map(|_| ())
+    }
+
+    /// Whether a write to a table's shard with this id was applied, as far as is remembered.
+    ///
+    /// # Errors
+    /// [`EngineError::ShardUnavailable`].
+    pub async fn was_applied(&self, table: &TableHandle, id: WriteId) -> Result<bool, EngineError> {
+        match (self.shared.shard(table.shard), self.shared.peers()) {
+            (Ok(replica), _) => Ok(replica.state.read().fold.has_write_id(id)),
+            (Err(_), Some(peers)) => peers.was_applied(table.shard, id).await,
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    /// As [`Self::was_applied`], by this process, which must lead the shard.
+    ///
+    /// # Errors
+    /// As [`Self::schema_here`].
+    pub fn was_applied_here(&self, shard: ShardId, id: WriteId) -> Result<bool, EngineError> {
+        let led = self.shared.led_here(shard)?;
+        Ok(led.state.read().fold.has_write_id(id))
     }
 
     /// This node; `None`: the process is alone.

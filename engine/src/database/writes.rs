@@ -254,15 +254,6 @@ impl Database {
         self.gather(outcomes, count, &options)
     }
 
-    /// Whether a write to a table's shard with this id was applied, as far as is remembered here.
-    ///
-    /// # Errors
-    /// [`EngineError::ShardUnavailable`].
-    pub fn was_applied(&self, table: &TableHandle, id: WriteId) -> Result<bool, EngineError> {
-        let shard = self.shared.shard(table.shard)?;
-        Ok(shard.state.read().fold.has_write_id(id))
-    }
-
     fn write_patience(&self, options: &WriteOptions) -> Duration {
         options.timeout.unwrap_or(self.shared.patience())
     }

@@ -97,6 +97,24 @@ impl Peers for InProcess {
         self.shared.leading(shard)?.schema_here(shard, table)
     }
 
+    async fn pending_deletes(
+        &self,
+        shard: ShardId,
+        table: TableId,
+    ) -> Result<Vec<String>, EngineError> {
+        let leader = self.shared.leading(shard)?;
+        leader.pending_deletes_here(shard, table).await
+    }
+
+    async fn apply_deletes(&self, shard: ShardId, table: TableId) -> Result<(), EngineError> {
+        let leader = self.shared.leading(shard)?;
+        leader.apply_deletes_here(shard, table).await
+    }
+
+    async fn was_applied(&self, shard: ShardId, id: WriteId) -> Result<bool, EngineError> {
+        self.shared.leading(shard)?.was_applied_here(shard, id)
+    }
+
     async fn read_view(
         &self,
         shard: ShardId,

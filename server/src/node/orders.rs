@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use shoal_engine::{Database, EngineError, Promoted, Role, ShardChecksum};
 use shoal_meta::{AssignError, Assignment, MetaError, Topology};
 use shoal_types::{Clock, NodeId, Offset, ShardId, SystemClock};
@@ -76,6 +76,9 @@ pub struct Carried {
     pub records_replayed: u64,
     /// From the change of the assignment until the new leader served.
     pub pause_ms: f64,
+    /// Of a new follower: the log that it read, in MiB, over the time until it had caught up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replay_mib_per_s: Option<f64>,
     /// The leader's epoch, after a promotion.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epoch: Option<String>,
@@ -420,7 +423,7 @@ impl Orders {
         };
         self.told(to, shard, &assignment).await?;
         let mut first = None;
-        let last = loop {
+        let (last, log_bytes) = loop {
             let replicas = self.replicas(to).await?;
             let replica = replicas.get(&shard);
             let at = replica.and_then(position_of).unwrap_or(0);
@@ -433,7 +436,8 @@ impl Orders {
                 return Err(OrderError::Unfinished(format!("node {to} says: {why}")));
             }
             if goal.is_none_or(|goal| at >= goal) {
-                break at.saturating_sub(from);
+                let log_bytes = replica.and_then(|r| r["log_bytes"].as_u64());
+                break (at.saturating_sub(from), log_bytes.unwrap_or(0));
             }
             if begun.elapsed() > OBEY_TIMEOUT {
                 return Err(OrderError::Unfinished(format!(
@@ -443,8 +447,12 @@ impl Orders {
             }
             tokio::time::sleep(PAUSE).await;
         };
+        let mib = log_bytes as f64 / f64::from(1 << 20);
+        let speed = mib / begun.elapsed().as_secs_f64();
+        tracing::info!(%shard, node = %to, mib, mib_per_s = speed, "caught up");
         Ok(Carried {
             records_replayed: last,
+            replay_mib_per_s: Some((speed * 1e3).round() / 1e3),
             ..carried("add-follower", shard, to)
         })
     }
@@ -556,6 +564,7 @@ fn carried(order: &'static str, shard: ShardId, node: NodeId) -> Carried {
         bytes_copied: 0,
         records_replayed: 0,
         pause_ms: 0.0,
+        replay_mib_per_s: None,
         epoch: None,
     }
 }

@@ -17,7 +17,7 @@ use shoal_engine::{
     ShardWrite, WriteError,
 };
 use shoal_meta::{AssignError, Assignment, NodeEntry, Snapshot, Topology};
-use shoal_types::{Clock, NodeId, Retry, ShardId, SystemClock, TableId, TableSchema};
+use shoal_types::{Clock, NodeId, Retry, ShardId, SystemClock, TableId, TableSchema, WriteId};
 use shoal_wal::record::SchemaChange;
 use tokio::time::Instant;
 
@@ -342,6 +342,33 @@ impl Peers for Router {
             .await?
         {
             Answer::Schema(schema) => Ok(schema),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn pending_deletes(
+        &self,
+        shard: ShardId,
+        table: TableId,
+    ) -> Result<Vec<String>, EngineError> {
+        let ask = Ask::PendingDeletes { shard, table };
+        match self.ask_leader(shard, &ask).await? {
+            Answer::Predicates(predicates) => Ok(predicates),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn apply_deletes(&self, shard: ShardId, table: TableId) -> Result<(), EngineError> {
+        let ask = Ask::ApplyDeletes { shard, table };
+        self.ask_leader(shard, &ask).await.map(|_| ())
+    }
+
+    async fn was_applied(&self, shard: ShardId, id: WriteId) -> Result<bool, EngineError> {
+        match self
+            .ask_leader(shard, &Ask::WasApplied { shard, id })
+            .await?
+        {
+            Answer::WasApplied(applied) => Ok(applied),
             other => Err(unexpected(&other)),
         }
     }

@@ -142,6 +142,16 @@ impl NodeService {
             Ask::ImportProgress { shard, import } => {
                 Answer::ImportProgress(self.db.import_progress_here(shard, import)?)
             }
+            Ask::PendingDeletes { shard, table } => {
+                Answer::Predicates(self.db.pending_deletes_here(shard, table).await?)
+            }
+            Ask::ApplyDeletes { shard, table } => {
+                self.db.apply_deletes_here(shard, table).await?;
+                Answer::Done
+            }
+            Ask::WasApplied { shard, id } => {
+                Answer::WasApplied(self.db.was_applied_here(shard, id)?)
+            }
             Ask::Obey { shard, assignment } => {
                 Answer::Obeyed(self.roles.obey(shard, &assignment).await?)
             }

@@ -78,6 +78,27 @@ pub enum Ask {
         /// The import.
         import: u128,
     },
+    /// To the leader: predicates of deletes that rows are still held against.
+    PendingDeletes {
+        /// The shard.
+        shard: ShardId,
+        /// The table.
+        table: TableId,
+    },
+    /// To the leader: write the table's files anew without what those hide.
+    ApplyDeletes {
+        /// The shard.
+        shard: ShardId,
+        /// The table.
+        table: TableId,
+    },
+    /// To the leader: whether a write with this id was applied.
+    WasApplied {
+        /// The shard.
+        shard: ShardId,
+        /// The id.
+        id: WriteId,
+    },
     /// Take the role that this assignment gives you, now; what meta says later counts.
     Obey {
         /// The shard.
@@ -115,6 +136,10 @@ pub enum Answer {
     Schema(Option<Arc<TableSchema>>),
     /// Progress.
     ImportProgress(Option<u64>),
+    /// Predicates.
+    Predicates(Vec<String>),
+    /// Whether it was.
+    WasApplied(bool),
     /// What taking the role came to.
     Obeyed(Option<Promoted>),
     /// Replicas as `/v1/admin/shards?local` shows them.
