@@ -32,12 +32,21 @@ fn script(name: &str, words: &[&str]) -> Result<String, String> {
 }
 
 impl Stack {
-    /// Starts one below `folder`.
+    /// Starts one with one broker below `folder`.
     ///
     /// # Panics
     /// When it does not start.
     #[must_use]
     pub fn start(folder: &Path) -> Self {
+        Self::with_brokers(folder, 1)
+    }
+
+    /// Starts one with 1 or 3 brokers below `folder`.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn with_brokers(folder: &Path, brokers: usize) -> Self {
         let stack = Self {
             folder: folder.join("stack"),
         };
@@ -57,7 +66,7 @@ impl Stack {
             "starting Kafka, MinIO and etcd in {}",
             stack.folder.display()
         );
-        stack.act(&["up", "--timeout", "300"]);
+        stack.act(&["up", "--timeout", "300", "--brokers", &brokers.to_string()]);
         stack
     }
 

@@ -475,3 +475,54 @@ async fn outages_end_without_a_restart() {
     assert_eq!(leader.count(all).await, rows);
     cluster.replicas_agree(1).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_three_brokers_one_after_another_may_be_killed() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let stack = Stack::with_brokers(dir.path(), 3);
+    let cluster = Cluster::start(&stack, dir.path(), "brokers", 2, SMALL).await;
+    cluster.follow_all(1).await;
+    let tables = vec!["one".to_owned(), "two".to_owned()];
+    ledger_tables(&cluster.client(0), &tables).await;
+    let ledger = Arc::new(Mutex::new(Ledger::new(tables, 10)));
+    let (next, stop) = (
+        Arc::new(AtomicU64::new(0)),
+        Arc::new(AtomicBool::new(false)),
+    );
+    let clients = vec![cluster.client(0), cluster.client(1)];
+    let writers: Vec<_> = (0..2)
+        .map(|_| {
+            tokio::spawn(write_on(
+                clients.clone(),
+                Arc::clone(&ledger),
+                Arc::clone(&next),
+                Arc::clone(&stop),
+            ))
+        })
+        .collect();
+    let progress = async |more: u64| {
+        let goal = next.load(Ordering::Relaxed) + more;
+        while next.load(Ordering::Relaxed) < goal {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    for broker in ["kafka1", "kafka2", "kafka3"] {
+        progress(20).await;
+        stack.act(&["kill", broker]);
+        // Two of three confirm; a partition that the killed one led gets another leader.
+        progress(40).await;
+        stack.act(&["start", broker]);
+        // A replica that lags is not in sync yet; writes go on with the other two.
+        progress(20).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for writer in writers {
+        writer.await.expect("a writer");
+    }
+    cluster.replicas_agree(0).await;
+    let mut ledger = ledger.lock().await;
+    for node in 0..2 {
+        ledger.check(&cluster.client(node)).await;
+    }
+    assert!(ledger.count(Outcome::Acknowledged) > 100);
+}

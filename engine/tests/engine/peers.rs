@@ -285,6 +285,8 @@ async fn a_write_finds_the_next_leader_and_its_retry_is_not_doubled() {
     b.set_role(table.shard, Role::Follower, 0)
         .await
         .expect("follows");
+    // A replica that was just opened may not have applied the table yet.
+    b.refresh_schema(&table).await.expect("caught up");
     let sent = put(&b, &table, &[("a", 1, 1)], options())
         .await
         .expect("write");
