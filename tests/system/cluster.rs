@@ -447,6 +447,7 @@ async fn outages_end_without_a_restart() {
     let outcome = leader.sql("INSERT INTO t VALUES (5)").await;
     let failure = outcome.expect_err("nobody confirms it");
     assert_eq!(failure.retry, "unknown", "{failure:?}");
+    assert!(failure.text.contains("commit_timeout"), "{failure:?}");
     let read = follower.sql_with(all, &eventual).await.expect("eventual");
     assert_eq!(read.count(), 4);
     let strong = follower.sql(all).await;
