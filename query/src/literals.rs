@@ -106,6 +106,9 @@ fn read_cast(expr: Expr, zone: Option<&str>) -> Result<Transformed<Expr>> {
     let Expr::Literal(literal, metadata) = inner.as_ref() else {
         return Ok(Transformed::no(expr));
     };
+    if let Some(floored) = ticks::floored(literal, wanted)? {
+        return Ok(Transformed::yes(Expr::Literal(floored, metadata.clone())));
+    }
     let Some(Some(text)) = literal.try_as_str() else {
         return Ok(Transformed::no(expr));
     };

@@ -218,6 +218,36 @@ pub(crate) fn uncut(value: &ScalarValue, wanted: &DataType) -> Result<ScalarValu
     })
 }
 
+/// A timestamp in the coarser unit of `wanted`, with digits left out as in text (Arrow's cast goes
+/// towards 1970 from both sides); `None`: this is something else.
+pub(crate) fn floored(value: &ScalarValue, wanted: &DataType) -> Result<Option<ScalarValue>> {
+    let (DataType::Timestamp(from, zone), DataType::Timestamp(unit, _)) =
+        (value.data_type(), wanted)
+    else {
+        return Ok(None);
+    };
+    let ticks = per_second(from) / per_second(*unit);
+    let ScalarValue::Int64(Some(fine)) = value.cast_to(&DataType::Int64)? else {
+        return Ok(None);
+    };
+    if ticks <= 1 {
+        return Ok(None);
+    }
+    let coarse = ScalarValue::Int64(Some(fine.div_euclid(ticks)));
+    let coarse = coarse.cast_to(&DataType::Timestamp(*unit, zone))?;
+    coarse.cast_to(wanted).map(Some)
+}
+
+/// Ticks of a unit in a second.
+pub(crate) fn per_second(unit: TimeUnit) -> i64 {
+    match unit {
+        TimeUnit::Second => 1,
+        TimeUnit::Millisecond => 1_000,
+        TimeUnit::Microsecond => 1_000_000,
+        TimeUnit::Nanosecond => 1_000_000_000,
+    }
+}
+
 /// The text of a timestamp that nanoseconds cannot tell (before 1677, after 2262) but others can.
 fn far_text<'a>(literal: &'a Expr, zone: Option<&str>) -> Option<&'a str> {
     let Expr::Cast(cast) = literal else {

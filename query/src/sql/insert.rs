@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow_array::cast::AsArray;
 use arrow_array::types::Int64Type;
 use arrow_array::{ArrayRef, Decimal128Array, Int64Array, RecordBatch};
-use arrow_schema::{DataType, SchemaRef, TimeUnit};
+use arrow_schema::{DataType, SchemaRef};
 use arrow_select::concat::concat_batches;
 use datafusion::common::ScalarValue;
 use datafusion::execution::SendableRecordBatchStream;
@@ -23,6 +23,7 @@ use crate::QueryError;
 use crate::error::{Kind, Result};
 use crate::number::Number;
 use crate::table::ShoalTable;
+use crate::ticks::per_second;
 
 /// Rows of a block, at most.
 const BLOCK_ROWS_MAX: usize = 65_536;
@@ -267,13 +268,7 @@ fn floored(column: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
     else {
         return Ok(Arc::clone(column));
     };
-    let per_second = |unit: &TimeUnit| match unit {
-        TimeUnit::Second => 1_i64,
-        TimeUnit::Millisecond => 1_000,
-        TimeUnit::Microsecond => 1_000_000,
-        TimeUnit::Nanosecond => 1_000_000_000,
-    };
-    let ticks = per_second(from) / per_second(unit);
+    let ticks = per_second(*from) / per_second(*unit);
     if ticks <= 1 {
         return Ok(Arc::clone(column));
     }

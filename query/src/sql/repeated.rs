@@ -20,6 +20,7 @@ use futures::StreamExt;
 use super::names::fold;
 use super::result_names::Names;
 use crate::QueryError;
+use crate::error::Kind;
 
 /// Begins and ends what is put before a name; no name of a column has it.
 const MARK: char = '\u{1}';
@@ -41,7 +42,9 @@ pub(super) fn told_apart(body: &DfStatement, all: bool) -> Option<DfStatement> {
 
 /// Whether planning failed because of names that are equal, or tells of marked ones.
 pub(super) fn is_about_names(error: &QueryError) -> bool {
-    error.message.contains(MARK) || error.message.contains("unique expression names")
+    error.is(Kind::AMBIGUOUS_COLUMN)
+        || error.message.contains(MARK)
+        || error.message.contains("unique expression names")
 }
 
 fn mark_statement(statement: &mut SqlStatement, all: bool) -> bool {

@@ -250,15 +250,7 @@ impl Run<'_> {
             state.config_mut().options_mut().execution.target_partitions = 1;
         }
         let planner = Arc::clone(state.query_planner());
-        let physical = match planner.create_physical_plan(&optimized, &state).await {
-            // DataFusion loses track of an order where two columns are one expression, and finds its
-            // own plan wrong. In one part there is nothing to be merged in order.
-            Err(error) if error.to_string().contains("does not satisfy") => {
-                state.config_mut().options_mut().execution.target_partitions = 1;
-                planner.create_physical_plan(&optimized, &state).await?
-            }
-            planned => planned?,
-        };
+        let physical = planner.create_physical_plan(&optimized, &state).await?;
         Ok(execute_stream(physical, state.task_ctx())?)
     }
 }
