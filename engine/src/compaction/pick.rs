@@ -288,7 +288,7 @@ pub fn pick_full(
         .iter()
         .filter(|runs| {
             let has_more =
-                |f: &&SstFile| f.level == 0 || f.has_deletes || f.has_partial || is_stale(f);
+                |f: &SstFile| f.level == 0 || f.has_deletes || f.has_partial || is_stale(f);
             runs.len() > 1 || runs.iter().any(|r| r.files.iter().any(|f| has_more(f)))
         })
         .map(|runs| job(schema, runs, 0, runs.len()))

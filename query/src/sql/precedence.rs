@@ -60,7 +60,7 @@ fn reaches_too_far(mut expr: &Expr) -> bool {
 }
 
 enum Item {
-    Operand(Expr),
+    Operand(Box<Expr>),
     And,
     Or,
     Not,
@@ -90,7 +90,7 @@ fn flatten(expr: Expr, items: &mut Vec<Item>) {
         Expr::IsNotDistinctFrom(left, right) => {
             compared(*right, items, |right| Expr::IsNotDistinctFrom(left, right));
         }
-        other => items.push(Item::Operand(other)),
+        other => items.push(Item::Operand(Box::new(other))),
     }
 }
 
@@ -101,7 +101,8 @@ fn compared(right: Expr, items: &mut Vec<Item>, with: impl FnOnce(Box<Expr>) -> 
     let mut rest = Builder(taken.into_iter().peekable());
     let first = rest.not();
     // In parentheses, so that its text reads back alike.
-    items.push(Item::Operand(Expr::Nested(Box::new(with(Box::new(first))))));
+    let compared = Expr::Nested(Box::new(with(Box::new(first))));
+    items.push(Item::Operand(Box::new(compared)));
     items.extend(rest.0);
 }
 
@@ -131,7 +132,7 @@ impl Builder {
                 op: UnaryOperator::Not,
                 expr: Box::new(self.not()),
             },
-            Some(Item::Operand(operand)) => operand,
+            Some(Item::Operand(operand)) => *operand,
             // An operand follows each operator: the items came out of a whole condition.
             _ => Expr::Value(Value::Null.into()),
         }
