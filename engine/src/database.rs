@@ -7,6 +7,7 @@
 //! - `database/roles.rs`: which shards are led or followed here; `database/remote.rs`: what is
 //!   asked of other nodes, and answered to them.
 //! - `database/maintenance.rs`: when to flush, compact, collect, open again.
+//! - `database/repair.rs`: what an operator does about a damaged or lost log.
 //! - `database/admin.rs`: status and commands of operators.
 
 mod admin;
@@ -16,11 +17,13 @@ mod names;
 mod open;
 mod reads;
 mod remote;
+mod repair;
 mod roles;
 mod tables;
 mod writes;
 
 pub use holds::Hold;
+pub use repair::Repaired;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -39,6 +39,14 @@ pub(crate) struct Env {
     pub wake: Notify,
 }
 
+impl Env {
+    /// This process, where nodes are named.
+    pub(crate) fn name(&self) -> String {
+        let peers = self.peers.as_ref();
+        peers.map_or_else(|| "standalone".to_owned(), |peers| peers.me().to_string())
+    }
+}
+
 /// Bytes of rows not yet in files, all shards together.
 #[derive(Debug, Default)]
 pub(crate) struct MemoryBudget {

@@ -45,12 +45,28 @@ pub enum EngineError {
         /// How far behind it is, and what was asked.
         what: String,
     },
+    /// What the read must show was given up by an operator: no replica will ever show it.
+    #[error("shard {shard}: {what}")]
+    Lost {
+        /// The shard.
+        shard: ShardId,
+        /// What was given up, and why.
+        what: String,
+    },
     /// A write on behalf of this operation failed.
     #[error(transparent)]
     Write(#[from] WriteError),
     /// The log.
     #[error(transparent)]
     Log(#[from] shoal_wal::log::LogError),
+    /// A shard's log is gone, or another one stands in its place.
+    #[error("{what}")]
+    LostLog {
+        /// The shard.
+        shard: ShardId,
+        /// What was found, and the remedy.
+        what: String,
+    },
     /// Files.
     #[error(transparent)]
     Sst(#[from] shoal_sst::SstError),

@@ -13,7 +13,7 @@ use shoal_types::{ManifestVersion, ShardId, TimestampMs};
 
 use crate::EngineError;
 use crate::manifest::format::{Body, FileEntry, Publisher};
-use crate::manifest::{Chain, Manifest, ManifestState};
+use crate::manifest::{Chain, Loss, Manifest, ManifestState};
 
 /// One manifest object.
 #[derive(Clone, Debug, Serialize)]
@@ -49,6 +49,8 @@ pub struct ManifestSummary {
     pub removed: u64,
     /// Replay offset, where it says one.
     pub replay_offset: Option<u64>,
+    /// What operators gave up (of an edit: with this manifest).
+    pub losses: Vec<Loss>,
 }
 
 /// The newest state of one shard, as a restart would load it.
@@ -70,6 +72,8 @@ pub struct ShardInfo {
     pub residue: Option<String>,
     /// Objects waiting to be deleted.
     pub obsolete: u64,
+    /// What operators gave up, ascending.
+    pub losses: Vec<Loss>,
 }
 
 fn open(data_dir: &FilePath) -> Result<Arc<dyn ObjectStore>, EngineError> {
@@ -104,6 +108,10 @@ fn summary(manifest: &Manifest) -> ManifestSummary {
         files,
         removed,
         replay_offset,
+        losses: match &manifest.body {
+            Body::Snapshot(snapshot) => snapshot.losses.clone(),
+            Body::Edit(edit) => edit.losses.clone(),
+        },
     }
 }
 
@@ -212,5 +220,6 @@ fn shard_info(state: &ManifestState) -> ShardInfo {
         files,
         residue: state.residue.as_ref().map(|r| r.path.clone()),
         obsolete: state.obsolete.len() as u64,
+        losses: state.losses.to_vec(),
     }
 }

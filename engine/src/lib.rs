@@ -27,7 +27,7 @@ mod traffic;
 pub use checksum::{ShardChecksum, TableChecksum};
 pub use config::EngineConfig;
 pub use database::{
-    Backends, Commit, CommitToken, Database, Hold, NewTable, ReadAt, Role, TableHandle,
+    Backends, Commit, CommitToken, Database, Hold, NewTable, ReadAt, Repaired, Role, TableHandle,
     WriteOptions,
 };
 pub use durable_store::DurableLocalStore;
@@ -37,9 +37,12 @@ pub use peers::{Peers, Read, ReadPlace, RecordPart, ServedBy, ShardCommit, Shard
 pub use read_view::{PredicateDelete, ReadLevel, ReadView, RowPredicate};
 pub use remote_store::{RemoteStore, S3Config};
 pub use remote_view::{EncodedView, ViewHead};
+pub use shard::adopt::LogFound;
 pub use shard::compact::Compacted;
 pub use shard::flush::Flushed;
 pub use shard::gc::GcReport;
+pub use shard::halt::{Halt, HaltKind};
 pub use shard::promote::Promoted;
+pub use shard::skip::GiveUp;
 pub use status::{EngineMetrics, ShardStatus, TableStatus};
 pub use traffic::{KindTraffic, ObjectTraffic, RequestKind};

@@ -5,6 +5,9 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 use shoal_types::{Epoch, Offset, ShardId};
 
+use crate::manifest::Loss;
+use crate::shard::halt::Halt;
+
 /// One shard, as one process has it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ShardStatus {
@@ -15,7 +18,8 @@ pub struct ShardStatus {
     pub placed: bool,
     /// This process's part in it: `leader`, `follower`, or `none` while it is not served.
     pub role: Cow<'static, str>,
-    /// `serving`, `claiming`, `degraded` (background work fails, see `why`) or `unavailable`.
+    /// `serving`, `claiming`, `degraded` (background work fails, see `why`), `damaged` (it
+    /// reads its log no further and shows what it has) or `unavailable`.
     pub state: Cow<'static, str>,
     /// What is wrong, where something is.
     pub why: Option<String>,
@@ -39,6 +43,12 @@ pub struct ShardStatus {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Where it stands, if it can read its log no further.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub halted: Option<Halt>,
+    /// What operators gave up, ascending.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub losses: Vec<Loss>,
 }
 
 /// One table.

@@ -78,6 +78,18 @@ pub struct Epoch {
     pub claim: u64,
 }
 
+impl Epoch {
+    /// The claim number that closes a log for good: no holder of a term raises its number so far, so
+    /// nothing but a higher term follows it, and a higher term has another log.
+    pub const CLOSING_CLAIM: u64 = u64::MAX;
+
+    /// Whether this claim said that another log took this one's place.
+    #[must_use]
+    pub fn closes_the_log(self) -> bool {
+        self.claim == Self::CLOSING_CLAIM
+    }
+}
+
 impl fmt::Display for Epoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.term, self.claim)

@@ -16,6 +16,8 @@
 //! 4. `Conflict`: it was computed from rows that have changed.
 //! 5. `DuplicateId`, `ExpiredId`: it is done already, or nobody can tell.
 //! 6. `Apply`.
+//!
+//! Question 1 is asked with more patience behind records that an operator gave up ([`Skipped`]).
 
 mod changes;
 mod imports;
@@ -133,6 +135,25 @@ pub struct FoldHead {
     pub generation: u64,
     /// The last manifest named by an applied `Manifest` or `Claim`.
     pub manifest: Option<ManifestRef>,
+    /// Records given up that nothing has settled yet.
+    #[serde(default)]
+    pub skipped: Skipped,
+}
+
+/// What records that an operator gave up ([`FoldState::skip`]) may have been, until later records
+/// tell. A lost record of the current claim leaves a hole in its numbers, a lost claim leaves its
+/// epoch without one; judged as always, everything acknowledged behind either would be refused.
+/// (`docs/decisions/0013` has the price.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Skipped {
+    /// At most so many numbers of the current claim may be missing: 0 once a record of it applied
+    /// or another claim did.
+    pub records: u32,
+    /// A claim of any term below this may have been lost: its records are taken without it. Whoever
+    /// skipped did so in this term, which was above all terms in the log; once a claim of this term
+    /// or a higher one applies, no epoch from before the loss can come up any more. 0: none.
+    pub term: u64,
 }
 
 /// Everything a verdict depends on; the whole of it is in every manifest (PROTOCOLS M1).
@@ -180,6 +201,7 @@ impl FoldState {
                 version_base: 0,
                 generation: 0,
                 manifest: None,
+                skipped: Skipped::default(),
             },
             schemas: Map::default(),
             changes: TableChanges::default(),
@@ -275,10 +297,37 @@ impl FoldState {
         self.imports.progress(import)
     }
 
-    /// Moves the position past an offset whose bytes are not a record of ours (no magic), or that
-    /// an operator gave up. Nothing else changes.
+    /// Moves the position past an offset whose bytes are not a record of ours (no magic). Nothing
+    /// else changes.
     pub fn pass(&mut self, offset: Offset) {
         self.head.next_offset = self.head.next_offset.max(offset.next());
+    }
+
+    /// Moves the position to `end` past records that an operator gave up, in `term`, which must be
+    /// above every term in the log. Nothing, if the position is there already.
+    pub fn skip(&mut self, end: Offset, term: u64) {
+        let Some(lost) = end
+            .0
+            .checked_sub(self.head.next_offset.0)
+            .filter(|n| *n > 0)
+        else {
+            return;
+        };
+        let skipped = &mut self.head.skipped;
+        skipped.records = skipped
+            .records
+            .saturating_add(u32::try_from(lost).unwrap_or(u32::MAX));
+        skipped.term = skipped.term.max(term);
+        self.head.next_offset = end;
+    }
+
+    /// Moves the position to where another log begins that takes this one's place; all positions in
+    /// it are at or above `begin`, and all below are of the past. What was read below conflicts with
+    /// every later write, because nobody knows which changes were lost.
+    pub fn begin_log(&mut self, begin: Offset) {
+        self.head.next_offset = self.head.next_offset.max(begin);
+        self.head.skipped = Skipped::default();
+        self.changes.forget_below(begin);
     }
 
     fn check_schemas(&self, header: &WriteHeader) -> Option<TableId> {
@@ -379,8 +428,18 @@ impl FoldState {
         self.head.writer = record.writer;
         self.head.next_seq = Seq(0);
         self.head.poisoned = false;
+        self.head.skipped.records = 0;
+        if record.epoch.term >= self.head.skipped.term {
+            self.head.skipped = Skipped::default();
+        }
         self.raise_manifest(manifest);
         Verdict::Apply
+    }
+
+    /// Whether this record can only be of a claim that was given up: in a whole log the claim stands
+    /// before every record of its epoch.
+    fn implies_claim(&self, record: &Record) -> bool {
+        record.epoch > self.head.epoch && record.epoch.term < self.head.skipped.term
     }
 
     /// The version only rises: a late `Manifest` or `Claim` must not send replicas back to files
@@ -396,16 +455,25 @@ impl FoldState {
 
     /// The verdict on a sequenced record's place in its epoch; `Apply` consumes the `seq`.
     fn sequence(&mut self, record: &Record) -> Verdict {
+        if self.implies_claim(record) {
+            self.head.epoch = record.epoch;
+            self.head.writer = record.writer;
+            self.head.next_seq = record.seq;
+            self.head.poisoned = false;
+            self.head.skipped.records = 0;
+        }
         if (record.epoch, record.writer) != self.claim() || record.epoch == Epoch::default() {
             return Verdict::NotCurrent;
         }
         if record.seq < self.head.next_seq {
             return Verdict::Duplicate;
         }
-        if self.head.poisoned || record.seq > self.head.next_seq {
+        let missing = record.seq.0 - self.head.next_seq.0;
+        if self.head.poisoned || missing > u64::from(self.head.skipped.records) {
             self.head.poisoned = true;
             return Verdict::Gap;
         }
+        self.head.skipped.records = 0;
         match record.seq.0.checked_add(1) {
             Some(next) => {
                 self.head.next_seq = Seq(next);

@@ -318,7 +318,7 @@ impl KafkaLogStore {
             return Ok(());
         }
         let name = &log.topic.name;
-        let refused = |why: String| LogError::Refused {
+        let refused = |why: String| LogError::Another {
             log: name.clone(),
             why,
         };

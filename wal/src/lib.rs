@@ -13,4 +13,5 @@ mod little_endian;
 pub mod local;
 pub mod log;
 pub mod record;
+pub mod shifted;
 pub mod simulated;

@@ -118,6 +118,9 @@ pub enum LogError {
         place: String,
         /// What was found.
         what: String,
+        /// The first damaged offset and one past the last: reading from there goes on. `None`: this
+        /// log cannot be read beyond the damage, or nobody knows where it ends.
+        range: Option<(Offset, Offset)>,
     },
     /// There is no log of this shard, and none was asked to be made.
     #[error("there is no log of shard {shard}")]
@@ -131,13 +134,22 @@ pub enum LogError {
         /// The time limit.
         timeout_ms: u64,
     },
-    /// The log exists but must not be used: it is another one than asked for, or its settings
-    /// would lose records. The text names what it is and what it must be.
+    /// The log exists but must not be used as it is: its settings would lose records. The text
+    /// names what they are and what they must be.
     #[error("log {log} is refused: {why}")]
     Refused {
         /// Its name.
         log: String,
         /// What must be mended.
+        why: String,
+    },
+    /// In the log's place stands another one, or an empty one: it was deleted and made again by
+    /// somebody else.
+    #[error("log {log} is not the one that was made for this shard: {why}")]
+    Another {
+        /// Its name.
+        log: String,
+        /// What was found.
         why: String,
     },
     /// The log was closed.
@@ -259,8 +271,8 @@ pub trait LogStore: Send + Sync + std::fmt::Debug + 'static {
     /// Opens a log that was made. Opening is not claiming: several handles of one log may be open.
     ///
     /// # Errors
-    /// [`LogError::NotFound`]: it is gone, or never was. [`LogError::Refused`]: it cannot be
-    /// relied on as it is. [`LogError::Io`].
+    /// [`LogError::NotFound`]: it is gone, or never was. [`LogError::Another`]: another log stands
+    /// in its place. [`LogError::Refused`]: it cannot be relied on as it is. [`LogError::Io`].
     async fn open(&self, shard: ShardId, log: LogId) -> Result<Arc<dyn Log>, LogError>;
 
     /// All logs there are, in no order, those that nobody uses too.

@@ -4,7 +4,7 @@
 pub mod codec;
 mod text;
 
-pub use codec::{RecordError, RecordId, RecordKind};
+pub use codec::{RecordError, RecordId, RecordKind, Remains};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};

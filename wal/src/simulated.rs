@@ -4,7 +4,6 @@
 //! One [`SimulatedLogStore`] stands for the medium: keep it across "restarts" of what uses it.
 //! Without [`Faults`] it is a plain log that acknowledges at once.
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -49,7 +48,12 @@ struct World {
     random: u64,
     faults: Faults,
     record_bytes_max: usize,
-    logs: HashMap<ShardId, Arc<Medium>>,
+    /// Whether a shard may get several logs, as in Kafka.
+    many_logs: bool,
+    /// Each shard's newest log.
+    logs: HashMap<ShardId, (LogId, Arc<Medium>)>,
+    /// Logs that another one took the place of.
+    older: HashMap<(ShardId, LogId), Arc<Medium>>,
 }
 
 #[derive(Debug)]
@@ -67,6 +71,8 @@ struct Records {
     told: (u64, u64),
     kept: BTreeMap<u64, Bytes>,
     late: Vec<Bytes>,
+    /// Offsets that no reader gets past, from and to.
+    unreadable: Option<(u64, u64)>,
 }
 
 impl Records {
@@ -104,9 +110,52 @@ impl SimulatedLogStore {
                 random: seed,
                 faults: Faults::default(),
                 record_bytes_max: crate::record::RECORD_BYTES_MAX_DEFAULT,
+                many_logs: false,
                 logs: HashMap::new(),
+                older: HashMap::new(),
             })),
         }
+    }
+
+    /// As [`Self::new`]; every `create` makes another log, as in Kafka, and what is asked of a
+    /// shard's records is asked of the newest.
+    #[must_use]
+    pub fn with_many_logs(seed: u64) -> Self {
+        let store = Self::new(seed);
+        store.world.lock().many_logs = true;
+        store
+    }
+
+    fn medium(&self, shard: ShardId) -> Option<Arc<Medium>> {
+        let world = self.world.lock();
+        world.logs.get(&shard).map(|(_, medium)| Arc::clone(medium))
+    }
+
+    /// Turns a bit of the record at `offset`: what is read from now on is not what was written.
+    pub fn damage(&self, shard: ShardId, offset: Offset) {
+        let Some(medium) = self.medium(shard) else {
+            return;
+        };
+        if let Some(record) = medium.records.lock().kept.get_mut(&offset.0) {
+            let mut bytes = record.to_vec();
+            if let Some(last) = bytes.last_mut() {
+                *last ^= 1;
+            }
+            *record = bytes.into();
+        }
+    }
+
+    /// Makes the offsets from `from` up to `to` unreadable as a whole, as when a batch of several
+    /// records does not match its checksum.
+    pub fn make_unreadable(&self, shard: ShardId, from: Offset, to: Offset) {
+        if let Some(medium) = self.medium(shard) {
+            medium.records.lock().unreadable = Some((from.0, to.0));
+        }
+    }
+
+    /// Removes a shard's log.
+    pub fn remove(&self, shard: ShardId) {
+        self.world.lock().logs.remove(&shard);
     }
 
     /// Changes what goes wrong from now on.
@@ -116,10 +165,10 @@ impl SimulatedLogStore {
 
     /// Lets every record in that was held back, in some order.
     pub fn deliver_late(&self, shard: ShardId) {
-        let mut world = self.world.lock();
-        let Some(medium) = world.logs.get(&shard).cloned() else {
+        let Some(medium) = self.medium(shard) else {
             return;
         };
+        let mut world = self.world.lock();
         let mut records = medium.records.lock();
         while !records.late.is_empty() {
             let at = (world.next_random() % records.late.len() as u64) as usize;
@@ -132,16 +181,17 @@ impl SimulatedLogStore {
 
     /// Cuts the log back to `end`, as if its tail had been lost. What is appended later takes the
     /// offsets anew, which no real log may do while someone has seen them: readers that stand
-    /// above see [`LogError::LostTail`].
+    /// above see [`LogError::LostTail`]. An `end` below the start moves the start there.
     pub fn truncate(&self, shard: ShardId, end: Offset) {
-        let Some(medium) = self.world.lock().logs.get(&shard).cloned() else {
+        let Some(medium) = self.medium(shard) else {
             return;
         };
         let mut records = medium.records.lock();
         if end.0 < records.end {
             drop(records.kept.split_off(&end.0));
-            records.end = end.0.max(records.start);
-            records.told.1 = records.told.1.min(records.end);
+            records.end = end.0;
+            records.start = records.start.min(end.0);
+            records.told = (records.start, records.told.1.min(end.0));
         }
         drop(records);
         medium.changed.notify_waiters();
@@ -150,7 +200,7 @@ impl SimulatedLogStore {
     /// All records of a shard that are kept, for tests that look behind the scenes.
     #[must_use]
     pub fn records(&self, shard: ShardId) -> Vec<(Offset, Bytes)> {
-        let Some(medium) = self.world.lock().logs.get(&shard).cloned() else {
+        let Some(medium) = self.medium(shard) else {
             return Vec::new();
         };
         let records = medium.records.lock();
@@ -163,28 +213,41 @@ impl SimulatedLogStore {
 impl LogStore for SimulatedLogStore {
     async fn create(&self, shard: ShardId) -> Result<LogId, LogError> {
         let mut world = self.world.lock();
-        if let Entry::Vacant(vacant) = world.logs.entry(shard) {
-            let mut records = Records::default();
-            let genesis = Genesis {
-                cluster: "simulated".into(),
-                shard,
-                topic: format!("simulated.{shard}"),
-            };
-            records.push(Record::genesis(genesis).encode());
-            let medium = Medium {
-                shard,
-                records: Mutex::new(records),
-                changed: Notify::new(),
-            };
-            vacant.insert(Arc::new(medium));
+        if let Some((id, _)) = world.logs.get(&shard)
+            && !world.many_logs
+        {
+            return Ok(*id);
         }
-        Ok(LogId::SOLE)
+        let (id, topic) = if world.many_logs {
+            let id = LogId::generate();
+            (id, format!("simulated.{shard}.{id}"))
+        } else {
+            (LogId::SOLE, format!("simulated.{shard}"))
+        };
+        let mut records = Records::default();
+        let genesis = Genesis {
+            cluster: "simulated".into(),
+            shard,
+            topic,
+        };
+        records.push(Record::genesis(genesis).encode());
+        let medium = Medium {
+            shard,
+            records: Mutex::new(records),
+            changed: Notify::new(),
+        };
+        if let Some((older, medium)) = world.logs.insert(shard, (id, Arc::new(medium))) {
+            world.older.insert((shard, older), medium);
+        }
+        Ok(id)
     }
 
     async fn open(&self, shard: ShardId, log: LogId) -> Result<Arc<dyn Log>, LogError> {
         let world = self.world.lock();
-        let medium = world.logs.get(&shard).filter(|_| log == LogId::SOLE);
-        let medium = medium.cloned().ok_or(LogError::NotFound { shard })?;
+        let newest = world.logs.get(&shard).filter(|(id, _)| *id == log);
+        let medium = newest.map(|(_, medium)| medium);
+        let medium = medium.or_else(|| world.older.get(&(shard, log))).cloned();
+        let medium = medium.ok_or(LogError::NotFound { shard })?;
         Ok(Arc::new(SimulatedLog {
             world: Arc::clone(&self.world),
             medium,
@@ -193,7 +256,8 @@ impl LogStore for SimulatedLogStore {
 
     async fn list(&self) -> Result<Vec<(ShardId, LogId)>, LogError> {
         let world = self.world.lock();
-        Ok(world.logs.keys().map(|s| (*s, LogId::SOLE)).collect())
+        let newest = world.logs.iter().map(|(shard, (id, _))| (*shard, *id));
+        Ok(newest.chain(world.older.keys().copied()).collect())
     }
 }
 
@@ -332,9 +396,21 @@ impl LogReader for SimulatedReader {
             {
                 let records = medium.records.lock();
                 records.check(medium.shard, Offset(self.next))?;
+                let mut until = u64::MAX;
+                if let Some((from, to)) = records.unreadable.filter(|(_, to)| *to > self.next) {
+                    if from <= self.next && records.end > from {
+                        return Err(LogError::Damaged {
+                            shard: medium.shard,
+                            place: format!("simulated offset {}", self.next),
+                            what: "made unreadable".into(),
+                            range: Some((Offset(self.next), Offset(to))),
+                        });
+                    }
+                    until = from;
+                }
                 let found: Vec<_> = records
                     .kept
-                    .range(self.next..)
+                    .range(self.next..until.max(self.next))
                     .take(READ_RECORDS_MAX)
                     .map(|(o, b)| (Offset(*o), b.clone()))
                     .collect();

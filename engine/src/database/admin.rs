@@ -34,6 +34,8 @@ impl Slot {
             log_bytes: 0,
             files: 0,
             bytes: 0,
+            halted: None,
+            losses: Vec::new(),
         };
         let shard = match &*self.served.read() {
             Served::Open(shard) => Arc::clone(shard),
@@ -53,7 +55,9 @@ impl Slot {
             status.bytes = state.manifest.files.bytes;
             status.replay_offset = state.manifest.replay_offset();
             status.memory_bytes = state.memory_bytes as u64;
+            status.losses = state.manifest.losses.to_vec();
         }
+        status.halted = shard.halted.why();
         if let Some(stopped) = shard.stopped() {
             status.why = Some(stopped.why());
             return status;
@@ -63,6 +67,11 @@ impl Slot {
         } else {
             "follower".into()
         };
+        if let Some(halt) = &status.halted {
+            status.state = "damaged".into();
+            status.why = Some(halt.to_string());
+            return status;
+        }
         let claiming = shard.pipeline.trouble();
         let trouble = shard.trouble.lock().clone();
         let (state, why) = match (claiming, trouble) {
@@ -125,7 +134,10 @@ impl Database {
         let slots: Vec<&Slot> = self.shared.slots.values().filter(placed).collect();
         for slot in &slots {
             match slot.shard() {
-                Ok(_) => {}
+                Ok(shard) => {
+                    let halt = shard.halted.why();
+                    unserved.extend(halt.map(|halt| (slot.id, halt.to_string())));
+                }
                 Err(EngineError::ShardUnavailable { shard, why }) => unserved.push((shard, why)),
                 Err(other) => unserved.push((slot.id, other.to_string())),
             }
@@ -158,7 +170,7 @@ impl Database {
         let (_, unserved) = self.served();
         let env = &self.shared.env;
         let mut metrics = EngineMetrics {
-            shards_serving: shards.len() as u64,
+            shards_serving: shards.iter().filter(|s| !s.halted.is()).count() as u64,
             shards_unavailable: unserved.len() as u64,
             tables: env.catalog.tables_count() as u64,
             memory_bytes: env.memory.used() as u64,
@@ -204,7 +216,10 @@ impl Database {
         let mut slots = self.shared.slots.values();
         slots.try_for_each(|slot| match *slot.wanted.lock() {
             Role::None => Ok(()),
-            _ => slot.shard().map(|_| ()),
+            _ => match slot.shard()? {
+                shard if shard.halted.is() => Err(shard.unavailable()),
+                _ => Ok(()),
+            },
         })
     }
 

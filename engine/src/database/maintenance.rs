@@ -25,6 +25,8 @@ const TICK: Duration = Duration::from_millis(200);
 /// First pause after a failure; doubles up to [`PAUSE_MAX_MS`].
 const PAUSE_MS: u64 = 200;
 const PAUSE_MAX_MS: u64 = 10_000;
+/// Time between two looks at the newest manifest of a shard that cannot read its log.
+const LOOK_MS: u64 = 1000;
 /// Least time between two flushes of a shard that only serve to free the log.
 const LOG_FLUSH_MS: u64 = 10_000;
 /// Garbage that no manifest ever named is looked for every so many collections.
@@ -194,6 +196,8 @@ enum Again {
     Lead(Arc<Shard>),
     /// Open a replica, once this one has ended.
     Open(Option<Arc<Shard>>),
+    /// It reads no further: look whether the newest manifest leads on.
+    Look(Arc<Shard>),
 }
 
 fn again(slot: &Slot) -> Option<Again> {
@@ -204,6 +208,7 @@ fn again(slot: &Slot) -> Option<Again> {
     match &*slot.served.read() {
         Served::Open(shard) => match shard.stopped() {
             Some(Stopped::Reopen(_)) => Some(Again::Open(Some(Arc::clone(shard)))),
+            None if shard.halted.is() => Some(Again::Look(Arc::clone(shard))),
             None if wanted == Role::Leader && shard.has_lost_its_lead() => {
                 Some(Again::Lead(Arc::clone(shard)))
             }
@@ -236,6 +241,24 @@ fn reopen(shared: &Arc<Shared>, running: &mut JoinSet<()>) {
     }
 }
 
+/// Opens a halted replica anew, if the newest manifest leads past the place.
+async fn look(shared: &Shared, slot: &Slot, shard: Arc<Shard>) -> Option<Served> {
+    match shard.may_go_on().await {
+        Ok(true) => {}
+        Ok(false) => return None,
+        Err(error) => {
+            tracing::debug!(shard = %slot.id, %error, "newest manifest not looked at");
+            return None;
+        }
+    }
+    let why = "a newer manifest leads past the place at which it halted";
+    shard.stop(Stopped::Reopen(why.into()));
+    shard.join().await;
+    // Who repaired it leads it, unless this process is alone or is told otherwise.
+    let leads = *slot.wanted.lock() == Role::Leader;
+    Some(open_again(shared, slot.id, leads).await)
+}
+
 async fn serve_again(shared: &Shared, slot: &Slot) {
     let turn = slot.turn.lock().await;
     let served = match again(slot) {
@@ -247,6 +270,15 @@ async fn serve_again(shared: &Shared, slot: &Slot) {
             }
             shard.leads().then_some(Served::Open(shard))
         }
+        Some(Again::Look(shard)) => match look(shared, slot, shard).await {
+            Some(served) => Some(served),
+            None => {
+                let mut work = slot.work.lock();
+                work.opening = false;
+                work.not_before_ms = shared.env.clock.now_ms() + LOOK_MS;
+                return;
+            }
+        },
         Some(Again::Open(old)) => {
             let mut leads = *slot.wanted.lock() == Role::Leader;
             if let Some(old) = old {
@@ -284,7 +316,7 @@ async fn serve_again(shared: &Shared, slot: &Slot) {
 /// Opens a shard that could not be served for a while: to follow, and if it is to be led, to lead.
 /// One that another replica leads by now is not taken from it; one that cannot be led yet serves
 /// reads meanwhile.
-async fn open_again(shared: &Shared, id: ShardId, leads: bool) -> Served {
+pub(super) async fn open_again(shared: &Shared, id: ShardId, leads: bool) -> Served {
     let opened = open_as(Arc::clone(&shared.env), id, None, Role::Follower).await;
     let mut unfinished = StopsIfDropped(opened.as_ref().ok().cloned());
     if let Ok(shard) = &opened {

@@ -182,6 +182,8 @@ pub(super) async fn open_as(
     let mut unfinished = StopsIfDropped(Some(Arc::clone(&shard)));
     if role == Role::Leader
         && let Err(error) = shard.promote(0).await
+        // One that cannot read its log shows what it has.
+        && !shard.halted.is()
     {
         let stopped = shard.stopped();
         shard.stop(Stopped::Closed);

@@ -25,10 +25,27 @@ impl Shared {
     /// The shard, if this process leads it or is alone (then an error says what is wrong with it).
     pub(super) fn led_here(&self, id: ShardId) -> Result<Arc<Shard>, EngineError> {
         let shard = self.shard(id)?;
+        // Where this process is the one to lead, nobody else takes the write instead.
+        let leads = self.slots.get(&id).map(|slot| *slot.wanted.lock()) == Some(Role::Leader);
+        if leads && shard.halted.is() {
+            return Err(shard.unavailable());
+        }
         if self.env.peers.is_some() && !shard.leads() {
             return Err(WriteError::NotLeader { shard: id }.into());
         }
         Ok(shard)
+    }
+
+    /// A write that would wait for this process to lead, which it cannot.
+    fn refuse_halted(&self, id: ShardId) -> Result<(), EngineError> {
+        match self.led_here(id) {
+            Err(error @ EngineError::ShardUnavailable { .. })
+                if self.shard(id).is_ok_and(|shard| shard.halted.is()) =>
+            {
+                Err(error)
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn peers(&self) -> Option<&Arc<dyn Peers>> {
@@ -53,6 +70,7 @@ impl Shared {
         };
         let deadline = tokio::time::Instant::now() + patience;
         loop {
+            self.refuse_halted(id).map_err(as_write_error)?;
             if let Ok(shard) = self.led_here(id) {
                 match shard.submit(payload(), Vec::new(), patience).await {
                     Err(WriteError::NotLeader { .. }) => {}
@@ -165,6 +183,9 @@ impl Shared {
         let harmless = sending.is_idempotent();
         let deadline = tokio::time::Instant::now() + patience;
         let outcome = loop {
+            if let Err(error) = self.refuse_halted(id) {
+                return vec![Err(as_write_error(error))];
+            }
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
             if let Ok(shard) = self.led_here(id) {
                 let outcomes = shard.send_parts(sending.clone(), left).await;

@@ -32,7 +32,19 @@ impl Database {
         };
         let _turn = slot.turn.lock().await;
         *slot.wanted.lock() = role;
-        let open = slot.shard().ok();
+        let mut open = slot.shard().ok();
+        if let Some(shard) = &open
+            && shard.halted.is()
+            && role != Role::None
+        {
+            // An operator may have led it past the place; that is told in the store, and by a new
+            // assignment.
+            if shard.may_go_on().await? {
+                let why = "a newer manifest leads past the place at which it halted";
+                shard.stop(Stopped::Reopen(why.into()));
+                open = None;
+            }
+        }
         match (role, open) {
             (Role::None, _) => {
                 let old = std::mem::replace(&mut *slot.served.write(), not_placed());

@@ -19,7 +19,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use shoal_sst::SstFile;
 use shoal_types::{
-    Incarnation, ManifestVersion, Offset, RowVersion, ShardId, TableId, TimestampMs, WriterId,
+    Incarnation, LogId, ManifestVersion, Offset, RowVersion, ShardId, TableId, TimestampMs,
+    WriterId,
 };
 use shoal_wal::fold::{FoldEdit, FoldSnapshot};
 use shoal_wal::record::{AttemptId, ManifestRef};
@@ -60,7 +61,79 @@ pub struct Predecessor {
 pub struct LogIdentity {
     /// Topic, or name of the local log; empty until the first leader read its `Genesis`.
     pub topic: String,
+    /// Its id, where it took the place of one that was lost; then it counts more than what meta
+    /// says. `None`: the one that meta names.
+    #[serde(default)]
+    pub id: Option<LogId>,
+    /// Positions of the shard are the log's offsets plus this, so that they are above all of the
+    /// log before.
+    #[serde(default)]
+    pub shift: u64,
+    /// The log whose place it took; closed by the first leader.
+    #[serde(default)]
+    pub previous: Option<LogId>,
 }
+
+impl LogIdentity {
+    /// Whether positions of the two mean the same records.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        (self.id, self.shift) == (other.id, other.shift)
+    }
+}
+
+/// What an operator did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossKind {
+    /// `shard skip-record`: damaged records were given up.
+    RecordSkipped,
+    /// `shard adopt-log`: another log took the place of a lost one.
+    LogAdopted,
+}
+
+impl LossKind {
+    /// As it is shown.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::RecordSkipped => "record_skipped",
+            Self::LogAdopted => "log_adopted",
+        }
+    }
+}
+
+/// Positions that an operator gave up: what stood there is lost, or never was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loss {
+    /// By which command.
+    pub kind: LossKind,
+    /// The first position given up.
+    pub from: Offset,
+    /// Where the shard went on.
+    pub to: Offset,
+    /// When, by the clock of the node that did it.
+    pub at_ms: TimestampMs,
+    /// In which term.
+    pub term: u64,
+    /// The node that did it.
+    pub node: String,
+    /// What was found damaged or missing.
+    pub what: String,
+    /// Why it was given up, in the operator's words.
+    pub reason: String,
+}
+
+impl Loss {
+    /// Whether what was written at a position was given up.
+    #[must_use]
+    pub fn covers(&self, offset: Offset) -> bool {
+        (self.from..self.to).contains(&offset)
+    }
+}
+
+/// Losses that a shard remembers one by one; of more the two oldest become one.
+pub const LOSSES_MAX: usize = 64;
 
 /// One manifest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -105,6 +178,9 @@ pub struct Snapshot {
     pub residue: Option<Residue>,
     /// Objects no longer named above and not yet deleted.
     pub obsolete: Vec<Obsolete>,
+    /// What operators gave up, ascending.
+    #[serde(default)]
+    pub losses: Vec<Loss>,
 }
 
 /// What became of the residue. Not an `Option<Option<_>>`: MessagePack writes "none any more" and
@@ -141,6 +217,9 @@ pub struct Edit {
     pub residue: Option<ResidueEdit>,
     /// Objects that were deleted.
     pub forgotten: Vec<String>,
+    /// What an operator gave up with this manifest.
+    #[serde(default)]
+    pub losses: Vec<Loss>,
 }
 
 /// A file as a shard keeps it.

@@ -4,7 +4,7 @@
 
 use shoal_types::{TableId, TableMode};
 
-use super::format::{Edit, TableEdit, TableFiles};
+use super::format::{Edit, LossKind, TableEdit, TableFiles};
 use super::state::ManifestState;
 
 /// Checks `new`, which is `old` after `edit`. The cost is that of what the edit touches.
@@ -44,11 +44,15 @@ pub fn check(old: &ManifestState, new: &ManifestState, edit: &Edit) -> Result<()
     if new.fold.claim().0 < old.fold.claim().0 {
         return Err("the fold's epoch goes back".into());
     }
-    if !old.log.topic.is_empty() && new.log != old.log {
-        return Err(format!(
-            "the log changes from {:?} to {:?}",
-            old.log.topic, new.log.topic
-        ));
+    if new.log.is_same(&old.log) {
+        if !old.log.topic.is_empty() && new.log != old.log {
+            return Err(format!(
+                "the log changes from {:?} to {:?}",
+                old.log.topic, new.log.topic
+            ));
+        }
+    } else {
+        check_adoption(old, new, edit)?;
     }
     // Residue carries rows that are below the replay offset and in no file: it may change only
     // together with the position, or rows are lost.
@@ -62,6 +66,33 @@ pub fn check(old: &ManifestState, new: &ManifestState, edit: &Edit) -> Result<()
                 check_no_rows_lost(*id, old, files)?;
             }
         }
+    }
+    Ok(())
+}
+
+/// Another log may take the place of the last one only in a new term, above all positions so far,
+/// and with a trace of what lies between.
+fn check_adoption(old: &ManifestState, new: &ManifestState, edit: &Edit) -> Result<(), String> {
+    let broken = |rule: &str| {
+        Err(format!(
+            "the log changes from {:?} to {:?}, {rule}",
+            old.log, new.log
+        ))
+    };
+    if new.publisher.term <= old.publisher.term && new.publisher.writer != old.publisher.writer {
+        return broken("without a higher term");
+    }
+    if new.log.id.is_none() || new.log.shift > new.replay_offset().0 {
+        return broken("and its beginning is not told");
+    }
+    if new.replay_offset() <= old.replay_offset() {
+        return broken("and positions begin again");
+    }
+    let traced = edit.losses.iter().any(|loss| {
+        loss.kind == LossKind::LogAdopted && loss.to == new.replay_offset() && loss.from < loss.to
+    });
+    if !traced {
+        return broken("and nothing says so");
     }
     Ok(())
 }

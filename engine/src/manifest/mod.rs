@@ -16,8 +16,8 @@ mod tests;
 
 pub use chain::Chain;
 pub use format::{
-    Body, Edit, FileEntry, LogIdentity, Manifest, Obsolete, Predecessor, Publisher, Residue,
-    ResidueEdit, Snapshot, TableEdit, TableFiles,
+    Body, Edit, FileEntry, LogIdentity, Loss, LossKind, Manifest, Obsolete, Predecessor, Publisher,
+    Residue, ResidueEdit, Snapshot, TableEdit, TableFiles,
 };
 pub use publish::{Prepared, PublishError};
 pub use state::ManifestState;

@@ -12,8 +12,8 @@ use shoal_wal::fold::{FoldLimits, FoldState};
 use shoal_wal::record::ManifestRef;
 
 use super::format::{
-    Body, Edit, FileEntry, LogIdentity, Manifest, Obsolete, Predecessor, Publisher, Residue,
-    Snapshot, TableEdit, TableFiles,
+    Body, Edit, FileEntry, LOSSES_MAX, LogIdentity, Loss, Manifest, Obsolete, Predecessor,
+    Publisher, Residue, Snapshot, TableEdit, TableFiles,
 };
 
 /// Edits after a snapshot before another snapshot is due whatever their size: bounds the objects
@@ -76,6 +76,8 @@ pub struct ManifestState {
     pub residue: Option<Residue>,
     /// Objects not named any more and not yet deleted.
     pub obsolete: Arc<Vec<Obsolete>>,
+    /// What operators gave up, ascending.
+    pub losses: Arc<Vec<Loss>>,
     /// The nearest snapshot at or below.
     pub snapshot: ManifestVersion,
     /// When that snapshot was published.
@@ -108,6 +110,7 @@ impl ManifestState {
             files: FileSum::default(),
             residue: None,
             obsolete: Arc::default(),
+            losses: Arc::default(),
             snapshot: ManifestVersion(0),
             snapshot_ms: 0,
             snapshot_bytes: 0,
@@ -181,6 +184,7 @@ impl ManifestState {
             tables,
             residue: self.residue.clone(),
             obsolete: self.obsolete.to_vec(),
+            losses: self.losses.to_vec(),
         }
     }
 
@@ -212,6 +216,7 @@ impl ManifestState {
         }
         state.residue = snapshot.residue.clone();
         state.obsolete = Arc::new(snapshot.obsolete.clone());
+        state.losses = Arc::new(snapshot.losses.clone());
         state.snapshot = manifest.version;
         state.snapshot_ms = manifest.published_ms;
         state.snapshot_bytes = bytes;
@@ -268,6 +273,9 @@ impl ManifestState {
                 .filter(|o| !forgotten.contains(o.path.as_str()))
                 .cloned();
             next.obsolete = Arc::new(kept.chain(obsolete).collect());
+        }
+        if !edit.losses.is_empty() {
+            next.losses = Arc::new(remember(&self.losses, &edit.losses));
         }
         Ok(next)
     }
@@ -337,4 +345,17 @@ impl ManifestState {
         }
         self
     }
+}
+
+/// All losses, not more than can be kept: the oldest two become one that covers both and what lies
+/// between, so that nothing given up ever counts as kept.
+fn remember(old: &[Loss], new: &[Loss]) -> Vec<Loss> {
+    let mut all: Vec<Loss> = old.iter().chain(new).cloned().collect();
+    while all.len() > LOSSES_MAX {
+        let first = all.remove(0);
+        let second = &mut all[0];
+        second.from = first.from;
+        second.what = format!("several losses, the last: {}", second.what);
+    }
+    all
 }

@@ -39,6 +39,7 @@ fn manifest() -> Manifest {
         body: Body::Snapshot(Box::new(Snapshot {
             log: LogIdentity {
                 topic: "shoal.default".into(),
+                ..LogIdentity::default()
             },
             replay_offset: Offset(0),
             fold: FoldState::default().to_snapshot(),
@@ -54,6 +55,8 @@ fn manifest() -> Manifest {
                 since_ms: 13,
                 version: ManifestVersion(5),
             }],
+            // As written before there were any: they have a default.
+            losses: Vec::new(),
         })),
     }
 }

@@ -3,11 +3,13 @@
 //! For every batch: match each record with what this leader has in flight (epoch, writer, seq,
 //! crc) and take the rows decoded already, else decode it; then, under the lock, fold and apply
 //! all; then tell the waiting writers their verdicts and the new position. Decoding and telling
-//! are outside the lock. A record of ours that is damaged stops the shard at that place: rows
-//! behind it may depend on it. Foreign bytes are skipped and counted.
+//! are outside the lock. A record of ours that is damaged halts the replica at that place
+//! (`halt.rs`), once all before it is applied: rows behind it may depend on it. Foreign bytes are
+//! skipped and counted.
 //!
 //! A crash at any place loses nothing: memory is rebuilt by reading the same records again.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,8 +18,9 @@ use shoal_rows::decode_blocks;
 use shoal_types::{Epoch, Offset, Seq, WriterId};
 use shoal_wal::fold::Verdict;
 use shoal_wal::log::{LogError, LogReader};
-use shoal_wal::record::{Payload, Record, RecordError};
+use shoal_wal::record::{Payload, Record, RecordError, Remains};
 
+use super::halt::{Halt, HaltKind};
 use super::state::{LogEntry, Released};
 use super::{Counters, Shard, Stopped};
 
@@ -47,15 +50,32 @@ pub(crate) struct Judged {
 struct Batch {
     steps: Vec<(Offset, Option<Step>)>,
     /// Decoding of those that this leader has not in flight, where it is worth a thread.
-    decoding: Option<tokio::task::JoinHandle<Result<Decoded, String>>>,
+    decoding: Option<tokio::task::JoinHandle<Decoded>>,
+    /// What stands behind them ends the reading.
+    halt: Option<Halt>,
 }
 
-/// Reads until the shard stops.
+/// Records that were decoded, up to the first that cannot be.
+struct Decoded {
+    entries: Vec<(usize, Arc<LogEntry>)>,
+    damaged: Option<(usize, Damage)>,
+}
+
+/// A record that cannot be read.
+struct Damage {
+    offset: Offset,
+    kind: HaltKind,
+    what: String,
+    remains: Remains,
+}
+
+/// Reads until the shard stops, or can be read no further.
 ///
 /// After a restart all records come from the log and have to be decoded; then the next batch is
 /// decoded while this one is applied. At most two batches are held.
 pub(crate) async fn run(shard: Arc<Shard>, mut reader: Box<dyn LogReader>) {
     let mut pending: Option<Batch> = None;
+    let mut failing = false;
     loop {
         let next = if pending.is_some() {
             // What is read already is applied even if nothing follows.
@@ -66,54 +86,120 @@ pub(crate) async fn run(shard: Arc<Shard>, mut reader: Box<dyn LogReader>) {
             tokio::select! {
                 biased;
                 () = shard.stop.cancelled() => return,
+                () = shard.halted.happened() => return,
                 batch = reader.next() => Some(batch),
             }
         };
         let begun = match next {
             None => Ok(None),
-            Some(Ok(batch)) => begin(&shard, batch).map(Some).map_err(Stopped::Failed),
+            Some(Ok(batch)) => {
+                if std::mem::take(&mut failing) {
+                    *shard.trouble.lock() = None;
+                }
+                Ok(Some(begin(&shard, batch)))
+            }
             Some(Err(LogError::Io(what))) => {
                 tracing::warn!(shard = %shard.id, what, "reading the log failed, trying again");
+                *shard.trouble.lock() = Some(format!(
+                    "reading its log: {what}; if the log is gone for good, `shoal admin shard adopt-log {}` goes on without it",
+                    shard.id
+                ));
+                failing = true;
                 tokio::time::sleep(IO_PAUSE).await;
                 Ok(None)
             }
-            Some(Err(LogError::Closed)) => Err(Stopped::Closed),
-            // A follower that was slower than its leader's flush and trim.
-            Some(Err(error @ LogError::BelowStart { .. })) => {
-                Err(Stopped::Reopen(error.to_string()))
-            }
-            Some(Err(e)) => Err(Stopped::Failed(e.to_string())),
+            Some(Err(error)) => Err(error),
         };
-        // What came before a damaged place is applied before the shard stops there.
+        // What came before a damaged place is applied before the replica halts there.
         if let Some(earlier) = pending.take()
-            && let Err(why) = finish(&shard, earlier).await
+            && finish(&shard, earlier).await.is_break()
         {
-            return shard.stop(Stopped::Failed(why));
+            return;
         }
         match begun {
             Ok(Some(batch)) if batch.decoding.is_some() => pending = Some(batch),
             Ok(Some(batch)) => {
-                if let Err(why) = finish(&shard, batch).await {
-                    return shard.stop(Stopped::Failed(why));
+                if finish(&shard, batch).await.is_break() {
+                    return;
                 }
             }
             Ok(None) => {}
-            Err(stopped) => return shard.stop(stopped),
+            Err(error) => return end(&shard, error),
         }
-        if shard.stop.is_cancelled() {
+        if shard.stop.is_cancelled() || shard.halted.is() {
             return;
         }
     }
 }
 
+/// The log can be read no further.
+fn end(shard: &Shard, error: LogError) {
+    let place = || shard.place();
+    match error {
+        LogError::Closed => shard.stop(Stopped::Closed),
+        // A follower that was slower than its leader's flush and trim.
+        LogError::BelowStart { .. } => shard.stop(Stopped::Reopen(error.to_string())),
+        LogError::Damaged {
+            place, what, range, ..
+        } => {
+            let mut halt = shard.halt_here(HaltKind::Damaged, place, what);
+            if let Some((from, to)) = range {
+                halt.at = from;
+                halt.end = Some(to);
+            }
+            shard.halt(halt);
+        }
+        LogError::LostTail { end, .. } => {
+            let what = format!("the log ends at {end}");
+            shard.halt(shard.halt_here(HaltKind::LostTail, place(), what));
+        }
+        LogError::NotFound { .. } | LogError::Another { .. } => {
+            shard.halt(shard.halt_here(HaltKind::Gone, place(), error.to_string()));
+        }
+        other => shard.stop(Stopped::Failed(other.to_string())),
+    }
+}
+
+impl Shard {
+    /// The log's name, as far as it is known.
+    pub(crate) fn place(&self) -> String {
+        let state = self.state.read();
+        let topic = state.topic.as_deref();
+        topic.map_or_else(|| "its log".to_owned(), |topic| format!("log {topic}"))
+    }
+
+    /// A damaged record, as a reason to read no further.
+    fn halt_of(&self, damage: Damage) -> Halt {
+        let shift = self.state.read().manifest.log.shift;
+        let place = format!(
+            "{} offset {}",
+            self.place(),
+            damage.offset.0.saturating_sub(shift)
+        );
+        Halt {
+            shard: self.id,
+            kind: damage.kind,
+            at: damage.offset,
+            end: Some(damage.offset.next()),
+            place,
+            what: damage.what,
+            remains: Some(damage.remains),
+        }
+    }
+}
+
 /// Matches records with what is in flight and decodes the others.
-fn begin(shard: &Arc<Shard>, batch: Vec<(Offset, Bytes)>) -> Result<Batch, String> {
+fn begin(shard: &Arc<Shard>, batch: Vec<(Offset, Bytes)>) -> Batch {
     let mut steps = Vec::with_capacity(batch.len());
     let mut unknown = Vec::new();
+    let mut halt = None;
     for (offset, bytes) in batch {
         match Record::peek(&bytes) {
             Err(RecordError::Foreign) => steps.push((offset, Some(Step::Foreign))),
-            Err(e) => return Err(format!("log offset {offset}: {e}")),
+            Err(error) => {
+                halt = Some(shard.halt_of(Damage::of(offset, &error, &bytes)));
+                break;
+            }
             Ok(id) => match shard.pipeline.in_flight(&id) {
                 Some(entry) => steps.push((offset, Some(Step::Entry(entry)))),
                 None => {
@@ -124,47 +210,97 @@ fn begin(shard: &Arc<Shard>, batch: Vec<(Offset, Bytes)>) -> Result<Batch, Strin
         }
     }
     let size: usize = unknown.iter().map(|(_, _, bytes)| bytes.len()).sum();
-    if size > INLINE_BYTES_MAX {
-        let decoding = Some(tokio::task::spawn_blocking(move || decode_all(unknown)));
-        return Ok(Batch { steps, decoding });
-    }
-    place(&mut steps, decode_all(unknown)?);
-    Ok(Batch {
+    let mut batch = Batch {
         steps,
         decoding: None,
-    })
+        halt,
+    };
+    if size > INLINE_BYTES_MAX {
+        batch.decoding = Some(tokio::task::spawn_blocking(move || decode_all(unknown)));
+    } else {
+        batch.place(shard, decode_all(unknown));
+    }
+    batch
 }
 
-fn place(steps: &mut [(Offset, Option<Step>)], decoded: Decoded) {
-    for (at, entry) in decoded {
-        steps[at].1 = Some(Step::Entry(entry));
+impl Batch {
+    fn place(&mut self, shard: &Shard, decoded: Decoded) {
+        for (at, entry) in decoded.entries {
+            self.steps[at].1 = Some(Step::Entry(entry));
+        }
+        if let Some((at, damage)) = decoded.damaged {
+            self.steps.truncate(at);
+            self.halt = Some(shard.halt_of(damage));
+        }
     }
 }
 
-async fn finish(shard: &Arc<Shard>, mut batch: Batch) -> Result<(), String> {
-    if let Some(decoding) = batch.decoding {
-        let decoded = decoding
-            .await
-            .map_err(|e| format!("decoding the log: {e}"))?;
-        place(&mut batch.steps, decoded?);
+impl Damage {
+    fn of(offset: Offset, error: &RecordError, bytes: &[u8]) -> Self {
+        let kind = match error {
+            RecordError::UnknownVersion { .. } | RecordError::UnknownKind { .. } => HaltKind::Newer,
+            _ => HaltKind::Damaged,
+        };
+        Self {
+            offset,
+            kind,
+            what: error.to_string(),
+            remains: Remains::of(bytes),
+        }
+    }
+}
+
+/// Applies a batch. Break: nothing more is to be read.
+async fn finish(shard: &Arc<Shard>, mut batch: Batch) -> ControlFlow<()> {
+    let stopped = |why| {
+        shard.stop(Stopped::Failed(why));
+        ControlFlow::Break(())
+    };
+    if let Some(decoding) = batch.decoding.take() {
+        match decoding.await {
+            Ok(decoded) => batch.place(shard, decoded),
+            Err(e) => return stopped(format!("decoding the log: {e}")),
+        }
     }
     for part in batch.steps.chunks(RECORDS_A_HOLD) {
-        apply_part(shard, part)?;
+        if shard.halted.is() {
+            return ControlFlow::Break(());
+        }
+        if let Err(why) = apply_part(shard, part) {
+            return stopped(why);
+        }
         tokio::task::yield_now().await;
     }
-    Ok(())
+    match batch.halt {
+        None => ControlFlow::Continue(()),
+        Some(halt) => {
+            shard.halt(halt);
+            ControlFlow::Break(())
+        }
+    }
 }
 
-type Decoded = Vec<(usize, Arc<LogEntry>)>;
-
-fn decode_all(unknown: Vec<(usize, Offset, Bytes)>) -> Result<Decoded, String> {
-    unknown
-        .into_iter()
-        .map(|(at, offset, bytes)| {
-            let entry = decode(&bytes).map_err(|what| format!("log offset {offset}: {what}"))?;
-            Ok((at, Arc::new(entry)))
-        })
-        .collect()
+fn decode_all(unknown: Vec<(usize, Offset, Bytes)>) -> Decoded {
+    let mut decoded = Decoded {
+        entries: Vec::with_capacity(unknown.len()),
+        damaged: None,
+    };
+    for (at, offset, bytes) in unknown {
+        match decode(&bytes) {
+            Ok(entry) => decoded.entries.push((at, Arc::new(entry))),
+            Err(what) => {
+                let damage = Damage {
+                    offset,
+                    kind: HaltKind::Damaged,
+                    what,
+                    remains: Remains::of(&bytes),
+                };
+                decoded.damaged = Some((at, damage));
+                break;
+            }
+        }
+    }
+    decoded
 }
 
 fn decode(bytes: &Bytes) -> Result<LogEntry, String> {
@@ -265,7 +401,13 @@ fn apply_part(shard: &Arc<Shard>, part: &[(Offset, Option<Step>)]) -> Result<(),
         shard.env.wake.notify_one();
     }
     shard.applied.send_replace(next);
-    shard.barriers.passed(&marks);
+    if claim.0.closes_the_log() {
+        // Whoever waits for a barrier waits for what is written to the new log, too.
+        let what = format!("epoch {} closed it", claim.0);
+        shard.halt(shard.halt_here(HaltKind::Closed, shard.place(), what));
+    } else {
+        shard.barriers.passed(&marks);
+    }
     if unknown {
         shard.named.notify_one();
     }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use shoal_types::Offset;
 use shoal_wal::log::receipt_outcome;
 use shoal_wal::record::Record;
 use tokio::sync::oneshot;
@@ -99,6 +100,9 @@ impl Shard {
             }
             ReadLevel::Session(tokens) => {
                 let mine = tokens.iter().filter(|token| token.shard == self.id);
+                for token in mine.clone() {
+                    self.refuse_lost(token.offset)?;
+                }
                 let Some(end) = mine.map(|token| token.offset.next()).max() else {
                     return Ok(());
                 };
@@ -109,9 +113,30 @@ impl Shard {
                         Err(self.not_fresh(format!(
                             "replica is at offset {at}, the session has seen {end}"
                         )))
-                    })
+                    })?;
+                // What was given up while this waited was passed without being applied.
+                let mut mine = tokens.iter().filter(|token| token.shard == self.id);
+                mine.try_for_each(|token| self.refuse_lost(token.offset))
             }
         }
+    }
+
+    /// A token of something that an operator gave up is never met, however far this replica reads.
+    fn refuse_lost(&self, offset: Offset) -> Result<(), EngineError> {
+        let losses = Arc::clone(&self.state.read().manifest.losses);
+        let Some(loss) = losses.iter().find(|loss| loss.covers(offset)) else {
+            return Ok(());
+        };
+        Err(EngineError::Lost {
+            shard: self.id,
+            what: format!(
+                "what the session wrote at position {offset} was given up by an operator ({} from {} to {}: {})",
+                loss.kind.as_str(),
+                loss.from,
+                loss.to,
+                loss.reason
+            ),
+        })
     }
 
     fn not_fresh(&self, what: String) -> EngineError {
@@ -123,6 +148,9 @@ impl Shard {
 
     /// Waits until everything that was acknowledged before this call is applied here.
     async fn pass_barrier(self: &Arc<Self>, patience: Duration) -> Result<(), EngineError> {
+        if self.halted.is() {
+            return Err(self.unavailable());
+        }
         if self.log.end_is_barrier() {
             let (_, end) = self.log.bounds().await?;
             return self.wait_applied(end).await;
@@ -136,7 +164,17 @@ impl Shard {
                 tokio::spawn(async move { shard.send_barriers().await });
             }
         }
-        match tokio::time::timeout(patience, passed).await {
+        let passed = async {
+            tokio::select! {
+                biased;
+                () = self.halted.happened() => None,
+                passed = tokio::time::timeout(patience, passed) => Some(passed),
+            }
+        };
+        let Some(passed) = passed.await else {
+            return Err(self.unavailable());
+        };
+        match passed {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(self.unavailable()),
             Err(_) => {
@@ -160,7 +198,8 @@ impl Shard {
             let mut group = {
                 let mut state = self.barriers.state.lock();
                 state.waiting.retain(|waiting| !waiting.is_closed());
-                if state.waiting.is_empty() || self.stop.is_cancelled() {
+                let ended = self.stop.is_cancelled() || self.halted.is();
+                if state.waiting.is_empty() || ended {
                     state.waiting.clear();
                     state.sending = false;
                     return;
@@ -222,6 +261,7 @@ impl Shard {
             why = failed => Err(why),
             () = given_up => Err("it was not read back in time".to_owned()),
             () = self.stop.cancelled() => Err("the shard stopped".to_owned()),
+            () = self.halted.happened() => Err("the log is read no further".to_owned()),
         };
         self.barriers.appended.lock().remove(&mark);
         outcome

@@ -34,9 +34,11 @@ const FILES_AT_ONCE: usize = 2;
 /// A flush between its freeze and its publish.
 #[derive(Debug)]
 pub(crate) struct Begun {
-    frozen: Frozen,
+    pub(super) frozen: Frozen,
     written: Vec<(TableId, Vec<FileEntry>)>,
     residue: Option<Option<Residue>>,
+    /// The term that stands in the names of what is written.
+    term: u64,
     /// Keeps what is written from being taken for garbage.
     _producing: Producing,
 }
@@ -68,6 +70,16 @@ impl Shard {
     pub(crate) async fn flush(self: &Arc<Self>) -> Result<Flushed, EngineError> {
         let shard = Arc::clone(self);
         to_the_end(async move { shard.flush_now().await }).await
+    }
+
+    /// As [`Self::flush`], and such that a restart replays from behind `offset`, even if there is
+    /// nothing to be written.
+    ///
+    /// # Errors
+    /// As [`Self::flush`].
+    pub(crate) async fn flush_beyond(self: &Arc<Self>, offset: Offset) -> Result<(), EngineError> {
+        *self.flush_past.lock() = Some(offset);
+        self.flush().await.map(|_| ())
     }
 
     async fn flush_now(&self) -> Result<Flushed, EngineError> {
@@ -112,7 +124,9 @@ impl Shard {
         {
             let state = self.state.read();
             let frozen = !state.boundaries.is_empty() || state.flush_ready.is_some();
-            if frozen || state.content_end > newest.replay_offset() {
+            let past = *self.flush_past.lock();
+            let behind = past.is_some_and(|past| past >= newest.replay_offset());
+            if frozen || behind || state.content_end > newest.replay_offset() {
                 return true;
             }
             if state.memory_bytes > 0 && self.env.memory.used() > config.memtable_bytes_max {
@@ -173,15 +187,21 @@ impl Shard {
     }
 
     fn begun(&self, frozen: Frozen) -> Begun {
+        self.begun_in(self.epoch().term, frozen)
+    }
+
+    /// As a flush in another term than that of this replica's tenure.
+    pub(super) fn begun_in(&self, term: u64, frozen: Frozen) -> Begun {
         Begun {
             frozen,
             written: Vec::new(),
             residue: None,
+            term,
             _producing: self.produce(),
         }
     }
 
-    async fn write_files(
+    pub(super) async fn write_files(
         &self,
         begun: &mut Begun,
         newest: &ManifestState,
@@ -207,7 +227,7 @@ impl Shard {
             })
             .collect();
         let mut written = futures::stream::iter(rest)
-            .map(|(table, older)| self.write_file(table, older, deletes_through))
+            .map(|(table, older)| self.write_file(begun.term, table, older, deletes_through))
             // In order: on failure, what is done is a prefix.
             .buffered(FILES_AT_ONCE);
         let mut fresh = Vec::new();
@@ -222,13 +242,14 @@ impl Shard {
         begun.written.extend(fresh);
         outcome?;
         if begun.residue.is_none() {
-            begun.residue = Some(self.write_residue(&begun.frozen).await?);
+            begun.residue = Some(self.write_residue(begun.term, &begun.frozen).await?);
         }
         Ok(())
     }
 
     async fn write_file(
         &self,
+        term: u64,
         table: FrozenTable,
         older: Option<Vec<SstFile>>,
         deletes_through: RowVersion,
@@ -240,7 +261,7 @@ impl Shard {
         let Some(placed) = self.env.catalog.find_placement(id).await? else {
             return Ok((id, Vec::new()));
         };
-        let producer = self.producer();
+        let producer = self.producer_in(term);
         let files = on_blocking_thread(move || async move {
             producer
                 .flush_memtable(
@@ -259,19 +280,18 @@ impl Shard {
         Ok((id, files.into_iter().map(entry).collect()))
     }
 
-    async fn write_residue(&self, frozen: &Frozen) -> Result<Option<Residue>, EngineError> {
+    async fn write_residue(
+        &self,
+        term: u64,
+        frozen: &Frozen,
+    ) -> Result<Option<Residue>, EngineError> {
         if frozen.residue.is_empty() {
             return Ok(None);
         }
         let (bytes, rows) = residue::encode(&frozen.residue);
         let folder = self.chain.layout.manifests(self.id);
         let root = folder.as_ref().trim_end_matches("manifest");
-        let name = format!(
-            "{root}residue/{}-{}-{}",
-            ulid::Ulid::new(),
-            self.id,
-            self.epoch().term
-        );
+        let name = format!("{root}residue/{}-{}-{term}", ulid::Ulid::new(), self.id,);
         let path = Path::from(name);
         let crc = crc32fast::hash(&bytes);
         let size = bytes.len() as u64;
@@ -339,7 +359,7 @@ where
         .unwrap_or_else(|e| Err(EngineError::Invalid(format!("background work failed: {e}"))))
 }
 
-fn flush_edit(base: &ManifestState, begun: &Begun) -> Edit {
+pub(super) fn flush_edit(base: &ManifestState, begun: &Begun) -> Edit {
     let frozen = &begun.frozen;
     let through = Offset(begun.replay_offset().0.saturating_sub(1));
     let mut tables: std::collections::BTreeMap<TableId, TableEdit> = Default::default();
@@ -392,6 +412,7 @@ fn flush_edit(base: &ManifestState, begun: &Begun) -> Edit {
         .filter(|_| base.log.topic.is_empty())
         .map(|topic| LogIdentity {
             topic: topic.clone(),
+            ..base.log.clone()
         });
     let residue = begun.residue.clone().unwrap_or_default();
     Edit {
@@ -401,5 +422,6 @@ fn flush_edit(base: &ManifestState, begun: &Begun) -> Edit {
         residue: (residue != base.residue)
             .then(|| residue.map_or(ResidueEdit::Removed, ResidueEdit::Replaced)),
         forgotten: Vec::new(),
+        losses: Vec::new(),
     }
 }

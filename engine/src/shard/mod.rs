@@ -10,11 +10,14 @@
 //! - `open.rs`: opening as follower; `promote.rs`: becoming leader, and ceasing to be it;
 //!   `follow.rs`: switching to manifests that another leader published; `barrier.rs`: reads that
 //!   are as fresh as they were asked to be.
+//! - `halt.rs`: what a replica does that cannot read its log any further; `skip.rs`, `adopt.rs`: what
+//!   an operator does then.
 //! - `write.rs`: from a request to a record in flight; `claim.rs`: what follows a failed delivery.
 //! - `apply.rs`: the one reader of the log; `state.rs`: what an applied record changes.
 //! - `publish.rs`: one manifest at a time, announced through the log; `flush.rs`, `compact.rs`,
 //!   `gc.rs`, `trim.rs`: what is published and what may go afterwards.
 
+pub(crate) mod adopt;
 pub(crate) mod apply;
 pub(crate) mod barrier;
 pub(crate) mod claim;
@@ -22,12 +25,14 @@ pub(crate) mod compact;
 pub(crate) mod flush;
 pub(crate) mod follow;
 pub(crate) mod gc;
+pub(crate) mod halt;
 pub(crate) mod open;
 pub(crate) mod parts;
 pub(crate) mod pins;
 pub(crate) mod promote;
 pub(crate) mod publish;
 pub(crate) mod residue;
+pub(crate) mod skip;
 pub(crate) mod state;
 pub(crate) mod trim;
 pub(crate) mod write;
@@ -49,6 +54,7 @@ use crate::manifest::Chain;
 use crate::peers::ServedBy;
 use crate::{EngineError, ReadLevel, ReadView};
 use barrier::Barriers;
+use halt::Halted;
 use pins::{Pins, Producing, Production};
 use publish::Publishing;
 use state::ShardState;
@@ -97,6 +103,10 @@ pub(crate) struct Shard {
     pub tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     pub stop: CancellationToken,
     stopped: Mutex<Option<Stopped>>,
+    /// Why it reads its log no further and goes on to show what it has.
+    pub halted: Halted,
+    /// A flush must bring the replay offset beyond this.
+    pub flush_past: Mutex<Option<Offset>>,
     /// Another leader took over; this replica leads again only when it is told to.
     pub deposed: AtomicBool,
     pub counters: Counters,
@@ -159,9 +169,11 @@ impl Shard {
     pub(crate) fn unavailable(&self) -> EngineError {
         EngineError::ShardUnavailable {
             shard: self.id,
-            why: self
-                .stopped()
-                .map_or_else(|| "it is being opened".to_owned(), |s| s.why()),
+            why: match (self.stopped(), self.halted.why()) {
+                (Some(stopped), _) => stopped.why(),
+                (None, Some(halt)) => halt.to_string(),
+                (None, None) => "it is being opened".to_owned(),
+            },
         }
     }
 
@@ -181,12 +193,17 @@ impl Shard {
 
     /// What writes this shard's files.
     pub(crate) fn producer(&self) -> SstProducer {
+        self.producer_in(self.epoch().term)
+    }
+
+    /// As [`Self::producer`], with a term of its own in the names.
+    pub(crate) fn producer_in(&self, term: u64) -> SstProducer {
         SstProducer::new(
             &self.env.config,
             Arc::clone(&self.env.sst),
             self.chain.layout.clone(),
             self.id,
-            self.epoch().term,
+            term,
             Arc::clone(&self.env.compaction_budget),
             self.env.predicate.clone(),
         )
@@ -230,12 +247,16 @@ impl Shard {
     /// Waits until everything below `end` is applied.
     ///
     /// # Errors
-    /// The shard stopped.
+    /// The shard stopped, or reads no further.
     pub(crate) async fn wait_applied(&self, end: Offset) -> Result<(), EngineError> {
         let mut applied = self.applied.subscribe();
         tokio::select! {
             biased;
             () = self.stop.cancelled() => Err(self.unavailable()),
+            // What is there already is there, whatever happened since.
+            () = self.halted.happened(), if *self.applied.borrow() < end => {
+                Err(self.unavailable())
+            }
             reached = applied.wait_for(|next| *next >= end) => match reached {
                 Ok(_) => Ok(()),
                 Err(_) => Err(self.unavailable()),

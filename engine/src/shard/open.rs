@@ -3,8 +3,9 @@
 //! Order: read the newest manifest → put its residue into memory → read the log from its replay
 //! offset. If the log was trimmed past that meanwhile, a newer manifest was published: begin again.
 //!
-//! A shard whose log, manifest or files are damaged or missing is not opened; the error names the
-//! place, nothing is changed or deleted, and other shards are not concerned.
+//! A shard whose manifest or files are damaged or missing, or whose log was lost, is not opened; the
+//! error names the place, nothing is changed or deleted, and other shards are not concerned. One
+//! whose log is damaged is open up to there (`halt.rs`).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,11 +18,13 @@ use shoal_sst::SstError;
 use shoal_types::{ShardId, WriterId};
 use shoal_wal::log::{Log, LogError, LogReader};
 use shoal_wal::record::AttemptId;
+use shoal_wal::shifted::shifted;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::barrier::Barriers;
+use super::halt::Halted;
 use super::pins::Pins;
 use super::publish::Publishing;
 use super::residue::Applied;
@@ -31,7 +34,7 @@ use super::{Counters, Shard, Stopped, apply, claim, follow, residue};
 use crate::EngineError;
 use crate::env::Env;
 use crate::manifest::format::Publisher;
-use crate::manifest::{Chain, ManifestState};
+use crate::manifest::{Chain, LogIdentity, ManifestState};
 
 /// Manifests tried before giving up: each miss means that the log was trimmed meanwhile.
 const TRIES_MAX: u32 = 16;
@@ -56,8 +59,7 @@ pub(crate) async fn open(
         cluster: env.config.cluster_name.clone(),
         shard: id,
     };
-    let log = open_log(&env, id).await?;
-    let (state, reader) = begin(&env, &chain, &*log, listed.as_deref()).await?;
+    let (log, state, reader) = begin(&env, &chain, listed.as_deref()).await?;
     let newest = Arc::clone(&state.manifest);
     let (deliveries, to_deliver) = mpsc::unbounded_channel();
     env.memory.change(0, state.memory_bytes);
@@ -83,6 +85,8 @@ pub(crate) async fn open(
         tasks: Mutex::default(),
         stop: CancellationToken::new(),
         stopped: Mutex::default(),
+        halted: Halted::default(),
+        flush_past: Mutex::default(),
         deposed: AtomicBool::new(false),
         counters: Counters::default(),
         trouble: Mutex::default(),
@@ -108,29 +112,47 @@ impl Shard {
     }
 }
 
-/// The state of the newest manifest and a reader of what follows it.
+/// The newest manifest of a shard, or the state before its first.
+///
+/// # Errors
+/// As [`Chain::load_newest`].
+pub(crate) async fn newest_of(chain: &Chain) -> Result<ManifestState, EngineError> {
+    let newest = chain.load_newest().await?;
+    Ok(
+        newest
+            .unwrap_or_else(|| ManifestState::before_first(chain.shard, &chain.cluster, nobody())),
+    )
+}
+
+/// The log, the state of the newest manifest and a reader of what follows it.
 async fn begin(
     env: &Env,
     chain: &Chain,
-    log: &dyn Log,
     listed: Option<&Listed>,
-) -> Result<(ShardState, Box<dyn LogReader>), EngineError> {
+) -> Result<(Arc<dyn Log>, ShardState, Box<dyn LogReader>), EngineError> {
+    let mut opened: Option<(LogIdentity, Arc<dyn Log>)> = None;
     let mut tries = 0;
     loop {
         tries += 1;
-        let newest = match chain.load_newest().await? {
-            Some(newest) => newest,
-            None => ManifestState::before_first(chain.shard, &chain.cluster, nobody()),
-        };
+        let newest = newest_of(chain).await?;
         if let Some(listed) = listed {
             check_files(&newest, listed)?;
         }
+        // Another log may have taken its place meanwhile.
+        let known = opened
+            .take()
+            .filter(|(named, _)| named.is_same(&newest.log));
+        let log = match known {
+            Some((_, log)) => log,
+            None => open_log(env, chain.shard, &newest.log).await?,
+        };
+        opened = Some((newest.log.clone(), Arc::clone(&log)));
         let newest = Arc::new(newest);
         let mut state = ShardState::new(Arc::clone(&newest), RESIDUE_TABLE_BYTES_MAX);
         let residue = load_residue(env, &newest).await?;
         state.take_all(&residue);
         match log.read(newest.replay_offset()).await {
-            Ok(reader) => return Ok((state, reader)),
+            Ok(reader) => return Ok((log, state, reader)),
             Err(LogError::BelowStart { .. }) if tries < TRIES_MAX => {
                 tracing::info!(shard = %chain.shard, "the log was trimmed meanwhile, opening again");
             }
@@ -181,7 +203,11 @@ impl Drop for StopsIfDropped {
     }
 }
 
-async fn open_log(env: &Env, id: ShardId) -> Result<Arc<dyn Log>, EngineError> {
+async fn open_log(
+    env: &Env,
+    id: ShardId,
+    named: &LogIdentity,
+) -> Result<Arc<dyn Log>, EngineError> {
     let mut made = None;
     loop {
         let entry = env
@@ -189,22 +215,45 @@ async fn open_log(env: &Env, id: ShardId) -> Result<Arc<dyn Log>, EngineError> {
             .reload_shard(id)
             .await?
             .ok_or_else(|| EngineError::Invalid(format!("shard {id} is not known to meta")))?;
-        if let Some(log) = entry.log {
-            return Ok(env.logs.open(id, log).await?);
-        }
-        let log = match made {
-            Some(log) => log,
-            None => *made.insert(env.logs.create(id).await?),
-        };
-        let with_log = ShardEntry {
-            log: Some(log),
-            ..entry
+        let with_log = match (named.id, entry.log) {
+            // The manifest decides; meta is told, should whoever published it not have come to it.
+            (Some(log), known) if known != Some(log) => ShardEntry {
+                log: Some(log),
+                ..entry
+            },
+            (_, Some(log)) => {
+                let opened = env.logs.open(id, log).await.map_err(|e| gone(id, e))?;
+                return Ok(shifted(opened, named.shift));
+            }
+            (_, None) => {
+                let log = match made {
+                    Some(log) => log,
+                    None => *made.insert(env.logs.create(id).await?),
+                };
+                ShardEntry {
+                    log: Some(log),
+                    ..entry
+                }
+            }
         };
         match env.catalog.put_shard(id, Some(entry), with_log).await {
             // Another node may have made a log at the same time: the one that meta took counts.
             Ok(()) | Err(MetaError::Conflict) => {}
             Err(e) => return Err(e.into()),
         }
+    }
+}
+
+/// The error with its remedy.
+fn gone(id: ShardId, error: LogError) -> EngineError {
+    match error {
+        LogError::NotFound { .. } | LogError::Another { .. } => EngineError::LostLog {
+            shard: id,
+            what: format!(
+                "{error}; restore it, or `shoal admin shard adopt-log {id}`, which says what is lost by going on with a new log and does so with --accept-loss"
+            ),
+        },
+        other => other.into(),
     }
 }
 

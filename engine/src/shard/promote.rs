@@ -3,7 +3,8 @@
 //! Order: read the log to its end; the manifest that it names must be there → raise the term in
 //! meta → read the newest manifest and bring this replica to it → publish a manifest with that
 //! term → append `Claim`, naming that manifest → apply through it → read the newest manifest
-//! again; still ours → serve.
+//! again; still ours → serve. The first leader of a log that took another one's place closes that one
+//! before it claims its own (`adopt.rs`).
 //!
 //! Why: the term in the manifest keeps an older leader from publishing; the claim keeps its late
 //! records from applying. Between the two it may still append, and what it appends before the claim
@@ -21,17 +22,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use shoal_meta::{MetaError, ShardEntry};
-use shoal_types::{Epoch, Offset, WriterId};
+use shoal_types::{Epoch, Offset, ShardId, WriterId};
 
 use super::publish::Publishing;
 use super::{Shard, Stopped};
 use crate::EngineError;
+use crate::env::Env;
 use crate::manifest::ManifestState;
 use crate::manifest::format::Edit;
 use crate::manifest::publish::{PublishError, confirm_newest, prepare, publish};
 
 /// Terms tried before giving up: each miss means that somebody else leads meanwhile.
-const TERMS_MAX: u32 = 16;
+pub(super) const TERMS_MAX: u32 = 16;
 
 /// What a promotion did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -56,7 +58,7 @@ impl Shard {
 
     async fn promote_now(self: &Arc<Self>, term_min: u64) -> Result<Promoted, EngineError> {
         let mut publishing = self.publishing.lock().await;
-        if self.stopped().is_some() {
+        if self.stopped().is_some() || self.halted.is() {
             return Err(self.unavailable());
         }
         let before = *self.applied.borrow();
@@ -89,6 +91,7 @@ impl Shard {
             undecided: None,
             flush: None,
         };
+        self.close_previous_log(term, &newest).await?;
         self.deposed.store(false, Ordering::Relaxed);
         self.pipeline.begin(Epoch { term, claim: 0 }, writer);
         let Some(epoch) = self.claim(writer).await else {
@@ -146,35 +149,17 @@ impl Shard {
     }
 
     /// Takes a term above all before and publishes a manifest with it, which changes nothing else.
-    async fn take_term(
+    pub(super) async fn take_term(
         &self,
         writer: WriterId,
         term_min: u64,
     ) -> Result<(u64, ManifestState), EngineError> {
         let chain = &self.chain;
-        let catalog = &self.env.catalog;
         for _ in 0..TERMS_MAX {
-            let (term, base) = match &self.env.peers {
-                // The term is part of the assignment, so that a node that is not to lead any more
-                // gets none.
-                Some(peers) => {
-                    let base = self.reach_newest().await?;
-                    let above = base.publisher.term.max(term_min.saturating_sub(1));
-                    (peers.raise_term(self.id, above).await?, base)
-                }
-                None => {
-                    let Some(entry) = catalog.reload_shard(self.id).await? else {
-                        return Err(EngineError::Invalid("the shard is not in meta".into()));
-                    };
-                    let base = self.reach_newest().await?;
-                    let term = (entry.term.max(base.publisher.term) + 1).max(term_min);
-                    let raised = ShardEntry { term, ..entry };
-                    match catalog.put_shard(self.id, Some(entry), raised).await {
-                        Ok(()) => (term, base),
-                        Err(MetaError::Conflict) => continue,
-                        Err(e) => return Err(e.into()),
-                    }
-                }
+            let base = self.reach_newest().await?;
+            let Some(term) = raise_term(&self.env, self.id, base.publisher.term, term_min).await?
+            else {
+                continue;
             };
             let now_ms = self.env.clock.now_ms();
             let prepared = prepare(chain, &base, Edit::default(), term, writer, now_ms)?;
@@ -191,5 +176,33 @@ impl Shard {
             shard: self.id,
             why: format!("{TERMS_MAX} terms in a row were overtaken by another leader"),
         })
+    }
+}
+
+/// Raises a shard's term in meta above `above`, the newest manifest's, to `term_min` at least.
+/// `None`: somebody else did at the same time; look at the newest manifest again.
+///
+/// # Errors
+/// Meta's; [`EngineError::ShardUnavailable`]: another node is to lead.
+pub(super) async fn raise_term(
+    env: &Env,
+    shard: ShardId,
+    above: u64,
+    term_min: u64,
+) -> Result<Option<u64>, EngineError> {
+    if let Some(peers) = &env.peers {
+        // The term is part of the assignment, so that a node that is not to lead any more gets none.
+        let above = above.max(term_min.saturating_sub(1));
+        return peers.raise_term(shard, above).await.map(Some);
+    }
+    let Some(entry) = env.catalog.reload_shard(shard).await? else {
+        return Err(EngineError::Invalid("the shard is not in meta".into()));
+    };
+    let term = (entry.term.max(above) + 1).max(term_min);
+    let raised = ShardEntry { term, ..entry };
+    match env.catalog.put_shard(shard, Some(entry), raised).await {
+        Ok(()) => Ok(Some(term)),
+        Err(MetaError::Conflict) => Ok(None),
+        Err(e) => Err(e.into()),
     }
 }

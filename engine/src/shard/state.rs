@@ -506,6 +506,12 @@ impl ShardState {
         if !self.manifest.is_before(next.version()) {
             return Ok(());
         }
+        if !next.log.is_same(&self.manifest.log) {
+            return Err(format!(
+                "manifest {} says that another log has taken the place of this one",
+                next.version()
+            ));
+        }
         let replay = next.replay_offset();
         let known = replay == self.manifest.replay_offset()
             || self.boundaries.iter().any(|(end, _)| *end == replay);
@@ -581,7 +587,7 @@ impl ShardState {
 
     /// Freezes all rows at the current position. Tables whose rows fit a residue object stay as
     /// they are and are only listed, at most `residue_max` bytes of them.
-    fn freeze(&mut self, residue_max: usize) -> Frozen {
+    pub(crate) fn freeze(&mut self, residue_max: usize) -> Frozen {
         let small = |rows: &TableRows| match &rows.active {
             // Rows frozen before go with their boundary, so they cannot stay.
             Some(active) if rows.frozen.is_empty() => active.small.is_some(),

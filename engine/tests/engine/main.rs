@@ -10,4 +10,5 @@ mod late;
 mod model;
 mod peers;
 mod remote;
+mod repair;
 mod support;

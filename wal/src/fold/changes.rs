@@ -76,6 +76,16 @@ impl TableChanges {
         self.current.insert_mut(table, change);
     }
 
+    /// Every table counts as changed just below `begin`, and nothing more is known.
+    pub(super) fn forget_below(&mut self, begin: Offset) {
+        self.floor = Offset(begin.0.saturating_sub(1)).max(self.floor);
+        self.current = Map::default();
+        self.previous = Map::default();
+        self.previous_end = self.floor;
+        // So that an edit carries both halves.
+        self.rotations += 1;
+    }
+
     pub(super) fn to_edit(&self, since: Option<(&Self, Offset)>) -> ChangesEdit {
         // After a rotation at least half of all remembered tables changed: send both halves.
         let since = since.filter(|(older, _)| older.rotations == self.rotations);

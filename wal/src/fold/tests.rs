@@ -3,6 +3,7 @@
 
 mod laws;
 mod model;
+mod skipping;
 
 use std::sync::Arc;
 

@@ -31,6 +31,11 @@ const READ_RECORDS_MAX: usize = 4096;
 /// How often a waiting reader looks without being told to. It should never find anything.
 const LOOK_ANYWAY: Duration = Duration::from_secs(1);
 
+/// How long is waited for a record behind a damaged batch, which as a rule was fetched with it.
+const NEXT_WAIT: Duration = Duration::from_millis(500);
+/// How long at another position.
+const PROBE_WAIT: Duration = Duration::from_secs(5);
+
 /// A position in one topic.
 pub(super) struct KafkaReader {
     log: KafkaLog,
@@ -140,7 +145,8 @@ impl KafkaReader {
                 | Code::InvalidMessage
                 | Code::NotImplemented,
             ) => {
-                return Err(self.damaged(&error.to_string()));
+                let end = self.end_of_damage().await?;
+                return Err(self.damaged(&error.to_string(), end));
             }
             Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => {}
             // The brokers told that the history which was read is no longer theirs, however far
@@ -162,11 +168,85 @@ impl KafkaReader {
         self.log.check_within(self.next).await
     }
 
-    fn damaged(&self, what: &str) -> LogError {
+    fn damaged(&self, what: &str, end: u64) -> LogError {
+        let last = end.saturating_sub(1);
+        let offsets = if last > self.next {
+            format!("offsets {} to {last}", self.next)
+        } else {
+            format!("offset {}", self.next)
+        };
         LogError::Damaged {
             shard: self.log.topic.shard,
-            place: format!("topic {} offset {}", self.log.topic.name, self.next),
+            place: format!("topic {} {offsets}", self.log.topic.name),
             what: what.to_owned(),
+            range: Some((Offset(self.next), Offset(end))),
+        }
+    }
+
+    /// One past the damaged batch at this reader's position. Records are checked by batch, and
+    /// the client does not tell how many are in one; but what it delivers next begins behind it. A
+    /// batch that was fetched alone is fetched again for ever: then positions further on are tried.
+    async fn end_of_damage(&mut self) -> Result<u64, LogError> {
+        let behind = self.first_delivered(NEXT_WAIT).await;
+        if let Some(Ok(offset)) = behind {
+            return Ok(offset);
+        }
+        let at = self.next;
+        let (_, end) = self.log.ask_bounds().await?;
+        let (mut bad, mut good, mut step) = (at, end, 1);
+        // Doubling steps until one is past the batch, then halving between.
+        while bad + 1 < good {
+            let probe = if good == end {
+                (bad + step).min(end - 1)
+            } else {
+                bad + (good - bad) / 2
+            };
+            step *= 2;
+            self.next = probe;
+            let assigned = self.assign().await;
+            let first = match assigned {
+                Ok(()) => self.first_delivered(PROBE_WAIT).await,
+                Err(_) => None,
+            };
+            self.next = at;
+            assigned?;
+            match first {
+                Some(Ok(offset)) => good = offset.min(good),
+                Some(Err(())) => bad = probe,
+                None => {
+                    return Err(LogError::Io(format!(
+                        "topic {}: offset {at} is damaged; how far the damage reaches is not known, the brokers do not answer",
+                        self.log.topic.name
+                    )));
+                }
+            }
+        }
+        Ok(good)
+    }
+
+    /// The first thing that comes: a record's offset, or damage; `None`: nothing within `wait`.
+    async fn first_delivered(&self, wait: Duration) -> Option<Result<u64, ()>> {
+        let assignment = self.assignment.as_ref()?;
+        let deadline = tokio::time::Instant::now() + wait;
+        loop {
+            match assignment.queue().poll(Duration::ZERO) {
+                Some(Ok(message)) => {
+                    let offset = u64::try_from(message.offset()).ok();
+                    if let Some(offset) = offset.filter(|o| *o > self.next || wait == PROBE_WAIT) {
+                        return Some(Ok(offset));
+                    }
+                }
+                Some(Err(error)) => match error.rdkafka_error_code() {
+                    Some(Code::BadMessage | Code::BadCompression | Code::InvalidMessage) => {
+                        return Some(Err(()));
+                    }
+                    _ => tracing::debug!(%error, "looking for the end of damage"),
+                },
+                None if tokio::time::Instant::now() >= deadline => return None,
+                None => {
+                    let _ = tokio::time::timeout_at(deadline, self.woken()).await;
+                }
+            }
         }
     }
 

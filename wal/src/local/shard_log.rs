@@ -42,6 +42,8 @@ impl LogDamage {
             shard,
             place: self.place.clone(),
             what: self.what.clone(),
+            // What lies behind damage is not indexed at the next start.
+            range: None,
         }
     }
 }

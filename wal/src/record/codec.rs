@@ -30,8 +30,8 @@
 //! replica that meets one stops there, as at damage.
 
 use bytes::Bytes;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use shoal_types::{Epoch, Seq, WriterId};
 use uuid::Uuid;
 
@@ -267,6 +267,57 @@ impl Record {
             seq: Seq(u64_at(bytes, 42)),
             crc,
         })
+    }
+}
+
+/// What a damaged record says of itself, as far as it can be read; none of it can be relied on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Remains {
+    /// Its kind, if that is a known one.
+    pub kind: Option<String>,
+    /// Its epoch.
+    pub epoch: Option<Epoch>,
+    /// Its number within the epoch.
+    pub seq: Option<Seq>,
+    /// When it was built, by its writer's clock.
+    pub stamp_ms: Option<u64>,
+    /// Its size.
+    pub bytes: u64,
+}
+
+impl Remains {
+    /// Of these bytes.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        let mut remains = Self {
+            bytes: bytes.len() as u64,
+            ..Self::default()
+        };
+        if bytes.len() >= HEADER_BYTES {
+            let kind = RecordKind::from_number(bytes[KIND_AT]).ok();
+            remains.kind = kind.map(|kind| format!("{kind:?}"));
+            remains.epoch = Some(Epoch {
+                term: u64_at(bytes, 10),
+                claim: u64_at(bytes, 18),
+            });
+            remains.seq = Some(Seq(u64_at(bytes, 42)));
+            remains.stamp_ms = Some(u64_at(bytes, 50));
+        }
+        remains
+    }
+}
+
+impl std::fmt::Display for Remains {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes", self.bytes)?;
+        if let Some(kind) = &self.kind {
+            write!(f, ", kind {kind}")?;
+        }
+        if let (Some(epoch), Some(seq)) = (self.epoch, self.seq) {
+            write!(f, ", epoch {epoch}, number {seq}")?;
+        }
+        Ok(())
     }
 }
 

@@ -38,13 +38,17 @@ async fn a_damaged_record_ends_its_readers_behind_all_that_came_before() {
     assert_eq!(texts(&found), expected);
     for error in [error, in_time(reader.next()).await.err()] {
         let Some(LogError::Damaged {
-            shard: told, place, ..
+            shard: told,
+            place,
+            range,
+            ..
         }) = error
         else {
             panic!("{error:?}");
         };
         assert_eq!(told, shard);
         assert!(place.ends_with("offset 7"), "{place}");
+        assert_eq!(range, Some((Offset(7), Offset(8))));
     }
     // An operator who accepts the loss goes on behind it.
     let mut behind = log.read(Offset(8)).await.expect("reads");

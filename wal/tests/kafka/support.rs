@@ -172,7 +172,7 @@ pub fn texts(records: &[(Offset, Bytes)]) -> Vec<String> {
 
 pub fn refused(error: Option<LogError>) -> String {
     match error {
-        Some(LogError::Refused { why, .. }) => why,
+        Some(LogError::Refused { why, .. } | LogError::Another { why, .. }) => why,
         other => panic!("not refused: {other:?}"),
     }
 }

@@ -13,6 +13,10 @@ enum Step {
     },
     Barrier,
     Pass,
+    /// The next offsets are given up.
+    Skip {
+        records: u64,
+    },
     /// By the writer `who`, `skew` off its next seq.
     Say {
         who: usize,
@@ -76,12 +80,31 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0_usize..5, 0_u64..9).prop_map(|(who, manifest)| Step::Claim { who, manifest }),
         1 => Just(Step::Barrier),
         1 => Just(Step::Pass),
+        1 => (1_u64..3).prop_map(|records| Step::Skip { records }),
         40 => (0_usize..5, skew, what).prop_map(|(who, skew, what)| Step::Say { who, skew, what }),
     ]
 }
 
-/// The log that the steps make: `None` is a foreign record.
-fn log(steps: &[Step]) -> Vec<(Offset, Option<Record>)> {
+/// What stands at an offset.
+#[derive(Clone, Debug)]
+enum Entry {
+    Record(Record),
+    Foreign,
+    /// This one and so many in all were given up, in this term.
+    Skipped(u64, u64),
+}
+
+impl Entry {
+    fn record(&self) -> Option<&Record> {
+        match self {
+            Self::Record(record) => Some(record),
+            _ => None,
+        }
+    }
+}
+
+/// The log that the steps make.
+fn log(steps: &[Step]) -> Vec<(Offset, Entry)> {
     let claims = claims();
     let mut next = [0_i64; 5];
     let mut versions = std::collections::HashMap::new();
@@ -93,11 +116,17 @@ fn log(steps: &[Step]) -> Vec<(Offset, Option<Record>)> {
         offset += 1 + u64::from(i % 7 == 3);
         let stamp_ms = 100 * DAY_MS + i as u64 * 1000;
         let record = match step {
-            Step::Pass => None,
-            Step::Barrier => Some(Record::barrier(Uuid::from_u128(1), stamp_ms)),
+            Step::Pass => Entry::Foreign,
+            Step::Skip { records } => {
+                let skipped = Entry::Skipped(*records, 2 + i as u64 % 3);
+                log.push((Offset(offset), skipped));
+                offset += records - 1;
+                continue;
+            }
+            Step::Barrier => Entry::Record(Record::barrier(Uuid::from_u128(1), stamp_ms)),
             Step::Claim { who, manifest: m } => {
                 newest = newest.max(*who);
-                Some(Record::claim(
+                Entry::Record(Record::claim(
                     claims[*who].0,
                     claims[*who].1,
                     manifest(*m),
@@ -109,7 +138,7 @@ fn log(steps: &[Step]) -> Vec<(Offset, Option<Record>)> {
                 let seq = (next[who] + i64::from(*skew)).max(0) as u64;
                 next[who] = next[who].max(seq as i64 + 1);
                 let payload = payload(what, offset, stamp_ms, &mut versions);
-                Some(Record::sequenced(claims[who], Seq(seq), stamp_ms, payload))
+                Entry::Record(Record::sequenced(claims[who], Seq(seq), stamp_ms, payload))
             }
         };
         log.push((Offset(offset), record));
@@ -167,12 +196,16 @@ fn small() -> FoldLimits {
     }
 }
 
-fn run(state: &mut FoldState, log: &[(Offset, Option<Record>)]) -> Vec<Option<Verdict>> {
+fn run(state: &mut FoldState, log: &[(Offset, Entry)]) -> Vec<Option<Verdict>> {
     log.iter()
-        .map(|(offset, record)| match record {
-            Some(record) => Some(fold(state, *offset, record)),
-            None => {
+        .map(|(offset, entry)| match entry {
+            Entry::Record(record) => Some(fold(state, *offset, record)),
+            Entry::Foreign => {
                 state.pass(*offset);
+                None
+            }
+            Entry::Skipped(records, term) => {
+                state.skip(Offset(offset.0 + records), *term);
                 None
             }
         })
@@ -190,12 +223,13 @@ proptest! {
     /// claimer, numbered from 0 without a hole, up to the first gap.
     #[test]
     fn only_the_current_claims_contiguous_prefix_is_consumed(steps in prop::collection::vec(step(), 1..120)) {
-        let log = log(&steps);
+        let mut log = log(&steps);
+        log.retain(|(_, entry)| !matches!(entry, Entry::Skipped(..)));
         let verdicts = run(&mut FoldState::new(small()), &log);
         let mut current: Option<(Epoch, WriterId)> = None;
         let mut next = Some(0);
         for ((_, record), verdict) in log.iter().zip(verdicts) {
-            let (Some(record), Some(verdict)) = (record, verdict) else { continue };
+            let (Some(record), Some(verdict)) = (record.record(), verdict) else { continue };
             let by = (record.epoch, record.writer);
             if matches!(record.payload, Payload::Claim(_)) {
                 let takes = current.is_none_or(|(epoch, _)| record.epoch > epoch);
@@ -270,8 +304,8 @@ proptest! {
         let log = log(&steps);
         let verdicts = run(&mut FoldState::new(small()), &log);
         let mut applied = std::collections::HashSet::new();
-        for ((_, record), verdict) in log.iter().zip(verdicts) {
-            if let (Some(Record { payload: Payload::Write(write), .. }), Some(Verdict::Apply)) = (record, verdict)
+        for ((_, entry), verdict) in log.iter().zip(verdicts) {
+            if let (Some(Record { payload: Payload::Write(write), .. }), Some(Verdict::Apply)) = (entry.record(), verdict)
                 && let Some(id) = write.header.write_id
             {
                 prop_assert!(applied.insert(id), "{:?} applied twice", id);

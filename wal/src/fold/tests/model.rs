@@ -111,6 +111,29 @@ impl Schedules {
             .count()
     }
 
+    /// Whether every acknowledged write but what stood in it would be there if record `lost` were
+    /// damaged now and given up.
+    fn survives_without(&self, world: &World, lost: usize) -> bool {
+        let (_, whole) = self.verdicts(&world.log);
+        let mut state = FoldState::default();
+        let mut there = [false; WRITES];
+        for (i, sent) in world.log.iter().enumerate() {
+            if i == lost {
+                state.skip(Offset(i as u64 + 1), 100);
+                continue;
+            }
+            let verdict = fold(&mut state, Offset(i as u64), &self.record(sent));
+            if let (Verdict::Apply, Some(write)) = (verdict, sent.write) {
+                if std::mem::replace(&mut there[write as usize], true) {
+                    return false;
+                }
+            }
+        }
+        let stood_in =
+            |write| world.log[lost].write == Some(write as u8) && whole[lost] == Verdict::Apply;
+        (0..WRITES).all(|write| !world.acked[write] || there[write] || stood_in(write))
+    }
+
     fn send(world: &mut World, sent: Sent) {
         world.net.push(sent);
         world.net.sort_unstable();
@@ -266,6 +289,9 @@ impl Model for Schedules {
                 "nothing is acknowledged behind a higher claim",
                 |_, w: &World| !w.zombie_ack,
             ),
+            Property::always("any one record may be given up", |m, w: &World| {
+                (0..w.log.len()).all(|lost| m.survives_without(w, lost))
+            }),
             Property::sometimes("both writes are acknowledged", |_, w: &World| {
                 w.acked == [true; WRITES]
             }),
