@@ -84,6 +84,7 @@ kinds! {
     UNAVAILABLE = "unavailable", "57P03", Safe;
     NOT_FRESH = "not_fresh", "57P03", Safe;
     DAMAGED = "data_damaged", "XX001", Never;
+    LOST = "data_lost", "XX001", Never;
     IO = "io_error", "58030", Safe;
     INTERNAL = "internal", "XX000", Never;
 }
@@ -166,6 +167,8 @@ impl From<EngineError> for QueryError {
             EngineError::ShardUnavailable { .. } | EngineError::ShuttingDown => Kind::UNAVAILABLE,
             EngineError::NotFresh { .. } => Kind::NOT_FRESH,
             EngineError::Manifest { .. } => Kind::DAMAGED,
+            EngineError::Lost { .. } => Kind::LOST,
+            EngineError::LostLog { .. } => Kind::UNAVAILABLE,
             EngineError::Log(_) | EngineError::Meta(_) => Kind::IO,
             #[allow(unreachable_patterns)]
             _ => Kind::INTERNAL,

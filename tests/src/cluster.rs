@@ -82,6 +82,26 @@ impl Stack {
         }
     }
 
+    /// The folder in which the broker keeps the log of a shard.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn log_folder(&self, cluster: &str, shard: &str) -> PathBuf {
+        let wanted = format!("shoal.{cluster}.{shard}.");
+        let mut left = vec![self.folder.clone()];
+        while let Some(folder) = left.pop() {
+            let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+            for entry in entries.filter(|e| e.path().is_dir()) {
+                if entry.file_name().to_string_lossy().starts_with(&wanted) {
+                    return entry.path();
+                }
+                left.push(entry.path());
+            }
+        }
+        panic!("no folder {wanted}… below {}", self.folder.display());
+    }
+
     /// Freezes components.
     pub fn pause(&self, component: &str) {
         self.act(&["pause", component]);

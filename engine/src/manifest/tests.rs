@@ -9,6 +9,7 @@ use shoal_wal::fold::FoldState;
 use shoal_wal::record::AttemptId;
 use uuid::Uuid;
 
+use super::format::LOSSES_MAX;
 use super::*;
 use crate::PredicateDelete;
 
@@ -254,4 +255,76 @@ fn the_number_of_files_is_kept_through_every_kind_of_edit_and_a_snapshot() {
         let read = ManifestState::from_snapshot(&manifest, 1, 1).expect("reads");
         assert_eq!(read.files, now.files);
     }
+}
+
+fn loss(from: u64, to: u64) -> Loss {
+    Loss {
+        kind: LossKind::LogAdopted,
+        from: Offset(from),
+        to: Offset(to),
+        at_ms: 1,
+        term: 2,
+        node: "n".into(),
+        what: "w".into(),
+        reason: "r".into(),
+    }
+}
+
+#[test]
+fn another_log_takes_a_place_only_above_it_and_with_a_trace() {
+    let mut base = state(5);
+    base.log.topic = "old".into();
+    let adopt = |shift: u64, begin: u64, losses: Vec<Loss>| {
+        let mut fold = base.fold.clone();
+        fold.begin_log(Offset(begin));
+        let edit = Edit {
+            log: Some(LogIdentity {
+                id: Some(shoal_types::LogId::SOLE),
+                shift,
+                ..LogIdentity::default()
+            }),
+            fold: Some(fold.edit_since(&base.fold)),
+            losses,
+            ..Edit::default()
+        };
+        let mut reference = base.reference;
+        reference.version = base.version().next();
+        let new = base.apply(&edit, reference, base.publisher, 1)?;
+        invariants::check(&base, &new, &edit)
+    };
+    assert_eq!(adopt(100, 100, vec![loss(5, 100)]), Ok(()));
+    let refused = [
+        ("nothing says so", adopt(100, 100, Vec::new())),
+        ("nothing says so", adopt(100, 100, vec![loss(5, 90)])),
+        ("beginning", adopt(101, 100, vec![loss(5, 100)])),
+        ("begin again", adopt(0, 5, vec![loss(4, 5)])),
+    ];
+    for (word, outcome) in refused {
+        let error = outcome.expect_err(word);
+        assert!(error.contains(word), "{word}: {error}");
+    }
+}
+
+#[test]
+fn of_too_many_losses_the_oldest_become_one_and_nothing_given_up_is_forgotten() {
+    let mut now = state(5);
+    for n in 0..LOSSES_MAX as u64 + 9 {
+        let edit = Edit {
+            losses: vec![loss(10 * n, 10 * n + 1)],
+            ..Edit::default()
+        };
+        let next = now.apply(&edit, now.reference, now.publisher, 1);
+        now = next.expect("applies");
+    }
+    assert_eq!(now.losses.len(), LOSSES_MAX);
+    for n in 0..LOSSES_MAX as u64 + 9 {
+        let covered = now.losses.iter().any(|l| l.covers(Offset(10 * n)));
+        assert!(covered, "{n}");
+    }
+    let mut manifest = manifest();
+    manifest.body = Body::Snapshot(Box::new(now.to_snapshot()));
+    let bytes = manifest.encode().expect("encode");
+    let read = Manifest::decode(&bytes).expect("decode");
+    let read = ManifestState::from_snapshot(&read, 1, 1).expect("reads");
+    assert_eq!(read.losses, now.losses);
 }

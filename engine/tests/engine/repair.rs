@@ -299,7 +299,8 @@ async fn of_rows(db: &Database, table: &TableHandle) -> usize {
     read(db, table).await.len()
 }
 
-/// A follower that still reads the old log answers no strong read once the new one is served.
+/// A follower that still reads the old log answers no strong read once the new one is served: not one
+/// that knows that the tail was lost, and not one that came later and finds the rest in order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_answers_from_the_old_log_once_the_new_one_is_served() {
     let logs = SimulatedLogStore::with_many_logs(36);
@@ -308,51 +309,48 @@ async fn nobody_answers_from_the_old_log_once_the_new_one_is_served() {
     let table = make(&db, "log", TableMode::Append).await;
     write(&db, &table, 0).await;
     db.flush(None).await.expect("flush");
-    write(&db, &table, 1).await;
-    let follower = world.open_node(config()).await;
-    follower
-        .set_role(table.shard, Role::Follower, 0)
-        .await
-        .expect("follows");
-    assert_eq!(values(&follower, &table, &ReadLevel::Strong).await, [0, 1]);
-    // Both stand beyond the end.
-    let at = db.status()[0].position;
-    logs.truncate(table.shard, at);
+    let cut = write(&db, &table, 1).await.offset;
+    let follow = async || {
+        let node = world.open_node(config()).await;
+        let followed = node.set_role(table.shard, Role::Follower, 0).await;
+        followed.expect("follows");
+        node
+    };
+    let beyond = follow().await;
+    assert_eq!(values(&beyond, &table, &ReadLevel::Strong).await, [0, 1]);
+    // What is given out again stands where the second row stood.
+    logs.truncate(table.shard, cut);
     until(&db, "the leader halts", || halted(&db).is_some()).await;
     assert_eq!(halted(&db).expect("halted").0, HaltKind::LostTail);
-    let done = db
-        .adopt_log(table.shard, Offset(0), by())
-        .await
-        .expect("adopted");
-    assert!(
-        done.loss.is_some_and(|loss| loss.from > at),
-        "rows in memory were saved"
-    );
-    assert_eq!(
-        values(&db, &table, &ReadLevel::Strong).await,
-        [0, 1],
-        "nothing is lost"
-    );
+    let within = follow().await;
+    let eventual = values(&within, &table, &ReadLevel::Eventual).await;
+    assert_eq!(eventual, [0], "it cannot know");
+    let done = db.adopt_log(table.shard, Offset(0), by()).await;
+    let loss = done.expect("adopted").loss.expect("a trace");
+    assert!(loss.from > cut, "rows in memory were saved");
+    assert_eq!(values(&db, &table, &ReadLevel::Strong).await, [0, 1]);
     write(&db, &table, 2).await;
-    match follower
-        .read_view_at(&table, &ReadLevel::Strong, PATIENCE)
-        .await
-    {
-        Ok(view) => assert_eq!(list_of(&follower, &view).await.len(), 3),
-        Err(error) => assert!(
-            matches!(error, EngineError::ShardUnavailable { .. }),
-            "{error}"
-        ),
+    for follower in [&beyond, &within] {
+        let strong = follower.read_view_at(&table, &ReadLevel::Strong, PATIENCE);
+        match strong.await {
+            Ok(view) => assert_eq!(list_of(follower, &view).await.len(), 3),
+            Err(error) => {
+                let halted = matches!(error, EngineError::ShardUnavailable { .. });
+                assert!(halted, "{error}");
+            }
+        }
     }
-    until(&follower, "it goes on with the new log", || {
-        follower.status()[0].state == "serving"
-            && follower.status()[0].position >= db.status()[0].position
-    })
-    .await;
-    assert_eq!(
-        values(&follower, &table, &ReadLevel::Strong).await,
-        [0, 1, 2]
-    );
+    for follower in [&beyond, &within] {
+        until(follower, "it goes on with the new log", || {
+            let status = &follower.status()[0];
+            status.state == "serving" && status.position >= loss.to
+        })
+        .await;
+        assert_eq!(
+            values(follower, &table, &ReadLevel::Strong).await,
+            [0, 1, 2]
+        );
+    }
 }
 
 /// Whatever happened between the manifest and the end, whoever opens the shard does the rest; before
@@ -434,4 +432,51 @@ async fn a_log_that_is_gone_is_told_and_replaced() {
         .expect("adopted");
     write(&db, &table, 1).await;
     assert_eq!(values(&db, &table, &ReadLevel::Strong).await, [0, 1]);
+}
+
+/// The only user of a local log goes on at its end, or with an empty one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standalone_process_goes_on_without_its_log_folder() {
+    let dir = tempfile::tempdir().expect("dir");
+    let one = || shoal_engine::EngineConfig {
+        shards: 1,
+        ..config()
+    };
+    let db = embedded(dir.path(), one()).await;
+    let table = make(&db, "log", TableMode::Append).await;
+    for at in 0..4 {
+        write(&db, &table, at).await;
+    }
+    db.flush(None).await.expect("flush");
+    let lost = write(&db, &table, 4).await;
+    db.shutdown().await;
+    drop(db);
+    for entry in std::fs::read_dir(dir.path().join("wal"))
+        .expect("wal")
+        .flatten()
+    {
+        std::fs::remove_file(entry.path()).expect("removed");
+    }
+    let db = embedded(dir.path(), one()).await;
+    let why = db.status()[0].why.clone().unwrap_or_default();
+    assert!(why.contains("adopt-log"), "{why}");
+    db.adopt_log(table.shard, Offset(0), by())
+        .await
+        .expect("adopted");
+    let new = write(&db, &table, 5).await;
+    assert!(new.offset > lost.offset);
+    db.shutdown().await;
+    drop(db);
+    let db = embedded(dir.path(), one()).await;
+    assert_eq!(
+        values(&db, &table, &ReadLevel::Strong).await,
+        [0, 1, 2, 3, 5]
+    );
+    db.flush(None).await.expect("flush");
+    let level = ReadLevel::Session(vec![lost]);
+    let refused = db.read_view_at(&table, &level, PATIENCE).await;
+    assert!(
+        matches!(refused, Err(EngineError::Lost { .. })),
+        "{refused:?}"
+    );
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use async_trait::async_trait;
+use shoal_engine::manifest::Loss;
 use shoal_engine::{Database, Read, ShardStatus};
 use shoal_types::{Clock, NodeId, ShardId, SystemClock, TableMode};
 
@@ -32,6 +33,7 @@ pub(super) fn schema(db: Arc<Database>, running: Arc<Running>) -> VirtualSchema 
         ("queries", table(View::Queries)),
         ("nodes", table(View::Nodes)),
         ("replicas", table(View::Replicas)),
+        ("events", table(View::Events)),
     ])
 }
 
@@ -44,6 +46,7 @@ enum View {
     Queries,
     Nodes,
     Replicas,
+    Events,
 }
 
 /// The name of the only node of a standalone process.
@@ -144,6 +147,17 @@ fn columns_of(view: View) -> &'static [CellColumn] {
             ("epoch", Text),
             ("position", Number),
         ],
+        View::Events => &[
+            ("at", Time),
+            ("shard", Text),
+            ("event", Text),
+            ("node", Text),
+            ("term", Number),
+            ("position_from", Number),
+            ("position_to", Number),
+            ("what", Text),
+            ("reason", Text),
+        ],
     }
 }
 
@@ -175,6 +189,7 @@ impl VirtualRows for SystemTable {
             View::Queries => self.query_rows(),
             View::Nodes => self.node_rows().await,
             View::Replicas => self.replica_rows().await,
+            View::Events => self.event_rows().await,
         };
         batch_of(columns_of(self.view), &rows)
     }
@@ -282,6 +297,33 @@ impl SystemTable {
             }
         }
         rows
+    }
+
+    /// What operators gave up, as the shards' manifests record it: every replica has the same, but
+    /// one that lags has fewer.
+    async fn event_rows(&self) -> Vec<Vec<Cell>> {
+        let mut events: BTreeMap<(u64, ShardId, u64), Loss> = BTreeMap::new();
+        for (_, told) in self.db.all_statuses().await {
+            for shard in told.into_iter().flatten() {
+                for loss in shard.losses {
+                    events.insert((loss.at_ms, shard.id, loss.from.0), loss);
+                }
+            }
+        }
+        let rows = events.into_iter().map(|((at_ms, shard, _), loss)| {
+            vec![
+                number(at_ms),
+                text(shard),
+                text(loss.kind.as_str()),
+                text(loss.node),
+                number(loss.term),
+                number(loss.from.0),
+                number(loss.to.0),
+                text(loss.what),
+                text(loss.reason),
+            ]
+        });
+        rows.collect()
     }
 
     async fn sst_rows(&self, wanted: &Wanted) -> Result<Vec<Vec<Cell>>, QueryError> {

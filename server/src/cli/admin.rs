@@ -27,7 +27,7 @@ enum What {
     Shards,
     /// The nodes of the cluster.
     Nodes,
-    /// Say who leads and follows a shard; no data is copied.
+    /// Say who leads and follows a shard (no data is copied), or go on where its log is damaged.
     Shard {
         #[command(subcommand)]
         order: Order,
@@ -84,6 +84,34 @@ enum Order {
         /// The shard.
         shard: String,
     },
+    /// Go on behind damaged records of a shard's log. Nothing is lost where some replica read them
+    /// before; else they are. Without --accept-loss it only says the price.
+    SkipRecord {
+        /// The shard.
+        shard: String,
+        /// The position of the damage, as `shoal admin shards` tells it.
+        offset: u64,
+        #[command(flatten)]
+        loss: Loss,
+    },
+    /// Go on with a new log where a shard's was lost: it ends too early, is gone, or another stands
+    /// in its place. Without --accept-loss it only says the price.
+    AdoptLog {
+        /// The shard.
+        shard: String,
+        #[command(flatten)]
+        loss: Loss,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Loss {
+    /// Do it, whatever is lost.
+    #[arg(long)]
+    accept_loss: bool,
+    /// Why, for the trace in the shard's manifest.
+    #[arg(long, default_value = "")]
+    reason: String,
 }
 
 #[derive(Debug, clap::Args)]
@@ -104,6 +132,18 @@ impl Order {
             Self::AddFollower(t) => (path(&t.shard, "add-follower"), json!({ "to": t.to })),
             Self::RemoveFollower(t) => (path(&t.shard, "remove-follower"), json!({ "to": t.to })),
             Self::Move(t) => (path(&t.shard, "move"), json!({ "to": t.to })),
+            Self::SkipRecord {
+                shard,
+                offset,
+                loss,
+            } => (
+                path(shard, "skip-record"),
+                json!({ "offset": offset, "accept_loss": loss.accept_loss, "reason": loss.reason }),
+            ),
+            Self::AdoptLog { shard, loss } => (
+                path(shard, "adopt-log"),
+                json!({ "accept_loss": loss.accept_loss, "reason": loss.reason }),
+            ),
             Self::Checksum { shard } => {
                 ("/v1/admin/checksum".to_owned(), json!({ "shard": shard }))
             }
@@ -241,7 +281,10 @@ pub async fn run(args: AdminArgs) -> CliResult {
         .as_array()
         .into_iter()
         .flatten()
-        .filter(|row| row["state"].as_str().is_some_and(|s| s == "unavailable"))
+        .filter(|row| {
+            let states = ["unavailable", "damaged"];
+            row["state"].as_str().is_some_and(|s| states.contains(&s))
+        })
         .count();
     if unserved > 0 {
         let are = if unserved == 1 { "is" } else { "are" };

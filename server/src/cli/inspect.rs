@@ -241,8 +241,9 @@ fn summary(body: &Value) -> String {
             .map(|t| count(&t[1]["files"]))
             .sum();
         return format!(
-            "snapshot at offset {}: {tables} tables with {files} files",
-            snapshot["replay_offset"]
+            "snapshot at offset {}: {tables} tables with {files} files{}",
+            snapshot["replay_offset"],
+            losses(snapshot)
         );
     }
     let edit = &body["Edit"];
@@ -251,11 +252,32 @@ fn summary(body: &Value) -> String {
         tables.map(|t| count(&t[1][name])).sum()
     };
     format!(
-        "edit of {} tables: {} files added, {} removed",
+        "edit of {} tables: {} files added, {} removed{}",
         count(&edit["tables"]),
         changed("add"),
-        changed("remove")
+        changed("remove"),
+        losses(edit)
     )
+}
+
+/// What operators gave up, a line each.
+fn losses(body: &Value) -> String {
+    let losses = body["losses"].as_array().into_iter().flatten();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    losses
+        .map(|loss| {
+            format!(
+                "\n    GIVEN UP: {} positions {} to {} at {} ms by {} ({}); reason: {}",
+                text(&loss["kind"]),
+                loss["from"],
+                loss["to"],
+                loss["at_ms"],
+                text(&loss["node"]),
+                text(&loss["what"]),
+                text(&loss["reason"])
+            )
+        })
+        .collect()
 }
 
 async fn ssts(out: &mut Output, paths: &[PathBuf]) -> Result<(), CliError> {

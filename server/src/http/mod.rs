@@ -15,6 +15,7 @@ mod listener;
 mod names;
 mod openapi;
 mod params;
+mod repair;
 mod rows;
 mod sql;
 mod timestamps;
@@ -95,6 +96,14 @@ pub fn router(state: Arc<AppState>) -> Router {
         .route("/v1/admin/nodes", get(cluster::nodes))
         .route("/v1/admin/shards", get(admin::shards))
         .route("/v1/admin/shards/{shard}/{order}", post(cluster::order))
+        .route(
+            "/v1/admin/shards/{shard}/skip-record",
+            post(repair::skip_record),
+        )
+        .route(
+            "/v1/admin/shards/{shard}/adopt-log",
+            post(repair::adopt_log),
+        )
         .route("/v1/admin/tables", get(admin::tables))
         .route("/v1/admin/flush", post(admin::flush))
         .route("/v1/admin/compact", post(admin::compact))

@@ -16,6 +16,7 @@ pub mod links;
 pub mod metrics;
 pub mod orders;
 pub mod peers;
+pub mod repair;
 pub mod roles;
 pub mod service;
 pub mod wire;

@@ -89,14 +89,14 @@ type Replicas = BTreeMap<ShardId, Value>;
 
 /// Carries out orders.
 pub struct Orders {
-    me: NodeId,
-    db: Arc<Database>,
-    topology: Arc<Topology>,
-    roles: Arc<Roles>,
+    pub(super) me: NodeId,
+    pub(super) db: Arc<Database>,
+    pub(super) topology: Arc<Topology>,
+    pub(super) roles: Arc<Roles>,
     links: Arc<Links>,
 }
 
-fn rounded_ms(took: Duration) -> f64 {
+pub(super) fn rounded_ms(took: Duration) -> f64 {
     (took.as_secs_f64() * 1e6).round() / 1e3
 }
 
@@ -146,7 +146,12 @@ impl Orders {
         one_of("node", text, ids)
     }
 
-    async fn ask(&self, node: NodeId, ask: &Ask, within: Duration) -> Result<Answer, OrderError> {
+    pub(super) async fn ask(
+        &self,
+        node: NodeId,
+        ask: &Ask,
+        within: Duration,
+    ) -> Result<Answer, OrderError> {
         let snapshot = self.topology.snapshot();
         let Some(entry) = snapshot.nodes.get(&node) else {
             return Err(OrderError::Unavailable(format!(
@@ -166,7 +171,7 @@ impl Orders {
         }
     }
 
-    async fn replicas(&self, node: NodeId) -> Result<Replicas, OrderError> {
+    pub(super) async fn replicas(&self, node: NodeId) -> Result<Replicas, OrderError> {
         let text = if node == self.me {
             serde_json::to_string(&self.db.status())
                 .map_err(|e| OrderError::Invalid(e.to_string()))?
@@ -270,7 +275,7 @@ impl Orders {
         }
     }
 
-    async fn assignment(&self, shard: ShardId) -> Result<Assignment, OrderError> {
+    pub(super) async fn assignment(&self, shard: ShardId) -> Result<Assignment, OrderError> {
         let found = self.topology.read_assignment(shard).await?;
         found.ok_or_else(|| {
             OrderError::NotFound(format!("shard {shard} is assigned to no node yet"))
@@ -278,7 +283,7 @@ impl Orders {
     }
 
     /// Changes an assignment; `change` may be asked again.
-    async fn reassign(
+    pub(super) async fn reassign(
         &self,
         shard: ShardId,
         change: impl Fn(&Assignment) -> Result<Option<Assignment>, OrderError>,
@@ -324,7 +329,7 @@ impl Orders {
         }
     }
 
-    fn must_be_heard_of(&self, node: NodeId) -> Result<(), OrderError> {
+    pub(super) fn must_be_heard_of(&self, node: NodeId) -> Result<(), OrderError> {
         let snapshot = self.topology.snapshot();
         if snapshot.nodes.contains_key(&node) {
             return Ok(());
@@ -583,7 +588,11 @@ fn said(node: NodeId, failure: Failure) -> String {
     format!("node {node} says: {error}")
 }
 
-fn one_of<T: Copy>(
+/// What is meant by an id or a unique part of its beginning.
+///
+/// # Errors
+/// [`OrderError::NotFound`], [`OrderError::Invalid`] if several begin so.
+pub fn one_of<T: Copy>(
     what: &str,
     text: &str,
     all: impl Iterator<Item = (String, T)>,
@@ -609,6 +618,7 @@ impl From<EngineError> for OrderError {
         match error {
             EngineError::NotFound { .. } => Self::NotFound(error.to_string()),
             EngineError::Meta(error) => Self::Meta(error),
+            EngineError::Invalid(what) => Self::Invalid(what),
             other => Self::Unavailable(other.to_string()),
         }
     }

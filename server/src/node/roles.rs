@@ -13,9 +13,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use shoal_engine::{Database, EngineError, Promoted, Role};
+use shoal_engine::{Database, EngineError, GiveUp, Promoted, Repaired, Role};
 use shoal_meta::{Assignment, Topology};
-use shoal_types::{NodeId, ShardId};
+use shoal_types::{NodeId, Offset, ShardId};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,27 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 struct Obeyed {
     version: u64,
+}
+
+/// What an operator has this node do about a shard's log.
+#[derive(Clone, Debug)]
+pub enum Repair {
+    /// Go on from the damage at which the replica halted.
+    Skip {
+        /// Where it stands.
+        at: Offset,
+        /// Whether the damaged records are given up.
+        skip: bool,
+        /// By whom and why.
+        by: GiveUp,
+    },
+    /// Go on with a new log.
+    Adopt {
+        /// No replica has passed this.
+        above: Offset,
+        /// By whom and why.
+        by: GiveUp,
+    },
 }
 
 /// Roles of one node.
@@ -83,6 +104,48 @@ impl Roles {
         }
         let role = self.role_in(assignment);
         let done = self.db.set_role(shard, role, assignment.term).await?;
+        obeyed.version = assignment.version;
+        Ok(done)
+    }
+
+    /// Repairs a shard that an assignment has this node lead; returns when it leads.
+    ///
+    /// # Errors
+    /// The assignment is not the newest that was obeyed, or does not name this node; the engine's.
+    pub async fn repair(
+        &self,
+        shard: ShardId,
+        assignment: &Assignment,
+        repair: Repair,
+    ) -> Result<Repaired, EngineError> {
+        let Some(obeyed) = self.shards.get(&shard) else {
+            return Err(EngineError::NotFound {
+                what: "shard",
+                name: shard.to_string(),
+                nearest: None,
+            });
+        };
+        // What the topology says of it waits until this is done.
+        let mut obeyed = obeyed.lock().await;
+        if assignment.version < obeyed.version || self.role_in(assignment) != Role::Leader {
+            return Err(EngineError::ShardUnavailable {
+                shard,
+                why: format!(
+                    "the order is of assignment {}, this node has obeyed {}",
+                    assignment.version, obeyed.version
+                ),
+            });
+        }
+        let with_term = |by: GiveUp| GiveUp {
+            term_min: by.term_min.max(assignment.term),
+            ..by
+        };
+        let done = match repair {
+            Repair::Skip { at, skip, by } => {
+                self.db.skip_record(shard, at, skip, with_term(by)).await?
+            }
+            Repair::Adopt { above, by } => self.db.adopt_log(shard, above, with_term(by)).await?,
+        };
         obeyed.version = assignment.version;
         Ok(done)
     }

@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::orders;
-use super::roles::Roles;
+use super::roles::{Repair, Roles};
 use super::wire::{Answer, Ask, CLUSTER, Failure, Ticket, WriteHead, decode, encode};
 use crate::auth::Auth;
 
@@ -164,6 +164,34 @@ impl NodeService {
                 let text = serde_json::to_string(&sum);
                 Answer::Checksum(text.map_err(|e| EngineError::Invalid(e.to_string()))?)
             }
+            Ask::FlushBeyond { shard, offset } => {
+                self.db.flush_beyond(shard, offset).await?;
+                Answer::Done
+            }
+            Ask::SkipRecord {
+                shard,
+                assignment,
+                at,
+                skip,
+                by,
+            } => {
+                let order = Repair::Skip { at, skip, by };
+                Answer::Repaired(Box::new(
+                    self.roles.repair(shard, &assignment, order).await?,
+                ))
+            }
+            Ask::AdoptLog {
+                shard,
+                assignment,
+                above,
+                by,
+            } => {
+                let order = Repair::Adopt { above, by };
+                Answer::Repaired(Box::new(
+                    self.roles.repair(shard, &assignment, order).await?,
+                ))
+            }
+            Ask::ExamineLog { shard } => Answer::Log(Box::new(self.db.examine_log(shard).await?)),
             Ask::Flush { shard } => {
                 let flushed = self.db.flush(Some(shard)).await?;
                 Answer::Flushed {

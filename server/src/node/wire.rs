@@ -13,7 +13,7 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use shoal_engine::{EngineError, Promoted, Read, WriteError};
+use shoal_engine::{EngineError, GiveUp, LogFound, Promoted, Read, Repaired, WriteError};
 use shoal_meta::Assignment;
 use shoal_types::{Offset, Retry, ShardId, TableId, TableSchema, WriteId};
 use shoal_wal::record::{ImportChunk, SchemaChange, TableWrite};
@@ -120,6 +120,42 @@ pub enum Ask {
         /// The shard.
         shard: ShardId,
     },
+    /// To the leader: write a manifest that replays from beyond this position.
+    FlushBeyond {
+        /// The shard.
+        shard: ShardId,
+        /// The position.
+        offset: Offset,
+    },
+    /// Lead the shard from the damage on at which your replica halted.
+    SkipRecord {
+        /// The shard.
+        shard: ShardId,
+        /// Its assignment, which names you as leader.
+        assignment: Assignment,
+        /// Where your replica stands.
+        at: Offset,
+        /// Whether the damaged records are given up; else you go on from that very place.
+        skip: bool,
+        /// By whom and why.
+        by: GiveUp,
+    },
+    /// Lead the shard, whose log was lost, with a new one.
+    AdoptLog {
+        /// The shard.
+        shard: ShardId,
+        /// Its assignment, which names you as leader.
+        assignment: Assignment,
+        /// No replica has passed this.
+        above: Offset,
+        /// By whom and why.
+        by: GiveUp,
+    },
+    /// What is the case with a shard's log.
+    ExamineLog {
+        /// The shard.
+        shard: ShardId,
+    },
 }
 
 impl Ask {
@@ -155,6 +191,10 @@ pub enum Answer {
         /// Their rows.
         rows: u64,
     },
+    /// What a repair came to.
+    Repaired(Box<Repaired>),
+    /// A shard's log.
+    Log(Box<LogFound>),
 }
 
 /// [`EngineError`] on its way.
@@ -178,6 +218,13 @@ pub enum Failure {
         /// How far behind.
         what: String,
     },
+    /// As [`EngineError::Lost`].
+    Lost {
+        /// The shard.
+        shard: ShardId,
+        /// What was given up.
+        what: String,
+    },
     /// Others, in words.
     Other {
         /// The words.
@@ -194,6 +241,7 @@ impl From<EngineError> for Failure {
             EngineError::Write(error) => Self::Write(error),
             EngineError::ShardUnavailable { shard, why } => Self::Unavailable { shard, why },
             EngineError::NotFresh { shard, what } => Self::NotFresh { shard, what },
+            EngineError::Lost { shard, what } => Self::Lost { shard, what },
             other => Self::Other {
                 retry: other.retry(),
                 what: other.to_string(),
@@ -215,6 +263,7 @@ impl Failure {
             Self::Write(error) => error.into(),
             Self::Unavailable { shard, why } => EngineError::ShardUnavailable { shard, why },
             Self::NotFresh { shard, what } => EngineError::NotFresh { shard, what },
+            Self::Lost { shard, what } => EngineError::Lost { shard, what },
             Self::Other {
                 what,
                 retry: Retry::Safe,
