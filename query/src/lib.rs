@@ -10,6 +10,7 @@ mod config;
 mod decimals;
 mod engine;
 mod error;
+mod expressions;
 mod literals;
 mod memory;
 mod number;
