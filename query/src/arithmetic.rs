@@ -75,9 +75,14 @@ fn checked(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
 
 fn is_integer(expr: &Expr, schema: &DFSchema) -> Result<bool> {
     Ok(match expr {
-        Expr::ScalarFunction(call) if ops_of(&call.func).is_some() => true,
+        Expr::ScalarFunction(call) if is_checked(&call.func) => true,
         other => other.get_type(schema)?.is_integer(),
     })
+}
+
+/// Whether this is one of the functions of the rule.
+pub(crate) fn is_checked(function: &ScalarUDF) -> bool {
+    ops_of(function).is_some()
 }
 
 fn ops_of(function: &ScalarUDF) -> Option<&[Operator]> {

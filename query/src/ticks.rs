@@ -61,23 +61,37 @@ pub(crate) fn compared_exactly(
                 list,
                 negated,
             }) => {
-                let held = |one: &&Expr| Compared::between(expr, one, schema, zone).is_none();
-                let kept: Vec<Expr> = list.iter().filter(held).cloned().collect();
-                match Compared::of_any(expr, list, schema, zone) {
-                    Some(never) if kept.is_empty() => {
-                        let op = if *negated {
-                            Operator::NotEq
-                        } else {
-                            Operator::Eq
-                        };
-                        never.exactly(op)
+                let (equal, joined) = if *negated {
+                    (Operator::NotEq, Operator::And)
+                } else {
+                    (Operator::Eq, Operator::Or)
+                };
+                let mut kept = Vec::with_capacity(list.len());
+                let mut never = None;
+                let mut apart = Vec::new();
+                for one in list {
+                    match Compared::of(expr, one, schema, zone) {
+                        None => kept.push(one.clone()),
+                        Some(between) if matches!(between.with, With::After(_)) => {
+                            never = Some(between);
+                        }
+                        Some(at) => apart.extend(at.exactly(equal)),
                     }
-                    Some(_) => Some(Expr::InList(InList {
-                        expr: expr.clone(),
-                        list: kept,
-                        negated: *negated,
-                    })),
-                    None => None,
+                }
+                if kept.len() == list.len() {
+                    None
+                } else if kept.is_empty() && apart.is_empty() {
+                    never.and_then(|never| never.exactly(equal))
+                } else {
+                    let kept = (!kept.is_empty()).then(|| {
+                        Expr::InList(InList {
+                            expr: expr.clone(),
+                            list: kept,
+                            negated: *negated,
+                        })
+                    });
+                    let all = kept.into_iter().chain(apart);
+                    all.reduce(|left, right| binary(left, joined, right))
                 }
             }
             _ => None,
@@ -145,26 +159,6 @@ impl Compared {
             subject: subject.clone(),
             with: With::After(Expr::Literal(before, None)),
         })
-    }
-
-    fn of_any(
-        subject: &Expr,
-        literals: &[Expr],
-        schema: &DFSchema,
-        zone: Option<&str>,
-    ) -> Option<Self> {
-        let mut literals = literals.iter();
-        literals.find_map(|literal| Self::between(subject, literal, schema, zone))
-    }
-
-    /// Only moments between two of the subject's unit.
-    fn between(
-        subject: &Expr,
-        literal: &Expr,
-        schema: &DFSchema,
-        zone: Option<&str>,
-    ) -> Option<Self> {
-        Self::of(subject, literal, schema, zone).filter(|c| matches!(c.with, With::After(_)))
     }
 
     fn exactly(self, op: Operator) -> Option<Expr> {
