@@ -2,7 +2,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run build test bench lint format clean setup setup-tests stack-up stack-down
+.PHONY: help run build test bench bench-cluster cluster-up cluster-down lint format clean setup setup-tests stack-up stack-down
 
 # Build output lives outside the checkout, so that `git clean` and fresh clones stay cheap.
 export SHOAL_CACHE ?= $(HOME)/.cache/shoal
@@ -28,6 +28,16 @@ test: setup-tests ## formatting, unit tests, then whole-system tests against rea
 
 bench: setup-tests build ## the benchmark: figures against bars, into benches/RESULTS.md (ARGS="--only queries …")
 	$(VENV)/bin/python benches/run $(ARGS)
+
+bench-cluster: setup-tests build ## nodes over real Kafka, MinIO and etcd: figures against bars (ARGS="--only promotion …")
+	cargo build --release --locked -p shoal-wal --example kafka_rates
+	$(VENV)/bin/python benches/run-cluster --rates "$(CARGO_TARGET_DIR)/release/examples/kafka_rates" $(ARGS)
+
+cluster-up: build ## start Kafka, MinIO, etcd and three nodes in ./shoal-cluster (ARGS="--nodes 2 …")
+	@scripts/cluster up $(ARGS)
+
+cluster-down: ## end them; data stays (ARGS="--purge" removes it)
+	@scripts/cluster down $(ARGS)
 
 stack-up: ## start Kafka, MinIO and etcd without containers, print a config (ARGS="--brokers 3 …")
 	@scripts/stack up $(ARGS)

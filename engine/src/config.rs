@@ -41,6 +41,8 @@ pub struct EngineConfig {
     pub cache_memory_bytes: usize,
     /// In-memory cache of Parquet footers and page indexes.
     pub cache_metadata_bytes: usize,
+    /// Schemas kept of tables whose shard has no replica here.
+    pub remote_schemas_max: usize,
 }
 
 impl Default for EngineConfig {
@@ -64,6 +66,7 @@ impl Default for EngineConfig {
             gc_interval_s: 60,
             cache_memory_bytes: 256 << 20,
             cache_metadata_bytes: 64 << 20,
+            remote_schemas_max: 10_000,
         }
     }
 }

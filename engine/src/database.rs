@@ -4,7 +4,8 @@
 //! - `database/tables.rs`: schemas and tables; `database/names.rs`: making and dropping them;
 //!   `database/writes.rs`: rows in; `database/reads.rs`: views out.
 //! - `database/holds.rs`: tables whose writes wait for a statement that changes them.
-//! - `database/roles.rs`: which shards are led or followed here.
+//! - `database/roles.rs`: which shards are led or followed here; `database/remote.rs`: what is
+//!   asked of other nodes, and answered to them.
 //! - `database/maintenance.rs`: when to flush, compact, collect, open again.
 //! - `database/admin.rs`: status and commands of operators.
 
@@ -14,6 +15,7 @@ mod maintenance;
 mod names;
 mod open;
 mod reads;
+mod remote;
 mod roles;
 mod tables;
 mod writes;
@@ -35,6 +37,7 @@ use shoal_wal::record::ImportChunk;
 use tokio_util::sync::CancellationToken;
 
 use crate::env::Env;
+use crate::peers::Peers;
 use crate::shard::Shard;
 use crate::{EngineError, RowPredicate, WriteError};
 
@@ -51,6 +54,8 @@ pub struct Backends {
     pub clock: Arc<dyn Clock>,
     /// Evaluates predicate deletes.
     pub predicate: Option<Arc<dyn RowPredicate>>,
+    /// Other nodes of the cluster; `None`: this process is alone.
+    pub peers: Option<Arc<dyn Peers>>,
 }
 
 /// A table as the catalog knows it. Cheap to clone; the schema is looked up when needed.
@@ -104,7 +109,7 @@ pub struct WriteOptions {
 }
 
 /// One shard's share of a commit: what a reader must have passed to see the write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct CommitToken {
     /// The shard.
     pub shard: ShardId,
@@ -112,6 +117,34 @@ pub struct CommitToken {
     pub epoch: Epoch,
     /// The record's offset.
     pub offset: Offset,
+}
+
+/// As clients hold it: `shard.term.claim.offset`.
+impl std::fmt::Display for CommitToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Epoch { term, claim } = self.epoch;
+        write!(f, "{}.{term}.{claim}.{}", self.shard, self.offset)
+    }
+}
+
+impl std::str::FromStr for CommitToken {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut parts = text.split('.');
+        let mut next = || parts.next().ok_or(());
+        let shard = next()?.parse().map_err(|_| ())?;
+        let mut number = || next()?.parse().map_err(|_| ());
+        let (term, claim, offset) = (number()?, number()?, number()?);
+        match parts.next() {
+            None => Ok(Self {
+                shard,
+                epoch: Epoch { term, claim },
+                offset: Offset(offset),
+            }),
+            Some(_) => Err(()),
+        }
+    }
 }
 
 /// An acknowledged write.
@@ -126,7 +159,7 @@ pub struct Commit {
 }
 
 /// What this process is to be for a shard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Role {
     /// Takes writes.
     Leader,

@@ -15,7 +15,7 @@ use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use shoal_meta::EmbeddedMetaStore;
+use shoal_meta::{EmbeddedMetaStore, MetaError};
 use shoal_types::Clock;
 use shoal_wal::local::{LocalLogConfig, LocalLogStore};
 
@@ -97,14 +97,14 @@ fn open_folder(data_dir: &Path, config: &EngineConfig) -> Result<Opened, EngineE
     if !meta_path.exists() && wal_dir.exists() {
         let empty = std::fs::read_dir(&wal_dir).is_ok_and(|mut d| d.next().is_none());
         if !empty {
-            return Err(EngineError::Meta(format!(
+            return Err(EngineError::Meta(MetaError::Refused(format!(
                 "{} is missing, but {} has a log: the names of all tables are in it; restore it, nothing was changed",
                 meta_path.display(),
                 wal_dir.display()
-            )));
+            ))));
         }
     }
-    let meta = EmbeddedMetaStore::open(&meta_path).map_err(|e| EngineError::Meta(e.to_string()))?;
+    let meta = EmbeddedMetaStore::open(&meta_path)?;
     let store = DurableLocalStore::open(data_dir.join("objects"))
         .map_err(|e| EngineError::Invalid(format!("{}: {e}", data_dir.display())))?;
     let shards = config.shards_or_cores();
@@ -147,6 +147,7 @@ impl Database {
             meta: Arc::new(opened.meta),
             clock,
             predicate,
+            peers: None,
         };
         Self::open_locked(config, backends, Some(opened.lock), Role::Leader).await
     }

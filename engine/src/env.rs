@@ -3,15 +3,18 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use lru::LruCache;
 use object_store::ObjectStore;
+use parking_lot::Mutex;
 use shoal_meta::Catalog;
 use shoal_sst::{ObjectLayout, SstStore};
-use shoal_types::Clock;
+use shoal_types::{Clock, TableId, TableSchema};
 use shoal_wal::log::LogStore;
 use tokio::sync::Notify;
 
 use crate::compaction::ByteBudget;
 use crate::embedded::FolderLock;
+use crate::peers::Peers;
 use crate::{EngineConfig, RowPredicate};
 
 /// Shared by all shards.
@@ -23,6 +26,10 @@ pub(crate) struct Env {
     pub catalog: Arc<Catalog>,
     pub clock: Arc<dyn Clock>,
     pub predicate: Option<Arc<dyn RowPredicate>>,
+    /// Other nodes; `None`: this process is alone.
+    pub peers: Option<Arc<dyn Peers>>,
+    /// Schemas of tables whose shard has no replica here.
+    pub remote_schemas: Mutex<LruCache<TableId, Arc<TableSchema>>>,
     pub memory: MemoryBudget,
     pub sst: Arc<SstStore>,
     pub compaction_budget: Arc<ByteBudget>,

@@ -56,7 +56,7 @@ pub enum EngineError {
     Sst(#[from] shoal_sst::SstError),
     /// Meta.
     #[error("meta: {0}")]
-    Meta(String),
+    Meta(#[from] shoal_meta::MetaError),
     /// A manifest that cannot be read or breaks an invariant.
     #[error("manifest {path}: {what}")]
     Manifest {
@@ -71,7 +71,7 @@ pub enum EngineError {
 }
 
 /// Why a write was not acknowledged.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize, thiserror::Error)]
 pub enum WriteError {
     /// UPDATE/DELETE: the table changed after the position the statement read at.
     #[error("table {table} changed while the statement ran")]
@@ -127,6 +127,14 @@ pub enum WriteError {
         /// The shard.
         shard: ShardId,
     },
+    /// Too few replicas of the log confirmed it in time. Otherwise as [`Self::OutcomeUnknown`].
+    #[error(
+        "commit timeout: too few replicas confirmed the record within {timeout_ms} ms; it may still be applied"
+    )]
+    CommitTimeout {
+        /// The time limit.
+        timeout_ms: u64,
+    },
     /// It may or may not have been applied.
     #[error("outcome unknown: {0}")]
     OutcomeUnknown(String),
@@ -146,7 +154,7 @@ impl WriteError {
             | Self::NoSpace(_)
             | Self::NotLeader { .. }
             | Self::ShardUnavailable { .. } => Retry::Safe,
-            Self::OutcomeUnknown(_) => Retry::Unknown,
+            Self::OutcomeUnknown(_) | Self::CommitTimeout { .. } => Retry::Unknown,
             Self::ExpiredId { .. }
             | Self::TooLargeForAtomic { .. }
             | Self::RowTooLarge { .. }
@@ -163,7 +171,10 @@ impl EngineError {
             Self::Write(e) => e.retry(),
             Self::Log(e) => e.retry(),
             Self::Sst(e) => e.retry(),
-            Self::ShardUnavailable { .. } | Self::ShuttingDown => Retry::Safe,
+            Self::Meta(e) => e.retry(),
+            Self::ShardUnavailable { .. } | Self::NotFresh { .. } | Self::ShuttingDown => {
+                Retry::Safe
+            }
             _ => Retry::Never,
         }
     }

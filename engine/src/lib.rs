@@ -16,9 +16,13 @@ pub mod inspect;
 pub mod manifest;
 pub mod memtable;
 pub mod merge;
+mod peers;
 mod read_view;
+mod remote_store;
+mod remote_view;
 mod shard;
 mod status;
+mod traffic;
 
 pub use checksum::{ShardChecksum, TableChecksum};
 pub use config::EngineConfig;
@@ -29,9 +33,13 @@ pub use database::{
 pub use durable_store::DurableLocalStore;
 pub use embedded::FolderLock;
 pub use error::{EngineError, WriteError};
+pub use peers::{Peers, Read, ReadPlace, RecordPart, ServedBy, ShardCommit, ShardWrite};
 pub use read_view::{PredicateDelete, ReadLevel, ReadView, RowPredicate};
+pub use remote_store::{RemoteStore, S3Config};
+pub use remote_view::{EncodedView, ViewHead};
 pub use shard::compact::Compacted;
 pub use shard::flush::Flushed;
 pub use shard::gc::GcReport;
 pub use shard::promote::Promoted;
 pub use status::{EngineMetrics, ShardStatus, TableStatus};
+pub use traffic::{KindTraffic, ObjectTraffic, RequestKind};

@@ -10,6 +10,7 @@ use shoal_types::{Epoch, Offset, RowVersion, ShardId, TableSchema};
 
 use crate::CommitToken;
 use crate::memtable::MemtableView;
+use crate::peers::ServedBy;
 
 /// Evaluates the SQL predicates of append-table deletes. The engine knows no SQL; the query layer
 /// hands this in when the database is opened.
@@ -36,7 +37,7 @@ pub struct PredicateDelete {
 }
 
 /// How fresh a read must be (DESIGN §2).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum ReadLevel {
     /// Everything acknowledged before the read began, on any replica.
     #[default]
@@ -60,6 +61,8 @@ pub struct ReadView {
     pub epoch: Epoch,
     /// The last offset whose rows the view shows.
     pub position: Offset,
+    /// The replica that it is of.
+    pub served_by: ServedBy,
     /// Rows not yet in files, oldest part first; each part is one run over all older ones.
     pub memory: Vec<MemtableView>,
     /// Files, ordered by `version_max` ascending (older first).

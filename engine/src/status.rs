@@ -1,17 +1,22 @@
 //! What the engine tells about itself: for operators, `system.*` tables and metrics.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 use shoal_types::{Epoch, Offset, ShardId};
 
-/// One shard.
-#[derive(Clone, Debug, Serialize)]
+/// One shard, as one process has it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ShardStatus {
     /// The shard.
     pub id: ShardId,
-    /// This process's part in it: `leader`, or `none` while it is not served.
-    pub role: &'static str,
+    /// Whether the process is to have a replica of it.
+    #[serde(default)]
+    pub placed: bool,
+    /// This process's part in it: `leader`, `follower`, or `none` while it is not served.
+    pub role: Cow<'static, str>,
     /// `serving`, `claiming`, `degraded` (background work fails, see `why`) or `unavailable`.
-    pub state: &'static str,
+    pub state: Cow<'static, str>,
     /// What is wrong, where something is.
     pub why: Option<String>,
     /// The leader's epoch.

@@ -1,11 +1,25 @@
-//! Names, placement and terms: the catalog behind a small transactional key-value trait.
+//! Names, placement and terms: the catalog, the topology and the cluster's identity behind a small
+//! transactional key-value trait.
 
 mod catalog;
 mod embedded;
+mod etcd;
+mod feed;
+mod identity;
 mod memory;
 mod store;
+mod topology;
 
 pub use catalog::{CATALOG_FORMAT, Catalog, NamedTable, SchemaEntry, ShardEntry, TableEntry};
 pub use embedded::{EmbeddedMetaStore, META_FILE_FORMAT};
-pub use memory::MemoryMetaStore;
-pub use store::{Compare, MetaError, MetaStore, Op, TXN_OPS_MAX, Txn};
+pub use etcd::{EtcdConfig, EtcdMetaStore, EtcdTls};
+pub use identity::{ClusterIdentity, Configured, join_cluster};
+pub use memory::{MemoryBackup, MemoryMetaStore};
+pub use store::{
+    Change, Compare, Entry, Limits, Listing, Lost, MetaError, MetaStore, Op, Registration, Txn,
+    Watch, WatchEvent,
+};
+pub use topology::{
+    AssignError, Assignment, Formats, NodeEntry, NodeRegistration, Registered, Snapshot, Topology,
+    check as check_assignment,
+};

@@ -78,9 +78,11 @@ kinds! {
     EXPIRED_ID = "expired_id", "22023", Never;
     SCHEMA_CHANGED = "schema_changed", "40001", Safe;
     UNKNOWN_OUTCOME = "outcome_unknown", "08007", Unknown;
+    COMMIT_TIMEOUT = "commit_timeout", "08007", Unknown;
     OVERLOADED = "overloaded", "53400", Safe;
     DISK_FULL = "disk_full", "53100", Safe;
     UNAVAILABLE = "unavailable", "57P03", Safe;
+    NOT_FRESH = "not_fresh", "57P03", Safe;
     DAMAGED = "data_damaged", "XX001", Never;
     IO = "io_error", "58030", Safe;
     INTERNAL = "internal", "XX000", Never;
@@ -162,6 +164,7 @@ impl From<EngineError> for QueryError {
                 _ => Kind::IO,
             },
             EngineError::ShardUnavailable { .. } | EngineError::ShuttingDown => Kind::UNAVAILABLE,
+            EngineError::NotFresh { .. } => Kind::NOT_FRESH,
             EngineError::Manifest { .. } => Kind::DAMAGED,
             EngineError::Log(_) | EngineError::Meta(_) => Kind::IO,
             #[allow(unreachable_patterns)]
@@ -181,8 +184,9 @@ impl From<WriteError> for QueryError {
             WriteError::StaleSchema { .. } => Kind::SCHEMA_CHANGED,
             WriteError::Overloaded(_) => Kind::OVERLOADED,
             WriteError::NoSpace(_) => Kind::DISK_FULL,
-            WriteError::ShardUnavailable { .. } => Kind::UNAVAILABLE,
+            WriteError::ShardUnavailable { .. } | WriteError::NotLeader { .. } => Kind::UNAVAILABLE,
             WriteError::OutcomeUnknown(_) => Kind::UNKNOWN_OUTCOME,
+            WriteError::CommitTimeout { .. } => Kind::COMMIT_TIMEOUT,
             WriteError::ExpiredId { .. } => Kind::EXPIRED_ID,
             WriteError::Invalid(_) => Kind::INTERNAL,
             _ => Kind::INVALID_VALUE,

@@ -8,7 +8,7 @@ use arrow_schema::{DataType, SchemaRef};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::logical_expr::LogicalPlan;
 use parking_lot::Mutex;
-use shoal_engine::Commit;
+use shoal_engine::{Commit, ServedBy};
 use shoal_types::{Offset, ShardId};
 
 use crate::sql::Statement;
@@ -67,6 +67,8 @@ pub struct QueryStats {
     pub planning_us: AtomicU64,
     /// The position at which each shard was read.
     pub positions: Mutex<Vec<(ShardId, Offset)>>,
+    /// The replicas that were read, each once.
+    pub served_by: Mutex<Vec<ServedBy>>,
 }
 
 impl QueryStats {

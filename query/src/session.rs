@@ -9,9 +9,11 @@ use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::session_state::SessionState;
 use datafusion::prelude::SessionContext;
 use parking_lot::Mutex;
+use shoal_engine::{CommitToken, Read};
 use shoal_types::{Retry, WriteId};
 
 use crate::error::{Kind, Result};
+use crate::freshness::{self, Seen};
 use crate::running::StatementGuard;
 use crate::settings::Settings;
 use crate::sql::{self, NamedStatements, Outcome, Run, Statement};
@@ -31,6 +33,7 @@ pub struct Session {
     original: Settings,
     write_id: Option<WriteId>,
     named: Arc<Mutex<NamedStatements>>,
+    seen: Seen,
 }
 
 impl std::fmt::Debug for Session {
@@ -57,6 +60,7 @@ impl Session {
             settings: Arc::new(Mutex::new(settings)),
             write_id: None,
             named: Arc::default(),
+            seen: Seen::default(),
             engine,
         };
         session.apply_settings();
@@ -113,7 +117,9 @@ impl Session {
     /// [`QueryError`].
     pub async fn prepare(&self, sql: &str, param_types: &[Option<DataType>]) -> Result<Prepared> {
         let statement = Arc::new(sql::parse_one(sql)?);
-        let state = self.statement_state(&Arc::new(QueryStats::default()));
+        let state = self.statement_state(&Arc::new(QueryStats::default()), Read::default());
+        let db = self.engine.database();
+        freshness::learn_names(db, &state, &self.schema(), &statement).await?;
         let named = self.named.lock().named(&statement)?;
         let (session, param_types) = (self.clone(), param_types.to_vec());
         let planned = Arc::clone(named.as_ref().unwrap_or(&statement));
@@ -184,6 +190,9 @@ impl Session {
     /// # Errors
     /// No such setting.
     pub fn setting(&self, name: &str) -> Result<String> {
+        if is_commit_tokens(name) {
+            return Ok(self.seen.text());
+        }
         self.settings.lock().get(name)
     }
 
@@ -202,13 +211,30 @@ impl Session {
         self.set_values(name, &[value.to_owned()])
     }
 
+    /// From now on reads of level `session` see these commits.
+    pub fn has_seen(&self, tokens: &[CommitToken]) {
+        self.seen.add(tokens);
+    }
+
     pub(crate) fn set_values(&self, name: &str, values: &[String]) -> Result<()> {
+        if is_commit_tokens(name) {
+            let tokens = freshness::commit_tokens(&values.join(","))?;
+            if tokens.is_empty() {
+                self.seen.clear();
+            }
+            self.seen.add(&tokens);
+            return Ok(());
+        }
         self.settings.lock().set(name, values)?;
         self.apply_settings();
         Ok(())
     }
 
     pub(crate) fn reset(&self, name: &str) -> Result<()> {
+        if is_commit_tokens(name) {
+            self.seen.clear();
+            return Ok(());
+        }
         self.settings.lock().reset(name, &self.original)?;
         self.apply_settings();
         Ok(())
@@ -217,7 +243,10 @@ impl Session {
     /// All settings with their values, as `SHOW ALL` gives them.
     #[must_use]
     pub fn all_settings(&self) -> Vec<(String, String)> {
-        self.settings.lock().all()
+        let mut all = self.settings.lock().all();
+        let at = all.partition_point(|(name, _)| name.as_str() < COMMIT_TOKENS);
+        all.insert(at, (COMMIT_TOKENS.to_owned(), self.seen.text()));
+        all
     }
 
     /// Copies what DataFusion must know of the settings into its own.
@@ -231,13 +260,14 @@ impl Session {
     }
 
     /// A state for one statement: its views, its counters.
-    pub(crate) fn statement_state(&self, stats: &Arc<QueryStats>) -> SessionState {
+    pub(crate) fn statement_state(&self, stats: &Arc<QueryStats>, read: Read) -> SessionState {
         let mut state = self.ctx.state();
         state
             .config_mut()
             .set_extension(Arc::new(StatementViews::new(
                 Arc::clone(self.engine.database()),
                 Arc::clone(stats),
+                read,
             )));
         state
     }
@@ -305,7 +335,12 @@ impl Session {
                     stats,
                 }
             }
-            Outcome::Affected { tag, rows, commit } => Output::Affected { tag, rows, commit },
+            Outcome::Affected { tag, rows, commit } => {
+                if let Some(commit) = &commit {
+                    self.seen.add(&commit.tokens);
+                }
+                Output::Affected { tag, rows, commit }
+            }
         })
     }
 
@@ -317,18 +352,41 @@ impl Session {
         params: &[ScalarValue],
     ) -> Result<Outcome> {
         let mut replans = 0;
+        let mut learned = false;
+        let db = self.engine.database();
+        let schema = self.schema();
         loop {
+            let read = self.read_of(statement.kind, guard)?;
+            let state = self.statement_state(&guard.stats, read);
+            if replans == 0 && !learned {
+                freshness::learn_names(db, &state, &schema, statement).await?;
+            }
             let run = Run {
                 session: self,
                 guard,
-                state: self.statement_state(&guard.stats),
+                state,
                 params,
             };
             match run.statement(statement).await {
                 Err(error) if error.is_schema_change() && replans < REPLANS_MAX => replans += 1,
+                Err(error) if !learned => {
+                    learned = true;
+                    let state = &run.state;
+                    if !freshness::learned_after(&error, db, state, &schema, statement).await {
+                        return Err(error);
+                    }
+                }
                 other => return other,
             }
         }
+    }
+
+    /// How a statement of this session reads, as its settings say.
+    pub(crate) fn read_of(&self, kind: StatementKind, guard: &StatementGuard) -> Result<Read> {
+        let settings = self.settings.lock().clone();
+        let limit = Duration::from_millis(self.engine.database().config().write_timeout_ms);
+        let patience = guard.time_left().map_or(limit, |left| left.min(limit));
+        freshness::read_of(&settings, &self.seen, kind, Some(patience))
     }
 }
 
@@ -340,6 +398,15 @@ fn after_write(kind: StatementKind, mut error: QueryError) -> QueryError {
         error.message.push_str("; it may have taken effect");
     }
     error
+}
+
+/// The setting that holds what the session has seen; not among the others, for clones of a session
+/// share it.
+const COMMIT_TOKENS: &str = "commit_tokens";
+
+fn is_commit_tokens(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    name == COMMIT_TOKENS || name.strip_prefix("shoal.") == Some(COMMIT_TOKENS)
 }
 
 fn next_session_id() -> String {

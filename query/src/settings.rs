@@ -238,7 +238,7 @@ fn check_consistency(value: &str) -> Result<()> {
 }
 
 /// Milliseconds, or a number with `us`, `ms`, `s`, `min`, `h`, `d`.
-fn parse_timeout(text: &str) -> Result<u64> {
+pub(crate) fn parse_timeout(text: &str) -> Result<u64> {
     let text = text.trim();
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let bad = || {

@@ -224,7 +224,12 @@ class Stack:
                 "replication_factor": replicas,
                 "min_insync_replicas": services.in_sync_min(replicas),
             },
-            "objects": {"store": "s3", **{key: s3[key] for key in ("endpoint", "bucket", "region")}},
+            "objects": {
+                "store": "s3",
+                **{key: s3[key] for key in ("endpoint", "bucket", "region")},
+                # MinIO speaks http here, and listens on the loopback address only.
+                "allow_http": True,
+            },
             "meta": {"endpoints": ",".join(where["etcd"])},
         }
         sections["objects"].update(access_key=s3["access_key"], secret_key=s3["secret_key"])

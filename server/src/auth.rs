@@ -83,6 +83,12 @@ impl Auth {
         }
     }
 
+    /// The token, to be shown to other nodes.
+    #[must_use]
+    pub fn token(&self) -> Option<&str> {
+        self.token.as_deref()
+    }
+
     /// Whether clients must show a token.
     #[must_use]
     pub fn required(&self) -> bool {

@@ -1,7 +1,8 @@
 //! The `shoal` binary: roles, protocols, command line (DESIGN §7).
 //!
-//! [`standalone`] is the role that exists so far: HTTP ([`http`]), PostgreSQL ([`postgres`]) and
-//! the whole engine in one process, as [`config`] says. [`cli`] is the command line.
+//! [`standalone`]: HTTP ([`http`]), PostgreSQL ([`postgres`]) and the whole engine in one process,
+//! as [`config`] says. [`node`]: the same as one of several over one copy of data. [`cli`] is the
+//! command line.
 
 pub mod auth;
 mod civil;
@@ -11,6 +12,7 @@ pub mod http;
 pub mod logging;
 pub mod metrics;
 mod nearest;
+pub mod node;
 pub mod postgres;
 pub mod standalone;
 mod starting;

@@ -22,6 +22,8 @@ use crate::auth::{Auth, AuthError, check_listener};
 use crate::config::{Config, ListenAddr};
 use crate::http::{self, AppState, Intake};
 use crate::metrics::{EngineCollector, Metrics};
+use crate::node::Cluster;
+use crate::node::metrics::ClusterCollector;
 use crate::postgres::{self, PostgresConfig};
 
 /// File in the data folder that names the addresses of the process that serves it.
@@ -84,19 +86,7 @@ impl Standalone {
     /// [`StartError`]; nothing is left running.
     pub async fn start(config: &Config) -> Result<Self, StartError> {
         let auth = Arc::new(Auth::from_config(config)?);
-        for (key, address) in [
-            ("http.addr", &config.http_addr),
-            ("postgres.addr", &config.postgres_addr),
-        ] {
-            if let Some(address) = address.0 {
-                check_listener(key, address, &auth, config.insecure)?;
-            }
-        }
-        if config.insecure && !auth.required() {
-            tracing::warn!(
-                "--insecure: whoever reaches this process may read and write everything"
-            );
-        }
+        check_listeners(config, &auth, false)?;
         let db = Database::open_embedded(
             &config.data_dir,
             config.engine(),
@@ -108,7 +98,7 @@ impl Standalone {
             path: config.data_dir.clone(),
             source,
         })?;
-        match Self::serve(config, auth, Arc::clone(&db)).await {
+        match Self::serve(config, auth, Arc::clone(&db), None).await {
             Ok(running) => Ok(running),
             Err(error) => {
                 db.shutdown().await;
@@ -117,10 +107,15 @@ impl Standalone {
         }
     }
 
-    async fn serve(
+    /// Serves an open database; `cluster` where the process is one node of several.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running, and the database is open still.
+    pub(crate) async fn serve(
         config: &Config,
         auth: Arc<Auth>,
         db: Arc<Database>,
+        cluster: Option<Arc<Cluster>>,
     ) -> Result<Self, StartError> {
         let query = QueryEngine::new(Arc::clone(&db), config.query())?;
         let http_listener = bind("http.addr", &config.http_addr).await?;
@@ -133,8 +128,13 @@ impl Standalone {
             Arc::clone(&intake),
             config,
         )));
+        if let Some(cluster) = &cluster {
+            let collector = ClusterCollector::new(Arc::clone(cluster), config);
+            metrics.register_collector(Box::new(collector));
+        }
         let state = Arc::new(AppState {
             db,
+            cluster,
             query: Arc::clone(&query),
             auth: Arc::clone(&auth),
             intake,
@@ -185,11 +185,15 @@ impl Standalone {
 
     fn publish_addresses(&self) -> std::io::Result<()> {
         let text = |address: Option<SocketAddr>| address.map(|a| a.to_string());
-        let body = json!({
+        let mut body = json!({
             "http": text(self.http),
             "postgres": text(self.postgres),
             "pid": std::process::id(),
         });
+        if let Some(cluster) = &self.state.cluster {
+            body["grpc"] = text(cluster.grpc()).into();
+            body["node"] = cluster.me.to_string().into();
+        }
         // Written aside and renamed, so that a reader never sees half of it.
         let aside = self.addresses_file.with_extension("json.new");
         std::fs::write(&aside, format!("{body}\n"))?;
@@ -229,7 +233,35 @@ fn remove_quietly(path: &Path) {
     }
 }
 
-async fn bind(key: &'static str, address: &ListenAddr) -> Result<Option<TcpListener>, StartError> {
+/// Refuses addresses that the network reaches, unless a token is set or `--insecure` was given.
+///
+/// # Errors
+/// [`AuthError::OpenToNetwork`].
+pub(crate) fn check_listeners(
+    config: &Config,
+    auth: &Auth,
+    is_node: bool,
+) -> Result<(), StartError> {
+    let grpc = ("grpc.addr", &config.grpc_addr);
+    let both = [
+        ("http.addr", &config.http_addr),
+        ("postgres.addr", &config.postgres_addr),
+    ];
+    for (key, address) in both.into_iter().chain(is_node.then_some(grpc)) {
+        if let Some(address) = address.0 {
+            check_listener(key, address, auth, config.insecure)?;
+        }
+    }
+    if config.insecure && !auth.required() {
+        tracing::warn!("--insecure: whoever reaches this process may read and write everything");
+    }
+    Ok(())
+}
+
+pub(crate) async fn bind(
+    key: &'static str,
+    address: &ListenAddr,
+) -> Result<Option<TcpListener>, StartError> {
     let Some(address) = address.0 else {
         return Ok(None);
     };

@@ -21,6 +21,34 @@ pub struct Failure {
 /// A result whose error is a [`Failure`].
 pub type Failed<T> = Result<T, Failure>;
 
+/// An answer with its headers.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    headers: reqwest::header::HeaderMap,
+    /// The body.
+    pub text: String,
+}
+
+impl Answer {
+    /// A header's value; empty if it is not there.
+    #[must_use]
+    pub fn header(&self, name: &str) -> &str {
+        let value = self.headers.get(name);
+        value.and_then(|v| v.to_str().ok()).unwrap_or_default()
+    }
+
+    /// The only number of the only row of a JSON result.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        let parsed: Value = serde_json::from_str(&self.text).expect("JSON");
+        let number = parsed["rows"][0][0].as_u64();
+        number.unwrap_or_else(|| panic!("no number in {}", self.text))
+    }
+}
+
 /// An HTTP client of one server.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -50,6 +78,11 @@ impl Client {
     }
 
     async fn send(&self, request: reqwest::RequestBuilder) -> Failed<(u16, String)> {
+        let (status, answer) = self.send_whole(request).await?;
+        Ok((status, answer.text))
+    }
+
+    async fn send_whole(&self, request: reqwest::RequestBuilder) -> Failed<(u16, Answer)> {
         let broken = |e: reqwest::Error| Failure {
             status: None,
             text: e.to_string(),
@@ -57,9 +90,10 @@ impl Client {
         };
         let answer = request.send().await.map_err(broken)?;
         let status = answer.status().as_u16();
+        let headers = answer.headers().clone();
         let text = answer.text().await.map_err(broken)?;
         if (200..300).contains(&status) {
-            return Ok((status, text));
+            return Ok((status, Answer { headers, text }));
         }
         let body: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
         // `/v1` nests the error, InfluxDB's paths do not.
@@ -72,6 +106,34 @@ impl Client {
             retry: retry.to_owned(),
             text,
         })
+    }
+
+    /// POST with headers; the whole answer.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn post_with(
+        &self,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Failed<Answer> {
+        let request = self.http.post(format!("{}{path}", self.base));
+        let request = headers.iter().fold(request, |request, (name, value)| {
+            request.header(*name, *value)
+        });
+        Ok(self.send_whole(request.body(body.to_owned())).await?.1)
+    }
+
+    /// Runs SQL with headers; the whole answer.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn sql_with(&self, statement: &str, headers: &[(&str, &str)]) -> Failed<Answer> {
+        let mut all = vec![("Content-Type", "application/json")];
+        all.extend_from_slice(headers);
+        let body = json!({ "sql": statement }).to_string();
+        self.post_with("/v1/sql", &all, &body).await
     }
 
     /// GET; the body.

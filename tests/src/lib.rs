@@ -7,11 +7,13 @@
 #![warn(missing_docs)]
 
 mod client;
+mod cluster;
 mod ledger;
 mod process;
 mod python;
 
-pub use client::{Client, Failed, Failure};
+pub use client::{Answer, Client, Failed, Failure};
+pub use cluster::{Cluster, Stack};
 pub use ledger::{Ledger, Outcome};
 pub use process::{Server, shoal_bin, shoal_command};
 pub use python::python;

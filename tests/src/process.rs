@@ -1,4 +1,4 @@
-//! A `shoal standalone` of one's own.
+//! A `shoal` server of one's own.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -52,6 +52,8 @@ pub fn shoal_command(arguments: &[&str]) -> Command {
 #[derive(Debug)]
 pub struct Server {
     data_dir: PathBuf,
+    /// The role and its flags.
+    role: Vec<String>,
     settings: Vec<(String, String)>,
     child: Option<Child>,
     addresses: Value,
@@ -74,6 +76,7 @@ impl Server {
     pub fn prepare(data_dir: &Path, settings: &[(&str, &str)]) -> Self {
         Self {
             data_dir: data_dir.to_path_buf(),
+            role: vec!["standalone".to_owned()],
             settings: settings
                 .iter()
                 .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
@@ -81,6 +84,20 @@ impl Server {
             child: None,
             addresses: Value::Null,
         }
+    }
+
+    /// A node of a cluster that is not started yet; `config` is its TOML file.
+    #[must_use]
+    pub fn prepare_node(data_dir: &Path, config: &Path, settings: &[(&str, &str)]) -> Self {
+        let mut server = Self::prepare(data_dir, settings);
+        server.role = vec![
+            "node".to_owned(),
+            "--config".to_owned(),
+            config.display().to_string(),
+            "--grpc-addr".to_owned(),
+            "127.0.0.1:0".to_owned(),
+        ];
+        server
     }
 
     /// Starts it (again) on the same folder with the same settings and waits until it is ready.
@@ -111,8 +128,10 @@ impl Server {
             .append(true)
             .open(self.log_path())
             .expect("open the server's log");
-        let mut command = shoal_command(&["standalone", "--data-dir"]);
+        let mut command = shoal_command(&[]);
         command
+            .args(&self.role)
+            .arg("--data-dir")
             .arg(&self.data_dir)
             .env("SHOAL_HTTP_ADDR", "127.0.0.1:0")
             .env("SHOAL_POSTGRES_ADDR", "127.0.0.1:0")
@@ -177,6 +196,18 @@ impl Server {
         self.addresses["postgres"]
             .as_str()
             .expect("addresses.json has \"postgres\"")
+            .to_owned()
+    }
+
+    /// A node's id.
+    ///
+    /// # Panics
+    /// Before it was started.
+    #[must_use]
+    pub fn node(&self) -> String {
+        self.addresses["node"]
+            .as_str()
+            .expect("addresses.json of a node has \"node\"")
             .to_owned()
     }
 

@@ -2,6 +2,8 @@
 
 mod bad_input;
 mod clients;
+mod cluster;
+mod cluster_script;
 mod damage;
 mod disk_full;
 mod docs;

@@ -69,6 +69,17 @@ ulid_id!(
     PartitionId
 );
 ulid_id!(
+    /// One log of a shard among all that it ever had: never re-issued, so that the name of a log
+    /// that is gone is not met again.
+    LogId
+);
+
+impl LogId {
+    /// The log of a backend that keeps one log a shard and needs no name for it.
+    pub const SOLE: Self = Self(Ulid::nil());
+}
+
+ulid_id!(
     /// A process that holds replicas, plans queries or schedules.
     NodeId
 );

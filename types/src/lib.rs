@@ -10,7 +10,7 @@ mod schema;
 
 pub use clock::{Clock, SystemClock, TimestampMs};
 pub use column::{ColumnType, ColumnTypeError, TimePrecision};
-pub use ids::{NodeId, PartitionId, ShardId, TableId, WriteId, WriterId};
+pub use ids::{LogId, NodeId, PartitionId, ShardId, TableId, WriteId, WriterId};
 pub use numbers::{ColumnId, Epoch, Incarnation, ManifestVersion, Offset, RowVersion, Seq};
 pub use retry::Retry;
 pub use schema::{

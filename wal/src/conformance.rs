@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use shoal_types::{Offset, ShardId};
+use shoal_types::{LogId, Offset, ShardId};
 
 use crate::log::{Log, LogError, LogReader, LogStore, receipt_outcome};
 use crate::record::{Payload, Record};
@@ -44,7 +44,8 @@ pub async fn passes(backend: &mut dyn Backend) {
 
 async fn fresh(store: &dyn LogStore) -> Arc<dyn Log> {
     let shard = ShardId::generate();
-    store.open(shard, true).await.expect("a new log opens")
+    let id = store.create(shard).await.expect("a new log is made");
+    store.open(shard, id).await.expect("a new log opens")
 }
 
 async fn append(log: &dyn Log, bytes: impl Into<Bytes>) -> Offset {
@@ -78,13 +79,19 @@ async fn a_log_begins_with_its_genesis(store: &dyn LogStore) {
     let shard = ShardId::generate();
     assert!(
         matches!(
-            store.open(shard, false).await,
+            store.open(shard, LogId::SOLE).await,
             Err(LogError::NotFound { .. })
         ),
         "a log that nobody made is not found"
     );
-    let log = store.open(shard, true).await.expect("made");
-    let again = store.open(shard, true).await.expect("opened once more");
+    let id = store.create(shard).await.expect("made");
+    let listed = store.list().await.expect("lists");
+    assert!(
+        listed.contains(&(shard, id)),
+        "a log that was made is listed"
+    );
+    let log = store.open(shard, id).await.expect("opened");
+    let again = store.open(shard, id).await.expect("opened once more");
     for log in [&log, &again] {
         let mut reader = log.read(Offset(0)).await.expect("reads from 0");
         let found = collect(&mut *reader, 1).await;
@@ -275,11 +282,12 @@ async fn trimmed_records_are_gone_and_the_rest_is_not(store: &dyn LogStore) {
 async fn what_was_acknowledged_survives_a_restart(backend: &mut dyn Backend) {
     let store = backend.restart().await;
     let shard = ShardId::generate();
+    let id = store.create(shard).await.expect("made");
     let mut kept: Vec<(Offset, Bytes)> = Vec::new();
     drop(store);
     for round in 0..4 {
         let store = backend.restart().await;
-        let log = store.open(shard, round == 0).await.expect("opens");
+        let log = store.open(shard, id).await.expect("still known");
         let mut reader = log.read(Offset(0)).await.expect("reads");
         let found = collect(&mut *reader, 1 + kept.len()).await;
         assert!(
@@ -298,7 +306,8 @@ async fn what_was_acknowledged_survives_a_restart(backend: &mut dyn Backend) {
 async fn an_emptied_log_knows_its_end_after_a_restart(backend: &mut dyn Backend) {
     let store = backend.restart().await;
     let shard = ShardId::generate();
-    let log = store.open(shard, true).await.expect("opens");
+    let id = store.create(shard).await.expect("made");
+    let log = store.open(shard, id).await.expect("opens");
     let mut last = Offset(0);
     for i in 0..10 {
         last = append(&*log, format!("{i}")).await;
@@ -307,7 +316,7 @@ async fn an_emptied_log_knows_its_end_after_a_restart(backend: &mut dyn Backend)
     drop((log, store));
     for _ in 0..2 {
         let store = backend.restart().await;
-        let log = store.open(shard, false).await.expect("still known");
+        let log = store.open(shard, id).await.expect("still known");
         let (_, end) = log.bounds().await.expect("bounds");
         assert!(end > last, "the end went back from above {last} to {end}");
         let next = append(&*log, "more").await;

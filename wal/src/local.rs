@@ -42,7 +42,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use shoal_types::{Offset, ShardId};
+use shoal_types::{LogId, Offset, ShardId};
 
 use crate::log::{AppendReceipt, Log, LogError, LogReader, LogStore, receipt_outcome};
 use crate::record::{Genesis, RECORD_BYTES_MAX_DEFAULT, Record};
@@ -207,16 +207,13 @@ impl Drop for LocalLogStore {
 
 #[async_trait]
 impl LogStore for LocalLogStore {
-    async fn open(&self, shard: ShardId, create: bool) -> Result<Arc<dyn Log>, LogError> {
+    async fn create(&self, shard: ShardId) -> Result<LogId, LogError> {
         let _making = self.making.lock().await;
-        if let Some(known) = self.known(shard) {
-            return Ok(self.handle(known));
+        if self.known(shard).is_some() {
+            return Ok(LogId::SOLE);
         }
         if let Some(damage) = &self.shared.unknown_shards {
             return Err(damage.error(shard));
-        }
-        if !create {
-            return Err(LogError::NotFound { shard });
         }
         let made = {
             let mut shards = self.shared.shards.lock();
@@ -230,7 +227,22 @@ impl LogStore for LocalLogStore {
         });
         let log = self.handle(made);
         receipt_outcome(log.append(genesis.encode())).await?;
-        Ok(log)
+        Ok(LogId::SOLE)
+    }
+
+    async fn open(&self, shard: ShardId, log: LogId) -> Result<Arc<dyn Log>, LogError> {
+        // A log of another name belongs to another backend.
+        let known = self.known(shard).filter(|_| log == LogId::SOLE);
+        match (known, &self.shared.unknown_shards) {
+            (Some(known), _) => Ok(self.handle(known)),
+            (None, Some(damage)) => Err(damage.error(shard)),
+            (None, None) => Err(LogError::NotFound { shard }),
+        }
+    }
+
+    async fn list(&self) -> Result<Vec<(ShardId, LogId)>, LogError> {
+        let shards = self.shards().into_iter();
+        Ok(shards.map(|shard| (shard, LogId::SOLE)).collect())
     }
 
     fn local_stats(&self) -> Option<LocalLogStats> {

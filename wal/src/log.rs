@@ -35,9 +35,9 @@
 //! - `Ok(offset)`: durable at that offset. It may nonetheless stand there *twice*, at a later
 //!   offset too (a producer's retry); users must bear it.
 //! - `NotAppended`, `Full`, `TooLarge`, `Closed`: definite. It is not in the log and never will be.
-//! - `Unknown`: it may be in the log already, get in at any later time, even after records
-//!   appended later, once or twice, or never. Only reading can tell, and reading can only tell
-//!   "yes": "no" is settled by what follows it in the log (a higher claim), never by waiting.
+//! - `Unknown`, `CommitTimeout`: it may be in the log already, get in at any later time, even after
+//!   records appended later, once or twice, or never. Only reading can tell, and reading can only
+//!   tell "yes": "no" is settled by what follows it in the log (a higher claim), never by waiting.
 //! - The receipt's sender was dropped: as `Unknown`.
 //!
 //! Neither success nor failure of one append says anything about another one.
@@ -64,8 +64,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use shoal_types::{Offset, Retry, ShardId};
+use shoal_types::{LogId, Offset, Retry, ShardId};
 
+use crate::kafka::KafkaLogStats;
 use crate::local::LocalLogStats;
 
 /// Why a log operation failed.
@@ -124,6 +125,21 @@ pub enum LogError {
         /// The shard.
         shard: ShardId,
     },
+    /// Too few replicas confirmed the record in time. Otherwise as [`Self::Unknown`].
+    #[error("commit timeout: too few replicas confirmed the record within {timeout_ms} ms")]
+    CommitTimeout {
+        /// The time limit.
+        timeout_ms: u64,
+    },
+    /// The log exists but must not be used: it is another one than asked for, or its settings
+    /// would lose records. The text names what it is and what it must be.
+    #[error("log {log} is refused: {why}")]
+    Refused {
+        /// Its name.
+        log: String,
+        /// What must be mended.
+        why: String,
+    },
     /// The log was closed.
     #[error("the log is closed")]
     Closed,
@@ -138,7 +154,7 @@ impl LogError {
     pub fn retry(&self) -> Retry {
         match self {
             Self::NotAppended(_) | Self::Full(_) | Self::Closed => Retry::Safe,
-            Self::Unknown(_) => Retry::Unknown,
+            Self::Unknown(_) | Self::CommitTimeout { .. } => Retry::Unknown,
             _ => Retry::Never,
         }
     }
@@ -225,17 +241,41 @@ pub trait LogReader: Send {
 }
 
 /// Opens and makes logs.
+///
+/// A shard's log is found by the id that [`Self::create`] gave, which the caller keeps in meta:
+/// make the log, record its id, open it. A crash before the id is recorded leaves a log that
+/// nobody uses; [`Self::list`] shows it. A second `create` may give another log, so of two
+/// processes that make one at the same time only the one whose id meta took may go on with its own.
 #[async_trait]
 pub trait LogStore: Send + Sync + std::fmt::Debug + 'static {
-    /// Opens a shard's log, making it (with its `Genesis` record at offset 0) if `create` and
-    /// there is none. Opening is not claiming: several handles of one log may be open.
+    /// Makes a log for the shard, with its `Genesis` record at offset 0. A backend that keeps one
+    /// log a shard returns the one that is there, if any.
     ///
     /// # Errors
-    /// [`LogError::NotFound`] without `create`; any error of an append where the log is made.
-    async fn open(&self, shard: ShardId, create: bool) -> Result<Arc<dyn Log>, LogError>;
+    /// Any error of an append; [`LogError::Refused`]; [`LogError::Io`]. In all cases a log that
+    /// nobody uses may have been made.
+    async fn create(&self, shard: ShardId) -> Result<LogId, LogError>;
+
+    /// Opens a log that was made. Opening is not claiming: several handles of one log may be open.
+    ///
+    /// # Errors
+    /// [`LogError::NotFound`]: it is gone, or never was. [`LogError::Refused`]: it cannot be
+    /// relied on as it is. [`LogError::Io`].
+    async fn open(&self, shard: ShardId, log: LogId) -> Result<Arc<dyn Log>, LogError>;
+
+    /// All logs there are, in no order, those that nobody uses too.
+    ///
+    /// # Errors
+    /// [`LogError::Io`], [`LogError::Closed`].
+    async fn list(&self) -> Result<Vec<(ShardId, LogId)>, LogError>;
 
     /// What a log on the local disk counts, for metrics; `None`: this is none.
     fn local_stats(&self) -> Option<LocalLogStats> {
+        None
+    }
+
+    /// What a log in Kafka counts, for metrics; `None`: this is none.
+    fn kafka_stats(&self) -> Option<KafkaLogStats> {
         None
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use shoal_types::{Offset, ShardId};
+use shoal_types::{LogId, Offset, ShardId};
 use tokio::sync::{Notify, oneshot};
 
 use crate::log::{AppendReceipt, Log, LogError, LogReader, LogStore};
@@ -161,12 +161,9 @@ impl SimulatedLogStore {
 
 #[async_trait]
 impl LogStore for SimulatedLogStore {
-    async fn open(&self, shard: ShardId, create: bool) -> Result<Arc<dyn Log>, LogError> {
+    async fn create(&self, shard: ShardId) -> Result<LogId, LogError> {
         let mut world = self.world.lock();
         if let Entry::Vacant(vacant) = world.logs.entry(shard) {
-            if !create {
-                return Err(LogError::NotFound { shard });
-            }
             let mut records = Records::default();
             let genesis = Genesis {
                 cluster: "simulated".into(),
@@ -181,10 +178,22 @@ impl LogStore for SimulatedLogStore {
             };
             vacant.insert(Arc::new(medium));
         }
+        Ok(LogId::SOLE)
+    }
+
+    async fn open(&self, shard: ShardId, log: LogId) -> Result<Arc<dyn Log>, LogError> {
+        let world = self.world.lock();
+        let medium = world.logs.get(&shard).filter(|_| log == LogId::SOLE);
+        let medium = medium.cloned().ok_or(LogError::NotFound { shard })?;
         Ok(Arc::new(SimulatedLog {
             world: Arc::clone(&self.world),
-            medium: Arc::clone(&world.logs[&shard]),
+            medium,
         }))
+    }
+
+    async fn list(&self) -> Result<Vec<(ShardId, LogId)>, LogError> {
+        let world = self.world.lock();
+        Ok(world.logs.keys().map(|s| (*s, LogId::SOLE)).collect())
     }
 }
 
@@ -366,7 +375,8 @@ mod tests {
     async fn run(seed: u64) -> (Vec<Result<Offset, LogError>>, Vec<(Offset, Bytes)>) {
         let store = SimulatedLogStore::new(seed);
         let shard = ShardId(ulid::Ulid(1));
-        let log = store.open(shard, true).await.expect("opens");
+        let id = store.create(shard).await.expect("made");
+        let log = store.open(shard, id).await.expect("opens");
         store.set_faults(Faults {
             full: 0.1,
             lost_ack: 0.1,
@@ -413,7 +423,8 @@ mod tests {
     async fn a_lost_tail_is_noticed_by_who_had_read_it() {
         let store = SimulatedLogStore::new(3);
         let shard = ShardId(ulid::Ulid(1));
-        let log = store.open(shard, true).await.expect("opens");
+        let id = store.create(shard).await.expect("made");
+        let log = store.open(shard, id).await.expect("opens");
         for _ in 0..5 {
             receipt_outcome(log.append("x".into())).await.expect("ok");
         }

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use object_store::path::Path;
-use shoal_types::{Offset, ShardId};
+use shoal_types::{Epoch, Offset, ShardId};
 use shoal_wal::local::LocalLogStats;
 
-use super::{Database, Served, Shared, Slot, TableHandle};
+use super::{CommitToken, Database, Role, Served, Shared, Slot, TableHandle};
 use crate::checksum::{self, ShardChecksum};
 use crate::shard::compact::Compacted;
 use crate::shard::flush::Flushed;
@@ -20,8 +20,9 @@ impl Slot {
     fn status(&self, tables: u64) -> ShardStatus {
         let mut status = ShardStatus {
             id: self.id,
-            role: "none",
-            state: "unavailable",
+            placed: *self.wanted.lock() != Role::None,
+            role: "none".into(),
+            state: "unavailable".into(),
             why: None,
             epoch: Default::default(),
             position: Offset(0),
@@ -57,14 +58,19 @@ impl Slot {
             status.why = Some(stopped.why());
             return status;
         }
-        status.role = if shard.leads() { "leader" } else { "follower" };
+        status.role = if shard.leads() {
+            "leader".into()
+        } else {
+            "follower".into()
+        };
         let claiming = shard.pipeline.trouble();
         let trouble = shard.trouble.lock().clone();
-        (status.state, status.why) = match (claiming, trouble) {
+        let (state, why) = match (claiming, trouble) {
             (Some(why), _) => ("claiming", Some(why)),
             (None, Some(why)) => ("degraded", Some(why)),
             (None, None) => ("serving", None),
         };
+        (status.state, status.why) = (state.into(), why);
         status
     }
 }
@@ -110,18 +116,21 @@ impl Database {
         slots.map(|s| s.status(catalog.tables_on(s.id))).collect()
     }
 
-    /// How many shards are served, and those that are not, ascending by id, with the reason.
+    /// How many of the shards that are placed here are served, and those that are not, ascending by
+    /// id, with the reason.
     #[must_use]
     pub fn served(&self) -> (usize, Vec<(ShardId, String)>) {
         let mut unserved = Vec::new();
-        for slot in self.shared.slots.values() {
+        let placed = |slot: &&Slot| *slot.wanted.lock() != Role::None;
+        let slots: Vec<&Slot> = self.shared.slots.values().filter(placed).collect();
+        for slot in &slots {
             match slot.shard() {
                 Ok(_) => {}
                 Err(EngineError::ShardUnavailable { shard, why }) => unserved.push((shard, why)),
                 Err(other) => unserved.push((slot.id, other.to_string())),
             }
         }
-        (self.shared.slots.len() - unserved.len(), unserved)
+        (slots.len() - unserved.len(), unserved)
     }
 
     /// Size of a table.
@@ -146,10 +155,11 @@ impl Database {
     #[must_use]
     pub fn metrics(&self) -> EngineMetrics {
         let shards = self.shared.open_shards();
+        let (_, unserved) = self.served();
         let env = &self.shared.env;
         let mut metrics = EngineMetrics {
             shards_serving: shards.len() as u64,
-            shards_unavailable: (self.shared.slots.len() - shards.len()) as u64,
+            shards_unavailable: unserved.len() as u64,
             tables: env.catalog.tables_count() as u64,
             memory_bytes: env.memory.used() as u64,
             memory_bytes_max: env.config.memtable_bytes_max as u64,
@@ -192,7 +202,10 @@ impl Database {
     /// A command for all shards must not answer success when some could not do it.
     fn all_served(&self) -> Result<(), EngineError> {
         let mut slots = self.shared.slots.values();
-        slots.try_for_each(|s| s.shard().map(|_| ()))
+        slots.try_for_each(|slot| match *slot.wanted.lock() {
+            Role::None => Ok(()),
+            _ => slot.shard().map(|_| ()),
+        })
     }
 
     /// Writes all rows in memory of one shard, or of all that are served, to files; waits until the
@@ -241,26 +254,6 @@ impl Database {
         Ok(all)
     }
 
-    /// Predicates of deletes of a table that are held against rows when these are read.
-    ///
-    /// # Errors
-    /// [`EngineError::ShardUnavailable`].
-    pub async fn pending_deletes(&self, table: &TableHandle) -> Result<Vec<String>, EngineError> {
-        let shard = self.shared.shard(table.shard)?;
-        let pending = shard.pending_deletes(table.id).await;
-        Ok(pending.into_iter().map(|delete| delete.predicate).collect())
-    }
-
-    /// Writes a table's files anew without the rows that deletes by predicate hide.
-    ///
-    /// # Errors
-    /// As [`Self::flush`] and [`Self::compact`].
-    pub async fn apply_deletes(&self, table: &TableHandle) -> Result<(), EngineError> {
-        self.flush(Some(table.shard)).await?;
-        self.compact(Some(table)).await?;
-        Ok(())
-    }
-
     /// The checksum of one table's rows, as of now (`checksum.rs`).
     ///
     /// # Errors
@@ -296,6 +289,33 @@ impl Database {
             sums.push(sum);
         }
         Ok(sums)
+    }
+
+    /// The checksum of all rows that this process's replica of a shard shows once it has applied
+    /// `position`: at that position, if nothing was written since.
+    ///
+    /// # Errors
+    /// As [`Self::checksum_table`]; [`EngineError::NotFresh`].
+    pub async fn checksum_from(
+        &self,
+        shard: ShardId,
+        position: Offset,
+    ) -> Result<ShardChecksum, EngineError> {
+        let shard = self.shared.shard(shard)?;
+        let patience = self.shared.patience();
+        let seen = CommitToken {
+            shard: shard.id,
+            epoch: Epoch::default(),
+            offset: position,
+        };
+        let level = ReadLevel::Session(vec![seen]);
+        let producer = shard.producer();
+        let (position, views) = shard.views(&level, patience).await?;
+        let mut sum = ShardChecksum::new(shard.id, position);
+        for view in views {
+            sum.add(checksum::of_view(&view, &producer).await?);
+        }
+        Ok(sum)
     }
 
     /// Deletes objects that nothing needs any more; with `dry_run`, only says which.

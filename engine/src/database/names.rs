@@ -17,9 +17,9 @@ use std::sync::Arc;
 
 use shoal_meta::{MetaError, NamedTable, SchemaEntry, TableEntry};
 use shoal_types::{PartitionId, SchemaError, ShardId, TableId, TableSchema};
-use shoal_wal::record::{Payload, SchemaChange};
+use shoal_wal::record::SchemaChange;
 
-use super::open::{ByShard, meta};
+use super::open::ByShard;
 use super::tables::{TRIES, contended, handle};
 use super::{NewTable, Shared, TableHandle};
 use crate::EngineError;
@@ -55,7 +55,7 @@ impl Shared {
         {
             Ok(()) => Ok(true),
             Err(MetaError::Conflict) => exists(),
-            Err(e) => Err(meta(e)),
+            Err(e) => Err(e.into()),
         }
     }
 
@@ -66,6 +66,7 @@ impl Shared {
         cascade: bool,
     ) -> Result<bool, EngineError> {
         let catalog = &self.env.catalog;
+        catalog.find_schema(name).await?;
         for _ in 0..TRIES {
             let Some(tables) = catalog.tables(name) else {
                 return if if_exists {
@@ -86,7 +87,7 @@ impl Shared {
                     return Ok(true);
                 }
                 Err(MetaError::Conflict) => {}
-                Err(e) => return Err(meta(e)),
+                Err(e) => return Err(e.into()),
             }
         }
         Err(contended(name))
@@ -101,7 +102,7 @@ impl Shared {
         for table in tables {
             SchemaError::check_name("table", &table.name)?;
             table.schema.check()?;
-            if !catalog.has_schema(&table.schema_name) {
+            if !catalog.find_schema(&table.schema_name).await? {
                 return Err(self.schema_not_found(&table.schema_name));
             }
         }
@@ -181,7 +182,7 @@ impl Shared {
                 Err(MakeError::Raced)
             }
             // It may have taken effect; the next open drops the columns if it did not.
-            Err(e) => Err(MakeError::Failed(meta(e))),
+            Err(e) => Err(MakeError::Failed(e.into())),
         }
     }
 
@@ -190,30 +191,32 @@ impl Shared {
         shard: ShardId,
         schemas: Vec<Arc<TableSchema>>,
     ) -> Result<(), EngineError> {
-        let shard = self.shard(shard)?;
         let mut part = Vec::new();
         let mut columns = 0;
         for schema in schemas {
             if columns + schema.columns.len() > COLUMNS_A_RECORD && !part.is_empty() {
-                let record = Payload::Schema(std::mem::take(&mut part));
-                shard.submit(record, Vec::new(), self.patience()).await?;
+                self.submit_schemas(shard, std::mem::take(&mut part))
+                    .await?;
                 columns = 0;
             }
             columns += schema.columns.len() + 8;
             part.push(SchemaChange::Put(schema));
         }
-        shard
-            .submit(Payload::Schema(part), Vec::new(), self.patience())
-            .await?;
-        Ok(())
+        Ok(self.submit_schemas(shard, part).await?)
     }
 
     fn placing(&self) -> Result<Placing, EngineError> {
         let catalog = &self.env.catalog;
-        let open = self.open_shards();
-        let counts: Vec<_> = open
-            .iter()
-            .map(|s| (s.id, catalog.tables_on(s.id)))
+        let fit: Vec<ShardId> = match self.peers() {
+            None => self.open_shards().iter().map(|s| s.id).collect(),
+            Some(peers) => {
+                let all = self.slots.keys().copied();
+                all.filter(|id| peers.is_led(*id)).collect()
+            }
+        };
+        let counts: Vec<_> = fit
+            .into_iter()
+            .map(|id| (id, catalog.tables_on(id)))
             .collect();
         if counts.is_empty() {
             return Err(match self.slots.values().next() {
@@ -233,17 +236,17 @@ impl Shared {
             by_shard.entry(entry.shard).or_default().push(drop);
         }
         for (shard, mut drops) in by_shard {
-            let Ok(shard) = self.shard(shard) else {
-                continue;
-            };
-            {
-                let state = shard.state.read();
-                drops.retain(|d| state.fold.schema(d.table()).is_some());
+            match (self.led_here(shard), self.peers()) {
+                (Ok(shard), _) => {
+                    let state = shard.state.read();
+                    drops.retain(|d| state.fold.schema(d.table()).is_some());
+                }
+                (Err(_), Some(_)) => {}
+                (Err(_), None) => continue,
             }
             for part in drops.chunks(1024) {
-                let record = Payload::Schema(part.to_vec());
-                if let Err(error) = shard.submit(record, Vec::new(), self.patience()).await {
-                    tracing::warn!(shard = %shard.id, %error, "dropped tables keep their files until the next start");
+                if let Err(error) = self.submit_schemas(shard, part.to_vec()).await {
+                    tracing::warn!(%shard, %error, "dropped tables keep their files until the next start");
                 }
             }
         }
@@ -277,7 +280,7 @@ impl Shared {
                     });
                 }
                 Err(MetaError::Conflict) => {}
-                Err(e) => return Err(meta(e)),
+                Err(e) => return Err(e.into()),
             }
         }
         Err(contended(&table.name))
@@ -289,13 +292,13 @@ impl Shared {
             let Some(named) = catalog.named(table.id) else {
                 return Err(self.table_not_found(&table.schema_name, &table.name));
             };
-            match catalog.drop_tables(std::slice::from_ref(&named)).await {
+            match catalog.drop_table(&named).await {
                 Ok(()) => {
                     self.forget(std::iter::once(named.entry)).await;
                     return Ok(());
                 }
                 Err(MetaError::Conflict) => {}
-                Err(e) => return Err(meta(e)),
+                Err(e) => return Err(e.into()),
             }
         }
         Err(contended(&table.name))

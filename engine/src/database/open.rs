@@ -9,15 +9,17 @@
 //! without a name: invisible to everybody. They are dropped here, before anybody could make more.
 
 use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::TryStreamExt;
+use lru::LruCache;
 use object_store::{ObjectStore, path::Path};
 use parking_lot::{Mutex, RwLock};
 use shoal_meta::{Catalog, MetaError, SchemaEntry, ShardEntry};
 use shoal_sst::{ObjectLayout, SstError, SstStore, SstStoreOptions};
-use shoal_types::ShardId;
+use shoal_types::{ShardId, TableId};
 use shoal_wal::record::{Payload, SchemaChange};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -35,10 +37,6 @@ use crate::{EngineConfig, EngineError};
 pub const DEFAULT_SCHEMA: &str = "public";
 /// Tables dropped by one record when cleaning up.
 const DROPS_A_RECORD: usize = 1024;
-
-pub(super) fn meta(error: MetaError) -> EngineError {
-    EngineError::Meta(error.to_string())
-}
 
 impl Database {
     /// Opens (or makes) the database. Damaged shards do not keep the others from opening.
@@ -68,9 +66,7 @@ impl Database {
         role: Role,
     ) -> Result<Arc<Self>, EngineError> {
         let layout = ObjectLayout::new("", &config.cluster_name);
-        let catalog = Catalog::open(backends.meta, &config.cluster_name)
-            .await
-            .map_err(meta)?;
+        let catalog = Catalog::open(backends.meta, &config.cluster_name).await?;
         let sst_options = SstStoreOptions {
             memory_bytes: config.cache_memory_bytes,
             metadata_bytes: config.cache_metadata_bytes,
@@ -78,6 +74,9 @@ impl Database {
         };
         let sst = SstStore::new(Arc::clone(&backends.store), &sst_options)
             .map_err(|e| EngineError::Invalid(format!("file cache: {e}")))?;
+        let remote_schemas = NonZeroUsize::new(config.remote_schemas_max);
+        let remote_schemas = LruCache::new(remote_schemas.unwrap_or(NonZeroUsize::MIN));
+        let remote_schemas = Mutex::new(remote_schemas);
         let compaction_budget = Arc::new(ByteBudget::new(config.compaction_bytes_per_s));
         let env = Arc::new(Env {
             config,
@@ -87,6 +86,8 @@ impl Database {
             catalog: Arc::new(catalog),
             clock: backends.clock,
             predicate: backends.predicate,
+            peers: backends.peers,
+            remote_schemas,
             memory: MemoryBudget::default(),
             sst,
             compaction_budget,
@@ -209,23 +210,22 @@ async fn prepare_catalog(env: &Arc<Env>) -> Result<(), EngineError> {
     let now_ms = env.clock.now_ms();
     if env.catalog.shards().is_empty() {
         refuse_foreign_objects(env).await?;
-        for _ in 0..env.config.shards_or_cores() {
-            let entry = ShardEntry {
-                term: 0,
-                created_ms: now_ms,
-                has_log: false,
-            };
-            env.catalog
-                .put_shard(ShardId::generate(), None, entry)
-                .await
-                .map_err(meta)?;
-        }
+        let entry = ShardEntry {
+            term: 0,
+            created_ms: now_ms,
+            log: None,
+        };
+        let fresh = || (ShardId::generate(), entry);
+        let shards: Vec<_> = std::iter::repeat_with(fresh)
+            .take(env.config.shards_or_cores())
+            .collect();
+        env.catalog.create_first_shards(&shards).await?;
     }
     if !env.catalog.has_schema(DEFAULT_SCHEMA) {
         let entry = SchemaEntry { created_ms: now_ms };
         match env.catalog.create_schema(DEFAULT_SCHEMA, entry).await {
             Ok(()) | Err(MetaError::Conflict) => {}
-            Err(e) => return Err(meta(e)),
+            Err(e) => return Err(e.into()),
         }
     }
     Ok(())
@@ -242,23 +242,33 @@ async fn refuse_foreign_objects(env: &Env) -> Result<(), EngineError> {
         .map_err(|e| SstError::from_store(&root, e))?;
     match first {
         None => Ok(()),
-        Some(object) => Err(EngineError::Meta(format!(
+        Some(object) => Err(EngineError::Meta(MetaError::Refused(format!(
             "meta knows no shards of cluster {:?}, but the store holds {}; restore meta, or choose another cluster.name; nothing was changed",
             env.config.cluster_name, object.location
-        ))),
+        )))),
     }
 }
 
-async fn drop_nameless(shard: &Arc<Shard>) {
-    let nameless: Vec<SchemaChange> = {
+pub(super) async fn drop_nameless(shard: &Arc<Shard>) {
+    let catalog = &shard.env.catalog;
+    let unknown: Vec<TableId> = {
         let state = shard.state.read();
-        state
-            .fold
-            .schemas()
-            .filter(|s| shard.env.catalog.placement(s.table).is_none())
-            .map(|s| SchemaChange::Drop { table: s.table })
-            .collect()
+        let tables = state.fold.schemas().map(|s| s.table);
+        tables.filter(|t| catalog.placement(*t).is_none()).collect()
     };
+    if unknown.is_empty() {
+        return;
+    }
+    // Another node may be about to name them; from here on it cannot.
+    let nameless = match catalog.forsake(&unknown, shard.env.clock.now_ms()).await {
+        Ok(nameless) => nameless,
+        Err(error) => {
+            tracing::warn!(shard = %shard.id, %error, "tables without a name not looked for");
+            return;
+        }
+    };
+    let drop = |table| SchemaChange::Drop { table };
+    let nameless: Vec<SchemaChange> = nameless.into_iter().map(drop).collect();
     if nameless.is_empty() {
         return;
     }

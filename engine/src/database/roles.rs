@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use shoal_types::ShardId;
 
-use super::open::{not_placed, open_as};
+use super::open::{drop_nameless, not_placed, open_as};
 use super::{Database, Role, Served};
 use crate::EngineError;
-use crate::shard::Stopped;
 use crate::shard::promote::Promoted;
+use crate::shard::{Shard, Stopped};
 
 impl Database {
     /// Makes this process leader or follower of a shard, or takes it off the shard; waits until it
@@ -42,7 +42,7 @@ impl Database {
                 }
                 Ok(None)
             }
-            (Role::Leader, Some(shard)) => shard.promote(term_min).await.map(Some),
+            (Role::Leader, Some(shard)) => lead(&shard, term_min).await.map(Some),
             (Role::Follower, Some(_)) => Ok(None),
             (Role::Leader | Role::Follower, None) => {
                 let ended = match &*slot.served.read() {
@@ -58,7 +58,7 @@ impl Database {
                 let failed = opened.as_ref().err().map(ToString::to_string);
                 *slot.served.write() = Served::of(shard, opened);
                 match follower {
-                    Some(shard) if role == Role::Leader => shard.promote(term_min).await.map(Some),
+                    Some(shard) if role == Role::Leader => lead(&shard, term_min).await.map(Some),
                     Some(_) => Ok(None),
                     None => Err(EngineError::ShardUnavailable {
                         shard,
@@ -68,4 +68,16 @@ impl Database {
             }
         }
     }
+}
+
+/// Promotes a replica; what no name leads to is dropped once it leads, as when a process that is
+/// alone opens (`open.rs`).
+async fn lead(shard: &Arc<Shard>, term_min: u64) -> Result<Promoted, EngineError> {
+    let before = shard.epoch();
+    let promoted = shard.promote(term_min).await?;
+    if promoted.epoch != before {
+        let shard = Arc::clone(shard);
+        tokio::spawn(async move { drop_nameless(&shard).await });
+    }
+    Ok(promoted)
 }

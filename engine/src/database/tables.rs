@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use shoal_meta::NamedTable;
 use shoal_types::{Incarnation, TableId, TableSchema};
-use shoal_wal::record::{Payload, SchemaChange};
+use shoal_wal::record::SchemaChange;
 
 use super::{Database, NewTable, Shared, TableHandle};
 use crate::shard::flush::to_the_end;
@@ -96,6 +96,37 @@ impl Database {
         self.shared.table(schema_name, name)
     }
 
+    /// As [`Self::table`], asking meta (and the shard's leader for the columns) before it says that there is none: another node may have
+    /// made it a moment ago. For statements; whoever lists names calls [`Self::sync_names`] first.
+    ///
+    /// # Errors
+    /// [`EngineError::Meta`].
+    pub async fn find_table(
+        &self,
+        schema_name: &str,
+        name: &str,
+    ) -> Result<Option<TableHandle>, EngineError> {
+        let catalog = &self.shared.env.catalog;
+        catalog.find_table(schema_name, name).await?;
+        let Some(found) = self.table(schema_name, name) else {
+            return Ok(None);
+        };
+        match self.shared.learn_schema(&found).await {
+            // It was dropped meanwhile, or its shard is away; whoever uses it is told.
+            Ok(()) | Err(EngineError::NotFound { .. } | EngineError::ShardUnavailable { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(Some(found))
+    }
+
+    /// Makes sure that all names are known that any node had made before this was called.
+    ///
+    /// # Errors
+    /// [`EngineError::Meta`]: names known here may be old.
+    pub async fn sync_names(&self) -> Result<(), EngineError> {
+        Ok(self.shared.env.catalog.sync().await?)
+    }
+
     /// A table by id.
     #[must_use]
     pub fn table_by_id(&self, table: TableId) -> Option<TableHandle> {
@@ -119,10 +150,7 @@ impl Database {
     /// # Errors
     /// [`EngineError::NotFound`] once it was dropped, [`EngineError::ShardUnavailable`].
     pub fn table_schema(&self, table: &TableHandle) -> Result<Arc<TableSchema>, EngineError> {
-        let shard = self.shared.shard(table.shard)?;
-        shard
-            .schema(table.id)
-            .ok_or_else(|| self.table_not_found(&table.schema_name, &table.name))
+        self.shared.known_schema(table)
     }
 
     /// Makes a schema. `Ok(false)`: it was there and `if_not_exists`.
@@ -204,8 +232,7 @@ impl Database {
         change: &(dyn Fn(&TableSchema) -> Result<Option<TableSchema>, EngineError> + Send + Sync),
     ) -> Result<Arc<TableSchema>, EngineError> {
         for _ in 0..TRIES {
-            let shard = self.shared.shard(table.shard)?;
-            let current = self.table_schema(table)?;
+            let current = self.shared.current_schema(table).await?;
             let Some(mut new) = change(&current)? else {
                 return Ok(current);
             };
@@ -218,12 +245,9 @@ impl Database {
                 ));
             }
             let new = Arc::new(new);
-            let record = Payload::Schema(vec![SchemaChange::Put(Arc::clone(&new))]);
-            match shard
-                .submit(record, Vec::new(), self.shared.patience())
-                .await
-            {
-                Ok(_) => return Ok(new),
+            let changes = vec![SchemaChange::Put(Arc::clone(&new))];
+            match self.shared.submit_schemas(table.shard, changes).await {
+                Ok(()) => return Ok(new),
                 Err(WriteError::StaleSchema { .. }) => {}
                 Err(e) => return Err(e.into()),
             }

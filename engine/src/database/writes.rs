@@ -6,15 +6,15 @@
 //! several may fail in part, and then says so unless a write id makes its retry harmless.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use shoal_rows::RowBlock;
-use shoal_types::{Retry, ShardId, WriteId};
+use shoal_types::{Offset, Retry, ShardId, WriteId};
 use shoal_wal::record::{ImportChunk, Payload, TableWrite, Write, WriteHeader, WriteIdPart};
 
 use super::{Commit, CommitToken, Database, TableHandle, WriteOptions, as_write_error};
+use crate::peers::{RecordPart, ShardCommit, ShardWrite};
 use crate::shard::Shard;
 use crate::shard::parts::{Part, PartLimits, cut};
 use crate::shard::write::Acknowledged;
@@ -24,8 +24,91 @@ use crate::{EngineError, WriteError};
 const INLINE_BYTES_MAX: usize = 256 << 10;
 
 struct Outgoing {
-    shard: Arc<Shard>,
+    shard: ShardId,
     parts: Vec<Part>,
+}
+
+/// What became of one record, or of all of a shard's records where another node wrote them.
+pub(super) type Outcome = Result<Acknowledged, WriteError>;
+
+/// A request's records for one shard.
+#[derive(Clone)]
+pub(crate) struct Sending {
+    pub write_id: Option<WriteId>,
+    pub import: Option<ImportChunk>,
+    pub read_at: Option<Offset>,
+    pub parts: Vec<Part>,
+}
+
+impl Sending {
+    /// Whether records may be sent again that may have taken effect.
+    pub(super) fn is_idempotent(&self) -> bool {
+        self.write_id.is_some() || self.import.is_some()
+    }
+
+    pub(super) fn to_shard_write(&self) -> ShardWrite {
+        let parts = self.parts.iter().map(|part| RecordPart {
+            tables: part.tables.clone(),
+            body: part.body.clone(),
+        });
+        ShardWrite {
+            write_id: self.write_id,
+            import: self.import,
+            read_at: self.read_at,
+            parts: parts.collect(),
+        }
+    }
+}
+
+impl From<ShardCommit> for Acknowledged {
+    fn from(commit: ShardCommit) -> Self {
+        Self {
+            epoch: commit.epoch,
+            offset: commit.offset,
+            duplicate: commit.duplicate,
+        }
+    }
+}
+
+impl Shard {
+    /// Sends records in order and waits for all of them; one outcome a record that was tried.
+    pub(super) async fn send_parts(&self, sending: Sending, patience: Duration) -> Vec<Outcome> {
+        let count = sending.parts.len();
+        let generation = self.state.read().fold.generation();
+        let mut waiting = Vec::with_capacity(count);
+        let mut outcomes = Vec::with_capacity(count);
+        for (number, part) in sending.parts.into_iter().enumerate() {
+            let last_part = number + 1 == count;
+            let number = u32::try_from(number).unwrap_or(u32::MAX);
+            let header = WriteHeader {
+                generation,
+                tables: part.tables,
+                write_id: sending.write_id.map(|id| WriteIdPart { id, part: number }),
+                import: sending.import.map(|chunk| ImportChunk {
+                    part: number,
+                    last_part,
+                    ..chunk
+                }),
+                read_at: sending.read_at,
+            };
+            let payload = Payload::Write(Write {
+                header,
+                body: part.body,
+            });
+            match self.send(payload, part.blocks, patience).await {
+                Ok(receiver) => waiting.push(receiver),
+                Err(error) => {
+                    // Later parts without this one would be out of order.
+                    outcomes.push(Err(error));
+                    break;
+                }
+            }
+        }
+        for receiver in waiting {
+            outcomes.push(self.answer(receiver, patience).await);
+        }
+        outcomes
+    }
 }
 
 impl Database {
@@ -59,8 +142,11 @@ impl Database {
         if options.import.is_some() {
             // Every shard notes every chunk, also those that have no rows for it: then the least
             // progress of all shards is the progress of the import.
-            for shard in self.shared.open_shards() {
-                by_shard.entry(shard.id).or_default();
+            for shard in self.shared.slots.values() {
+                // One process alone goes on without a shard that it cannot open.
+                if self.shared.peers().is_some() || shard.shard().is_ok() {
+                    by_shard.entry(shard.id).or_default();
+                }
             }
         }
         if by_shard.is_empty() {
@@ -96,9 +182,10 @@ impl Database {
         let patience = self.write_patience(&options);
         let tables = std::iter::once(table.id);
         self.shared.holds.wait(tables, patience).await?;
-        let shard = self.shared.shard(table.shard).map_err(as_write_error)?;
-        let Some(schema) = shard.schema(table.id) else {
-            return Err(self.dropped(table.id));
+        let schema = match self.shared.current_schema(table).await {
+            Ok(schema) => schema,
+            Err(EngineError::NotFound { .. }) => return Err(self.dropped(table.id)),
+            Err(error) => return Err(as_write_error(error)),
         };
         let part = Part {
             tables: vec![TableWrite {
@@ -112,7 +199,7 @@ impl Database {
             blocks: Vec::new(),
         };
         let outgoing = Outgoing {
-            shard,
+            shard: table.shard,
             parts: vec![part],
         };
         let outcomes = self.write_shard(outgoing, &options, patience).await;
@@ -168,15 +255,6 @@ impl Database {
         self.gather(outcomes, count, &options)
     }
 
-    /// Whether a write to a table's shard with this id was applied, as far as is remembered here.
-    ///
-    /// # Errors
-    /// [`EngineError::ShardUnavailable`].
-    pub fn was_applied(&self, table: &TableHandle, id: WriteId) -> Result<bool, EngineError> {
-        let shard = self.shared.shard(table.shard)?;
-        Ok(shard.state.read().fold.has_write_id(id))
-    }
-
     fn write_patience(&self, options: &WriteOptions) -> Duration {
         options.timeout.unwrap_or(self.shared.patience())
     }
@@ -195,7 +273,7 @@ impl Database {
     }
 
     /// Waits while rows in memory exceed one and a half times their budget: flushes lag behind.
-    async fn wait_for_memory(&self, patience: Duration) -> Result<(), WriteError> {
+    pub(super) async fn wait_for_memory(&self, patience: Duration) -> Result<(), WriteError> {
         let env = &self.shared.env;
         let max = env.config.memtable_bytes_max;
         let limit = max.saturating_add(max / 2);
@@ -238,7 +316,9 @@ impl Database {
         };
         let mut outgoing = Vec::with_capacity(by_shard.len());
         for (shard, blocks) in by_shard {
-            let shard = self.shared.shard(shard).map_err(as_write_error)?;
+            if self.shared.peers().is_none() {
+                self.shared.shard(shard).map_err(as_write_error)?;
+            }
             let bytes: usize = blocks.iter().map(RowBlock::memory_bytes).sum();
             let mut parts = if bytes > INLINE_BYTES_MAX {
                 tokio::task::spawn_blocking(move || cut(blocks, limits))
@@ -269,60 +349,31 @@ impl Database {
         Ok(outgoing)
     }
 
-    /// Sends a shard's records in order and waits for all of them.
+    /// Writes a shard's records in order, here or through another node, and waits for all of them.
     async fn write_shard(
         &self,
         outgoing: Outgoing,
         options: &WriteOptions,
         patience: Duration,
-    ) -> Vec<(ShardId, Result<Acknowledged, WriteError>)> {
-        let Outgoing { shard, parts } = outgoing;
-        let id = shard.id;
-        let count = parts.len();
-        let write_id = self.id_of_parts(options, count);
-        let generation = shard.state.read().fold.generation();
-        let mut waiting = Vec::with_capacity(count);
-        let mut outcomes = Vec::with_capacity(count);
-        for (number, part) in parts.into_iter().enumerate() {
-            let read_at = match options.read_at {
-                Some(at) if at.shard == id => Some(at.position),
-                Some(_) => {
-                    let error = WriteError::Invalid(
-                        "rows and read position are of different shards".into(),
-                    );
-                    return vec![(id, Err(error))];
-                }
-                None => None,
-            };
-            let number = u32::try_from(number).unwrap_or(u32::MAX);
-            let header = WriteHeader {
-                generation,
-                tables: part.tables,
-                write_id: write_id.map(|id| WriteIdPart { id, part: number }),
-                import: options.import.map(|chunk| ImportChunk {
-                    part: number,
-                    last_part: number as usize + 1 == count,
-                    ..chunk
-                }),
-                read_at,
-            };
-            let payload = Payload::Write(Write {
-                header,
-                body: part.body,
-            });
-            match shard.send(payload, part.blocks, patience).await {
-                Ok(receiver) => waiting.push(receiver),
-                Err(error) => {
-                    // Later parts without this one would be out of order.
-                    outcomes.push((id, Err(error)));
-                    break;
-                }
+    ) -> Vec<(ShardId, Outcome)> {
+        let Outgoing { shard: id, parts } = outgoing;
+        let read_at = match options.read_at {
+            Some(at) if at.shard == id => Some(at.position),
+            Some(_) => {
+                let error =
+                    WriteError::Invalid("rows and read position are of different shards".into());
+                return vec![(id, Err(error))];
             }
-        }
-        for receiver in waiting {
-            outcomes.push((id, shard.answer(receiver, patience).await));
-        }
-        outcomes
+            None => None,
+        };
+        let sending = Sending {
+            write_id: self.id_of_parts(options, parts.len()),
+            import: options.import,
+            read_at,
+            parts,
+        };
+        let outcomes = self.shared.deliver(id, sending, patience).await;
+        outcomes.into_iter().map(|outcome| (id, outcome)).collect()
     }
 
     /// An UPDATE or DELETE of several records needs an id, so that its own earlier parts are no
@@ -338,7 +389,7 @@ impl Database {
 
     fn gather(
         &self,
-        outcomes: Vec<(ShardId, Result<Acknowledged, WriteError>)>,
+        outcomes: Vec<(ShardId, Outcome)>,
         rows: u64,
         options: &WriteOptions,
     ) -> Result<Commit, WriteError> {
@@ -386,28 +437,11 @@ impl Database {
             other => other,
         })
     }
-
-    /// For a resumable import: the chunk to go on with, the least over all shards being served
-    /// (every shard notes every chunk); `None`: nothing of it is known. A client may have several
-    /// chunks on their way; after an interruption it sends again from here, and shards that have a
-    /// chunk already answer it as a duplicate.
-    pub fn import_progress(&self, import: u128) -> Option<u64> {
-        let progress: Vec<Option<u64>> = self
-            .shared
-            .open_shards()
-            .iter()
-            .map(|s| s.state.read().fold.import_progress(import))
-            .collect();
-        if progress.iter().all(Option::is_none) {
-            return None;
-        }
-        progress.into_iter().map(Option::unwrap_or_default).min()
-    }
 }
 
 /// Of two failures of one request, the one that says less about what happened: a caller that may
 /// retry after both may retry after it.
-fn worse(a: Option<WriteError>, b: WriteError) -> Option<WriteError> {
+pub(super) fn worse(a: Option<WriteError>, b: WriteError) -> Option<WriteError> {
     let rank = |e: &WriteError| match e.retry() {
         Retry::Unknown => 2,
         Retry::Never => 1,

@@ -6,6 +6,7 @@
 //! hold all rows twice, and the buffers of log records are let go. Segments and tail are runs,
 //! merged like files.
 
+mod replay;
 mod run;
 mod segment;
 mod series;
@@ -19,6 +20,7 @@ use shoal_sst::times_of;
 use shoal_types::{ColumnId, Offset, RowVersion, TableMode, TableSchema};
 
 use crate::EngineError;
+pub(crate) use replay::Step;
 pub use run::{MemtableRun, MemtableScan};
 use segment::{Chunk, Segment};
 use series::SeriesDictionary;

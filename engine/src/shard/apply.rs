@@ -273,7 +273,7 @@ fn apply_part(shard: &Arc<Shard>, part: &[(Offset, Option<Step>)]) -> Result<(),
         let why = format!("a leader with epoch {} has taken over", claim.0);
         tracing::warn!(shard = %shard.id, why, "following");
         shard.depose();
-        shard.pipeline.depose(shard.id, &why);
+        shard.pipeline.depose(shard.id);
     }
     Ok(())
 }

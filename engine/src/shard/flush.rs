@@ -234,8 +234,10 @@ impl Shard {
         deletes_through: RowVersion,
     ) -> Result<(TableId, Vec<FileEntry>), EngineError> {
         let id = table.id;
-        // A table without a name was dropped; its `Drop` record is on its way.
-        let Some(placed) = self.env.catalog.placement(id) else {
+        // A table without a name was dropped; its `Drop` record is on its way. Meta is asked before
+        // that is believed: rows of a name not heard of yet would be left out of the file and, with
+        // the replay offset behind them, lost.
+        let Some(placed) = self.env.catalog.find_placement(id).await? else {
             return Ok((id, Vec::new()));
         };
         let producer = self.producer();

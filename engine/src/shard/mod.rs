@@ -46,6 +46,7 @@ use tokio_util::sync::CancellationToken;
 use crate::compaction::SstProducer;
 use crate::env::Env;
 use crate::manifest::Chain;
+use crate::peers::ServedBy;
 use crate::{EngineError, ReadLevel, ReadView};
 use barrier::Barriers;
 use pins::{Pins, Producing, Production};
@@ -304,6 +305,10 @@ impl Shard {
             shard: self.id,
             epoch: state.fold.claim().0,
             position: position(state),
+            served_by: ServedBy {
+                node: self.env.peers.as_ref().map(|peers| peers.me()),
+                leader: self.leads(),
+            },
             memory: shown.memory,
             files: shown.files,
             deletes: shown.deletes,

@@ -41,10 +41,6 @@ const RESIDUE_TABLE_BYTES_MAX: usize = 64 << 10;
 /// Sizes of all objects, by path, taken before the manifests were read.
 pub(crate) type Listed = HashMap<String, u64>;
 
-fn meta(error: &MetaError) -> EngineError {
-    EngineError::Meta(error.to_string())
-}
-
 /// Opens a shard as follower; `listed` (if given) is checked for every file the manifest names.
 ///
 /// # Errors
@@ -186,24 +182,30 @@ impl Drop for StopsIfDropped {
 }
 
 async fn open_log(env: &Env, id: ShardId) -> Result<Arc<dyn Log>, EngineError> {
-    let entry = env
-        .catalog
-        .reload_shard(id)
-        .await
-        .map_err(|e| meta(&e))?
-        .ok_or_else(|| EngineError::Invalid(format!("shard {id} is not known to meta")))?;
-    let log = env.logs.open(id, !entry.has_log).await?;
-    if !entry.has_log {
-        let made = ShardEntry {
-            has_log: true,
+    let mut made = None;
+    loop {
+        let entry = env
+            .catalog
+            .reload_shard(id)
+            .await?
+            .ok_or_else(|| EngineError::Invalid(format!("shard {id} is not known to meta")))?;
+        if let Some(log) = entry.log {
+            return Ok(env.logs.open(id, log).await?);
+        }
+        let log = match made {
+            Some(log) => log,
+            None => *made.insert(env.logs.create(id).await?),
+        };
+        let with_log = ShardEntry {
+            log: Some(log),
             ..entry
         };
-        env.catalog
-            .put_shard(id, Some(entry), made)
-            .await
-            .map_err(|e| meta(&e))?;
+        match env.catalog.put_shard(id, Some(entry), with_log).await {
+            // Another node may have made a log at the same time: the one that meta took counts.
+            Ok(()) | Err(MetaError::Conflict) => {}
+            Err(e) => return Err(e.into()),
+        }
     }
-    Ok(log)
 }
 
 fn check_files(newest: &ManifestState, listed: &Listed) -> Result<(), EngineError> {

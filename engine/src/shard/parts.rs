@@ -22,7 +22,7 @@ pub(crate) struct PartLimits {
 }
 
 /// Rows of one record, encoded.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Part {
     pub tables: Vec<TableWrite>,
     pub body: Bytes,

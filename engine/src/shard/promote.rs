@@ -34,7 +34,7 @@ use crate::manifest::publish::{PublishError, confirm_newest, prepare, publish};
 const TERMS_MAX: u32 = 16;
 
 /// What a promotion did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Promoted {
     /// The epoch it leads in.
     pub epoch: Epoch,
@@ -153,19 +153,29 @@ impl Shard {
     ) -> Result<(u64, ManifestState), EngineError> {
         let chain = &self.chain;
         let catalog = &self.env.catalog;
-        let meta = |e: &MetaError| EngineError::Meta(e.to_string());
         for _ in 0..TERMS_MAX {
-            let Some(entry) = catalog.reload_shard(self.id).await.map_err(|e| meta(&e))? else {
-                return Err(EngineError::Invalid("the shard is not in meta".into()));
+            let (term, base) = match &self.env.peers {
+                // The term is part of the assignment, so that a node that is not to lead any more
+                // gets none.
+                Some(peers) => {
+                    let base = self.reach_newest().await?;
+                    let above = base.publisher.term.max(term_min.saturating_sub(1));
+                    (peers.raise_term(self.id, above).await?, base)
+                }
+                None => {
+                    let Some(entry) = catalog.reload_shard(self.id).await? else {
+                        return Err(EngineError::Invalid("the shard is not in meta".into()));
+                    };
+                    let base = self.reach_newest().await?;
+                    let term = (entry.term.max(base.publisher.term) + 1).max(term_min);
+                    let raised = ShardEntry { term, ..entry };
+                    match catalog.put_shard(self.id, Some(entry), raised).await {
+                        Ok(()) => (term, base),
+                        Err(MetaError::Conflict) => continue,
+                        Err(e) => return Err(e.into()),
+                    }
+                }
             };
-            let base = self.reach_newest().await?;
-            let term = (entry.term.max(base.publisher.term) + 1).max(term_min);
-            let raised = ShardEntry { term, ..entry };
-            match catalog.put_shard(self.id, Some(entry), raised).await {
-                Ok(()) => {}
-                Err(MetaError::Conflict) => continue,
-                Err(e) => return Err(meta(&e)),
-            }
             let now_ms = self.env.clock.now_ms();
             let prepared = prepare(chain, &base, Edit::default(), term, writer, now_ms)?;
             match publish(chain, &prepared).await {

@@ -168,20 +168,17 @@ impl Pipeline {
     }
 
     /// The claim of another leader was read: what of ours was not applied below it never will be.
-    pub(crate) fn depose(&self, shard: ShardId, why: &str) {
+    pub(crate) fn depose(&self, shard: ShardId) {
         let mut state = self.state.lock();
         if !matches!(state.health, Health::Stopped(_)) {
             state.health = Health::Following;
         }
         for (_, waiting) in std::mem::take(&mut state.in_flight) {
             // What this replica read back is durable, whoever leads now.
-            let answer = waiting.answer.unwrap_or_else(|| {
-                Err(WriteError::ShardUnavailable {
-                    shard,
-                    why: why.to_owned(),
-                })
-            });
-            let _ = waiting.waiting.send(answer);
+            let answer = waiting.answer;
+            let _ = waiting
+                .waiting
+                .send(answer.unwrap_or(Err(WriteError::NotLeader { shard })));
         }
         drop(state);
         self.changed.notify_waiters();
@@ -277,6 +274,11 @@ impl Pipeline {
                     max: *max,
                 };
                 state.finish(key, Err(error));
+            }
+            // Its writer has waited long enough; what the log still does with it, the fold judges.
+            LogError::CommitTimeout { timeout_ms } => {
+                let timeout_ms = *timeout_ms;
+                state.finish(key, Err(WriteError::CommitTimeout { timeout_ms }));
             }
             _ => {}
         }

@@ -259,17 +259,17 @@ async fn an_import_resumes_where_every_shard_has_it() {
         }),
         ..WriteOptions::default()
     };
-    assert_eq!(db.import_progress(7), None);
+    assert_eq!(db.import_progress(7).await.expect("alone"), None);
     put(&db, &a, &[("x", 1, 1)], chunk(0))
         .await
         .expect("chunk 0");
     put(&db, &b, &[("x", 1, 1)], chunk(1))
         .await
         .expect("chunk 1");
-    assert_eq!(db.import_progress(7), Some(2));
+    assert_eq!(db.import_progress(7).await.expect("alone"), Some(2));
     drop(db);
     let db = embedded(dir.path(), config_two()).await;
-    assert_eq!(db.import_progress(7), Some(2));
+    assert_eq!(db.import_progress(7).await.expect("alone"), Some(2));
     let again = put(&db, &b, &[("x", 1, 1)], chunk(1)).await.expect("again");
     assert!(again.duplicate);
     assert_eq!(list(&db, &b).await.len(), 1);

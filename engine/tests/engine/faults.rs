@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use object_store::ObjectStore;
 use object_store::memory::InMemory;
 use shoal_engine::manifest::Chain;
 use shoal_engine::manifest::format::Edit;
@@ -211,8 +212,12 @@ async fn a_put_whose_answer_is_lost_is_found_and_used() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_zombie_leader_can_neither_write_nor_publish_and_follows() {
+    a_zombie_follows(Arc::new(InMemory::new())).await;
+}
+
+pub async fn a_zombie_follows(store: Arc<dyn ObjectStore>) {
     let logs = SimulatedLogStore::new(6);
-    let world = World::new(Arc::new(logs), Arc::new(InMemory::new()));
+    let world = World::new(Arc::new(logs), store);
     let zombie = world.open(config()).await;
     let table = make(&zombie, "log", TableMode::Append).await;
     put(&zombie, &table, &[("a", 1, 1)], WriteOptions::default())
@@ -250,7 +255,10 @@ async fn a_zombie_leader_can_neither_write_nor_publish_and_follows() {
 /// A leader that was overtaken in the store but has not read the claim must not publish.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_finds_a_higher_term_in_the_store_steps_down() {
-    let store: Arc<dyn object_store::ObjectStore> = Arc::new(InMemory::new());
+    an_overtaken_leader_steps_down(Arc::new(InMemory::new())).await;
+}
+
+pub async fn an_overtaken_leader_steps_down(store: Arc<dyn ObjectStore>) {
     let world = World::new(Arc::new(SimulatedLogStore::new(7)), Arc::clone(&store));
     let db = world.open(config()).await;
     let table = make(&db, "log", TableMode::Append).await;
@@ -422,7 +430,7 @@ async fn a_lower_term_that_wins_the_number_late_is_built_upon() {
     );
     assert!(newest.replay_offset() > base.replay_offset());
     // What the late manifest has in files may go from the log: nothing else must need it.
-    let log = shoal_wal::log::LogStore::open(&logs, table.shard, false)
+    let log = shoal_wal::log::LogStore::open(&logs, table.shard, shoal_types::LogId::SOLE)
         .await
         .expect("log");
     log.trim(newest.replay_offset()).await.expect("trim");

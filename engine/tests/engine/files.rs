@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use object_store::ObjectStore;
 use object_store::memory::InMemory;
 use shoal_engine::{EngineConfig, WriteOptions};
 use shoal_types::TableMode;
@@ -80,11 +81,12 @@ async fn a_predicate_delete_hides_older_rows_in_memory_and_files_and_no_newer_on
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replaced_files_go_after_retention_and_not_while_a_view_reads_them() {
+    replaced_files_go_in_time(Arc::new(InMemory::new())).await;
+}
+
+pub async fn replaced_files_go_in_time(store: Arc<dyn ObjectStore>) {
     let clock = Arc::new(ManualClock(AtomicU64::new(1_700_000_000_000)));
-    let mut world = World::new(
-        Arc::new(SimulatedLogStore::new(1)),
-        Arc::new(InMemory::new()),
-    );
+    let mut world = World::new(Arc::new(SimulatedLogStore::new(1)), store);
     let dynamic: Arc<dyn shoal_types::Clock> = clock.clone();
     world.clock = dynamic;
     let config = EngineConfig {

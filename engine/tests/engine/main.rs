@@ -8,4 +8,6 @@ mod files;
 mod follow;
 mod late;
 mod model;
+mod peers;
+mod remote;
 mod support;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use shoal_engine::{Database, EngineConfig, TableHandle, WriteOptions};
 use shoal_types::TableMode;
 
@@ -181,12 +182,14 @@ async fn compare(t: &Tables, all: &[Known], when: &str, seed: u64) {
     assert_eq!(found, appended, "seed {seed}: {when}");
 }
 
-async fn life(seed: u64) {
-    let dir = tempfile::tempdir().expect("dir");
+/// Opens the database again, as a new process would.
+pub type Open = Box<dyn Fn(EngineConfig) -> BoxFuture<'static, Arc<Database>> + Send + Sync>;
+
+pub async fn life(seed: u64, open: Open) {
     let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
     let mut all: Vec<Known> = (0..3).map(|_| Known::default()).collect();
     for opened in 0..4 {
-        let db = embedded(dir.path(), busy()).await;
+        let db = open(busy()).await;
         let (up, log) = match (db.table("public", "up"), db.table("public", "log")) {
             (Some(up), Some(log)) => (up, log),
             _ => (
@@ -229,7 +232,7 @@ async fn life(seed: u64) {
             tables.db.shutdown().await;
         }
     }
-    let db = embedded(dir.path(), busy()).await;
+    let db = open(busy()).await;
     let up = db.table("public", "up").expect("up");
     let log = db.table("public", "log").expect("log");
     let tables = Tables { db, up, log };
@@ -246,6 +249,11 @@ async fn whatever_runs_at_the_same_time_every_row_is_there_once() {
         .and_then(|s| s.parse().ok());
     let seeds = chosen.map_or(1..=3, |seed: u64| seed..=seed);
     for seed in seeds {
-        life(seed).await;
+        let dir = Arc::new(tempfile::tempdir().expect("dir"));
+        let open: Open = Box::new(move |config| {
+            let dir = Arc::clone(&dir);
+            Box::pin(async move { embedded(dir.path(), config).await })
+        });
+        life(seed, open).await;
     }
 }

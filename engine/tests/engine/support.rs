@@ -23,14 +23,16 @@ use object_store::{
 use parking_lot::Mutex;
 use shoal_engine::merge::{MergeOptions, file_run, memory_run, merge_runs};
 use shoal_engine::{
-    Backends, Commit, Database, EngineConfig, NewTable, ReadView, RowPredicate, TableHandle,
+    Backends, Commit, Database, EngineConfig, NewTable, Peers, ReadView, RowPredicate, TableHandle,
     WriteError, WriteOptions,
 };
-use shoal_meta::{MemoryMetaStore, MetaError, MetaStore, Txn};
+use shoal_meta::{
+    Limits, Listing, MemoryMetaStore, MetaError, MetaStore, Registration, Txn, Watch,
+};
 use shoal_rows::{RowBlock, block_from_batch};
 use shoal_sst::{ReadCounters, ScanOptions};
 use shoal_types::{
-    Clock, Column, ColumnId, ColumnType, Incarnation, Offset, ShardId, SystemClock, TableId,
+    Clock, Column, ColumnId, ColumnType, Incarnation, LogId, Offset, ShardId, SystemClock, TableId,
     TableMode, TableOrigin, TableSchema, TimePrecision,
 };
 use shoal_wal::log::{AppendReceipt, Log, LogError, LogReader, LogStore};
@@ -269,12 +271,22 @@ impl World {
             meta: Arc::clone(&self.meta),
             clock: Arc::clone(&self.clock),
             predicate: Some(Arc::new(BelowPredicate)),
+            peers: None,
         }
     }
 
     pub async fn open(&self, config: EngineConfig) -> Arc<Database> {
         let opened = Database::open(config, self.backends()).await;
         opened.expect("open")
+    }
+
+    /// One node of several that know of each other.
+    pub async fn open_peer(&self, config: EngineConfig, peers: Arc<dyn Peers>) -> Arc<Database> {
+        let backends = Backends {
+            peers: Some(peers),
+            ..self.backends()
+        };
+        Database::open_node(config, backends).await.expect("open")
     }
 
     /// One node of several: it serves nothing until it is told to.
@@ -426,14 +438,32 @@ impl SlowMeta {
 
 #[async_trait]
 impl MetaStore for SlowMeta {
+    fn limits(&self) -> Limits {
+        self.inner.limits()
+    }
+
+    fn is_shared(&self) -> bool {
+        self.inner.is_shared()
+    }
+
+    fn watch(&self, prefix: &str, after: u64) -> Watch {
+        self.inner.watch(prefix, after)
+    }
+
+    async fn register(
+        &self,
+        key: &str,
+        value: Vec<u8>,
+        ttl: std::time::Duration,
+    ) -> std::result::Result<Registration, MetaError> {
+        self.inner.register(key, value, ttl).await
+    }
+
     async fn get(&self, key: &str) -> std::result::Result<Option<(Vec<u8>, u64)>, MetaError> {
         self.inner.get(key).await
     }
 
-    async fn list(
-        &self,
-        prefix: &str,
-    ) -> std::result::Result<Vec<(String, Vec<u8>, u64)>, MetaError> {
+    async fn list(&self, prefix: &str) -> std::result::Result<Listing, MetaError> {
         self.inner.list(prefix).await
     }
 
@@ -475,15 +505,23 @@ impl SilentLogs {
 
 #[async_trait]
 impl LogStore for SilentLogs {
+    async fn create(&self, shard: ShardId) -> std::result::Result<LogId, LogError> {
+        self.inner.create(shard).await
+    }
+
     async fn open(
         &self,
         shard: ShardId,
-        create: bool,
+        log: LogId,
     ) -> std::result::Result<Arc<dyn Log>, LogError> {
         Ok(Arc::new(SilentLog {
-            inner: self.inner.open(shard, create).await?,
+            inner: self.inner.open(shard, log).await?,
             silence: Arc::clone(&self.silence),
         }))
+    }
+
+    async fn list(&self) -> std::result::Result<Vec<(ShardId, LogId)>, LogError> {
+        self.inner.list().await
     }
 }
 

@@ -6,6 +6,7 @@ use arrow_array::{
     ArrayRef, Int32Array, Int64Array, RecordBatch, StringViewArray, TimestampMillisecondArray,
 };
 use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use futures::StreamExt;
 use shoal_engine::{Database, TableHandle};
 
 use super::virtual_table::Wanted;
@@ -93,6 +94,24 @@ pub(super) fn batch_of(
     };
     let arrays = columns.iter().enumerate().map(array).collect();
     Ok(RecordBatch::try_new(schema_of(columns), arrays)?)
+}
+
+/// Tables whose columns are fetched from other nodes at a time.
+const LEARNED_AT_ONCE: usize = 16;
+
+/// Sees to it that this process knows the columns of [`tables`]; those of a shard that does not
+/// answer stay unknown.
+pub(super) async fn learn(db: &Database, wanted: &Wanted) {
+    if !db.is_clustered() {
+        return;
+    }
+    futures::stream::iter(tables(db, wanted))
+        .for_each_concurrent(LEARNED_AT_ONCE, |table| async move {
+            if let Err(error) = db.find_table(&table.schema_name, &table.name).await {
+                tracing::debug!(table = table.name, %error, "columns not known");
+            }
+        })
+        .await;
 }
 
 /// The tables that a statement may want, by its `table_schema` and `table_name`.

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use shoal_engine::{Database, TableHandle};
 use shoal_types::{ColumnDefault, ColumnType, TableSchema};
 
-use super::cells::{Cell, CellColumn, Holds, batch_of, number, schema_of, tables, text};
+use super::cells::{Cell, CellColumn, Holds, batch_of, learn, number, schema_of, tables, text};
 use super::virtual_table::{VirtualRows, VirtualSchema, Wanted};
 use super::{CATALOG, INFORMATION_SCHEMA, SYSTEM};
 use crate::QueryError;
@@ -117,6 +117,9 @@ impl VirtualRows for InformationTable {
 
     async fn rows(&self, wanted: &Wanted) -> Result<RecordBatch, QueryError> {
         let mut rows: Vec<Vec<Cell>> = Vec::new();
+        if matches!(self.view, View::Columns | View::Constraints | View::Keys) {
+            learn(&self.db, wanted).await;
+        }
         match self.view {
             View::Schemata => {
                 let mut names = self.db.schema_names();

@@ -117,7 +117,12 @@ impl SchemaProvider for ShoalSchema {
     }
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
-        let Some(handle) = self.db.table(&self.name, name) else {
+        let Some(handle) = self
+            .db
+            .find_table(&self.name, name)
+            .await
+            .map_err(|error| DataFusionError::External(Box::new(QueryError::from(error))))?
+        else {
             return Ok(None);
         };
         let schema = self

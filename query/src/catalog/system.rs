@@ -1,15 +1,16 @@
 //! `system`: what the database knows of itself.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use async_trait::async_trait;
-use shoal_engine::Database;
-use shoal_types::{Clock, SystemClock, TableMode};
+use shoal_engine::{Database, Read, ShardStatus};
+use shoal_types::{Clock, NodeId, ShardId, SystemClock, TableMode};
 
-use super::cells::{Cell, CellColumn, Holds, batch_of, number, schema_of, tables, text};
+use super::cells::{Cell, CellColumn, Holds, batch_of, learn, number, schema_of, tables, text};
 use super::virtual_table::{VirtualRows, VirtualSchema, Wanted};
 use crate::QueryError;
 use crate::running::Running;
@@ -47,6 +48,13 @@ enum View {
 
 /// The name of the only node of a standalone process.
 const NODE: &str = "standalone";
+
+fn name_of(node: Option<NodeId>) -> Cell {
+    match node {
+        Some(node) => text(node),
+        None => text(NODE),
+    }
+}
 
 struct SystemTable {
     db: Arc<Database>,
@@ -146,6 +154,9 @@ impl VirtualRows for SystemTable {
     }
 
     async fn rows(&self, wanted: &Wanted) -> Result<RecordBatch, QueryError> {
+        if matches!(self.view, View::Tables | View::Ssts) {
+            learn(&self.db, wanted).await;
+        }
         let rows = match self.view {
             View::Tables => self.table_rows(wanted),
             View::Partitions => tables(&self.db, wanted)
@@ -159,11 +170,11 @@ impl VirtualRows for SystemTable {
                     ]
                 })
                 .collect(),
-            View::Shards => self.shard_rows(),
+            View::Shards => self.shard_rows().await,
             View::Ssts => self.sst_rows(wanted).await?,
             View::Queries => self.query_rows(),
-            View::Nodes => vec![self.node_row()],
-            View::Replicas => self.replica_rows(),
+            View::Nodes => self.node_rows().await,
+            View::Replicas => self.replica_rows().await,
         };
         batch_of(columns_of(self.view), &rows)
     }
@@ -197,10 +208,19 @@ impl SystemTable {
         rows
     }
 
-    fn shard_rows(&self) -> Vec<Vec<Cell>> {
-        self.db
-            .status()
-            .into_iter()
+    /// Each shard once: its leader's, else that of whoever has it.
+    async fn shard_rows(&self) -> Vec<Vec<Cell>> {
+        let mut shards: BTreeMap<ShardId, ShardStatus> = BTreeMap::new();
+        for (_, told) in self.db.all_statuses().await {
+            for status in told.into_iter().flatten() {
+                let leads = status.role == "leader";
+                if leads || !shards.contains_key(&status.id) {
+                    shards.insert(status.id, status);
+                }
+            }
+        }
+        shards
+            .into_values()
             .map(|shard| {
                 vec![
                     text(shard.id),
@@ -221,46 +241,53 @@ impl SystemTable {
             .collect()
     }
 
-    /// The one node that there is: this process.
-    fn node_row(&self) -> Vec<Cell> {
-        let shards = self.db.status();
-        vec![
-            text(NODE),
-            // It answers, so that it is up.
-            text("up"),
-            text(env!("CARGO_PKG_VERSION")),
-            number(shards.iter().filter(|s| s.role == "leader").count()),
-            number(shards.len()),
-            number(self.running.list().len()),
-            number(shards.iter().map(|s| s.memory_bytes).sum::<u64>()),
-            number(shards.iter().map(|s| s.log_bytes).sum::<u64>()),
-            number(shards.iter().map(|s| s.bytes).sum::<u64>()),
-        ]
+    /// The nodes that are heard of, this one first.
+    async fn node_rows(&self) -> Vec<Vec<Cell>> {
+        let mut statements = Some(self.running.list().len());
+        let all = self.db.all_statuses().await.into_iter();
+        all.map(|(node, told)| {
+            let up = told.is_some();
+            let shards = told.unwrap_or_default();
+            let sum = |of: fn(&ShardStatus) -> u64| number(shards.iter().map(of).sum::<u64>());
+            vec![
+                name_of(node),
+                text(if up { "up" } else { "silent" }),
+                text(env!("CARGO_PKG_VERSION")),
+                number(shards.iter().filter(|s| s.role == "leader").count()),
+                number(shards.len()),
+                // Only its own are known to a node.
+                statements.take().map_or(Cell::Number(None), number),
+                sum(|s| s.memory_bytes),
+                sum(|s| s.log_bytes),
+                sum(|s| s.bytes),
+            ]
+        })
+        .collect()
     }
 
-    /// One replica of each shard, here.
-    fn replica_rows(&self) -> Vec<Vec<Cell>> {
-        self.db
-            .status()
-            .into_iter()
-            .map(|shard| {
-                vec![
+    /// Every replica of each shard.
+    async fn replica_rows(&self) -> Vec<Vec<Cell>> {
+        let mut rows = Vec::new();
+        for (node, told) in self.db.all_statuses().await {
+            for shard in told.into_iter().flatten() {
+                rows.push(vec![
                     text(shard.id),
-                    text(NODE),
+                    name_of(node),
                     text(shard.role),
                     text(shard.state),
                     Cell::Text(shard.why),
                     text(shard.epoch),
                     number(shard.position.0),
-                ]
-            })
-            .collect()
+                ]);
+            }
+        }
+        rows
     }
 
     async fn sst_rows(&self, wanted: &Wanted) -> Result<Vec<Vec<Cell>>, QueryError> {
         let mut rows = Vec::new();
         for table in tables(&self.db, wanted) {
-            let view = self.db.read_view(&table).await?;
+            let view = self.db.read(&table, &Read::default()).await?;
             for file in &view.files {
                 rows.push(vec![
                     text(&table.schema_name),

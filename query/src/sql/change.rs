@@ -199,7 +199,7 @@ impl Run<'_> {
             blocks.push(block);
         }
         let commit = if rows == 0 {
-            self.applied_before(&table)?
+            self.applied_before(&table).await?
         } else {
             let options = WriteOptions {
                 read_at: Some(ReadAt {
@@ -226,7 +226,7 @@ impl Run<'_> {
     }
 
     /// Of a change that finds no row: whether it is one that was applied and is sent again.
-    fn applied_before(&self, table: &TargetTable) -> Result<Option<Commit>> {
+    async fn applied_before(&self, table: &TargetTable) -> Result<Option<Commit>> {
         let Some(id) = self.session.write_id() else {
             return Ok(None);
         };
@@ -234,7 +234,8 @@ impl Run<'_> {
             .session
             .engine()
             .database()
-            .was_applied(&table.handle, id)?;
+            .was_applied(&table.handle, id)
+            .await?;
         Ok(duplicate.then(|| Commit {
             duplicate,
             ..Commit::default()
@@ -273,7 +274,7 @@ impl Run<'_> {
             }
         }
         if rows == 0 {
-            return Ok(affected("DELETE", 0, self.applied_before(table)?));
+            return Ok(affected("DELETE", 0, self.applied_before(table).await?));
         }
         let options = self.write_options();
         let db = self.session.engine().database();

@@ -10,7 +10,7 @@ use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::execute_stream;
 use datafusion::sql::parser::Statement as DfStatement;
 use datafusion::sql::sqlparser::ast::{Query, Statement as SqlStatement};
-use shoal_engine::{Commit, EngineError, WriteOptions};
+use shoal_engine::{Commit, EngineError, Read, WriteOptions};
 
 use super::Statement;
 use super::definition::schema_name;
@@ -173,7 +173,9 @@ impl Run<'_> {
         Run {
             session: self.session,
             guard: self.guard,
-            state: self.session.statement_state(&self.guard.stats),
+            state: self
+                .session
+                .statement_state(&self.guard.stats, Read::default()),
             params: self.params,
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 use datafusion::error::DataFusionError;
-use shoal_engine::{Database, ReadView, TableHandle};
+use shoal_engine::{Database, Read, ReadView, TableHandle};
 use shoal_sst::SstStore;
 use shoal_types::TableId;
 use tokio::sync::{Mutex, OnceCell};
@@ -17,6 +17,7 @@ pub(crate) struct StatementViews {
     store: Arc<SstStore>,
     db: Arc<Database>,
     stats: Arc<QueryStats>,
+    read: Read,
     views: Mutex<AHashMap<TableId, Arc<OnceCell<Arc<ReadView>>>>>,
 }
 
@@ -27,8 +28,9 @@ impl std::fmt::Debug for StatementViews {
 }
 
 impl StatementViews {
-    pub(crate) fn new(db: Arc<Database>, stats: Arc<QueryStats>) -> Self {
+    pub(crate) fn new(db: Arc<Database>, stats: Arc<QueryStats>, read: Read) -> Self {
         Self {
+            read,
             store: db.sst_store(),
             db,
             stats,
@@ -51,11 +53,15 @@ impl StatementViews {
         let cell = Arc::clone(self.views.lock().await.entry(table.id).or_default());
         let view = cell
             .get_or_try_init(|| async {
-                let view = self.db.read_view(table).await?;
+                let view = self.db.read(table, &self.read).await?;
                 let mut positions = self.stats.positions.lock();
                 match positions.iter_mut().find(|(shard, _)| *shard == view.shard) {
                     Some((_, position)) => *position = (*position).max(view.position),
                     None => positions.push((view.shard, view.position)),
+                }
+                let mut served = self.stats.served_by.lock();
+                if !served.contains(&view.served_by) {
+                    served.push(view.served_by);
                 }
                 Ok::<_, shoal_engine::EngineError>(Arc::new(view))
             })

@@ -25,6 +25,13 @@ pub struct AdminArgs {
 enum What {
     /// The shards: who leads, where they are, what they hold. Exit code 1 if one is not served.
     Shards,
+    /// The nodes of the cluster.
+    Nodes,
+    /// Say who leads and follows a shard; no data is copied.
+    Shard {
+        #[command(subcommand)]
+        order: Order,
+    },
     /// The tables.
     Tables {
         /// Of this schema only.
@@ -53,6 +60,55 @@ enum What {
         #[arg(long)]
         dry_run: bool,
     },
+}
+
+/// Ids of shards and nodes may be cut to what is unique of their beginning.
+#[derive(Debug, clap::Subcommand)]
+enum Order {
+    /// Make a follower the leader: the one named, or the one that is furthest.
+    Promote {
+        /// The shard.
+        shard: String,
+        /// The follower.
+        #[arg(long, value_name = "NODE")]
+        to: Option<String>,
+    },
+    /// Have a node follow the shard; answers when it has caught up.
+    AddFollower(Target),
+    /// Take a follower off the shard.
+    RemoveFollower(Target),
+    /// Move the lead and its replica to another node.
+    Move(Target),
+    /// A checksum of the rows by each replica of the shard. Exit code 1 if they differ.
+    Checksum {
+        /// The shard.
+        shard: String,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Target {
+    /// The shard.
+    shard: String,
+    /// The node.
+    #[arg(long, value_name = "NODE")]
+    to: String,
+}
+
+impl Order {
+    /// Path and body of the request.
+    fn request(&self) -> (String, Value) {
+        let path = |shard: &str, order: &str| format!("/v1/admin/shards/{shard}/{order}");
+        match self {
+            Self::Promote { shard, to } => (path(shard, "promote"), json!({ "to": to })),
+            Self::AddFollower(t) => (path(&t.shard, "add-follower"), json!({ "to": t.to })),
+            Self::RemoveFollower(t) => (path(&t.shard, "remove-follower"), json!({ "to": t.to })),
+            Self::Move(t) => (path(&t.shard, "move"), json!({ "to": t.to })),
+            Self::Checksum { shard } => {
+                ("/v1/admin/checksum".to_owned(), json!({ "shard": shard }))
+            }
+        }
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -91,6 +147,7 @@ pub async fn run(args: AdminArgs) -> CliResult {
                 "id",
                 "state",
                 "leader",
+                "followers",
                 "epoch",
                 "position",
                 "partitions",
@@ -100,6 +157,23 @@ pub async fn run(args: AdminArgs) -> CliResult {
                 "why",
             ],
         ),
+        What::Nodes => (
+            client.get_json("/v1/admin/nodes").await?,
+            &[
+                "id", "role", "state", "http", "pg", "leads", "follows", "shards",
+            ],
+        ),
+        What::Shard { order } => {
+            let (path, body) = order.request();
+            let answer = client.post_json(&path, &body).await?;
+            let columns: &[&str] = match order {
+                Order::Checksum { .. } => {
+                    &["shard", "node", "role", "position", "rows", "checksum"]
+                }
+                _ => &[],
+            };
+            (answer, columns)
+        }
         What::Tables { schema } => {
             let mut request = client.request(Method::GET, "/v1/admin/tables");
             if let Some(schema) = schema {
@@ -148,6 +222,20 @@ pub async fn run(args: AdminArgs) -> CliResult {
         println!("{}", serde_json::to_string_pretty(&answer)?);
     } else {
         print_table(&answer, columns);
+    }
+    if matches!(
+        &args.what,
+        What::Shard {
+            order: Order::Checksum { .. }
+        }
+    ) {
+        let mut sums = answer.as_array().into_iter().flatten();
+        let first = sums.next().map(|sum| &sum["checksum"]);
+        if sums.any(|sum| Some(&sum["checksum"]) != first) {
+            return Err(CliError::failed(
+                "the replicas differ; if writes go on, compare again when they rest",
+            ));
+        }
     }
     let unserved = answer
         .as_array()

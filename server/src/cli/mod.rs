@@ -8,6 +8,7 @@ mod completions;
 mod config;
 pub mod import;
 mod inspect;
+mod node;
 pub mod sql;
 mod standalone;
 mod state;
@@ -28,6 +29,8 @@ struct Cli {
 enum Command {
     /// Run a whole database in this process: HTTP, PostgreSQL, data in one folder.
     Standalone(standalone::StandaloneArgs),
+    /// Run one node of a cluster over Kafka, an object store and etcd.
+    Node(node::NodeArgs),
     /// Run SQL: one statement with -c, a file, or an interactive prompt.
     Sql(sql::SqlArgs),
     /// Load line protocol, CSV or Parquet; interrupted, it resumes without doubling rows.
@@ -133,6 +136,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Standalone(args) => standalone::run(args),
+        Command::Node(args) => node::run(args),
         Command::Sql(args) => block_on(sql::run(args)),
         Command::Import(args) => block_on(import::run(args)),
         Command::Admin(args) => block_on(admin::run(args)),

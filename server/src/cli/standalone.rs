@@ -25,17 +25,21 @@ pub fn run(args: StandaloneArgs) -> CliResult {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
+    runtime()?.block_on(serve(&config))
+}
+
+/// What a server runs on.
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
     // Two threads more than cores: a statement that keeps every core busy must not keep probes,
     // acknowledgements and cancels waiting.
     let threads = std::thread::available_parallelism().map_or(1, usize::from) + 2;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         // Deep plans recurse.
         .thread_stack_size(8 << 20)
         .enable_all()
         .build()
-        .map_err(|e| CliError::failed(format!("cannot start a runtime: {e}")))?;
-    runtime.block_on(serve(&config))
+        .map_err(|e| CliError::failed(format!("cannot start a runtime: {e}")))
 }
 
 async fn serve(config: &Config) -> CliResult {
@@ -60,7 +64,7 @@ async fn serve(config: &Config) -> CliResult {
 }
 
 /// Resolves with the name of the signal that asks the process to stop.
-async fn stop_signal() -> Result<&'static str, CliError> {
+pub(super) async fn stop_signal() -> Result<&'static str, CliError> {
     use tokio::signal::unix::{SignalKind, signal};
     let take =
         |kind| signal(kind).map_err(|e| CliError::failed(format!("cannot take signals: {e}")));

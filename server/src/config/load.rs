@@ -173,6 +173,17 @@ fn apply_value(
         toml::Value::String(text) => text.clone(),
         toml::Value::Integer(number) => number.to_string(),
         toml::Value::Boolean(flag) => flag.to_string(),
+        toml::Value::Table(inner) if key.unit == "table" => {
+            let plain = |value: &toml::Value| match value {
+                toml::Value::String(text) => text.clone(),
+                other => other.to_string(),
+            };
+            let inner: serde_json::Map<String, serde_json::Value> = inner
+                .iter()
+                .map(|(name, value)| (name.clone(), plain(value).into()))
+                .collect();
+            serde_json::Value::Object(inner).to_string()
+        }
         other => {
             return Err(ConfigError::BadValue {
                 key: name.to_owned(),

@@ -4,6 +4,7 @@
 //! file's `[http]` section. The table below is the one source of the defaults, the ranges, the
 //! help texts and what `shoal config --defaults` prints.
 
+mod cluster;
 mod load;
 mod print;
 mod value;
@@ -14,7 +15,7 @@ use std::path::PathBuf;
 
 pub use load::{ConfigArgs, ConfigError, Layers};
 pub use print::defaults_toml;
-pub use value::{ByteSize, ListenAddr, LogFormat, Secret, Setting};
+pub use value::{Acks, ByteSize, ListenAddr, LogFormat, ObjectsStore, Options, Secret, Setting};
 
 /// One key of the configuration.
 pub struct Key {
@@ -78,14 +79,33 @@ macro_rules! keys {
     };
 }
 
+/// Keys whose values are never shown.
+const SECRETS: [&str; 4] = [
+    "auth.token",
+    "meta.password",
+    "kafka.options",
+    "objects.secret_key",
+];
+
 const fn is_secret(name: &str) -> bool {
-    let (name, secret) = (name.as_bytes(), "auth.token".as_bytes());
-    if name.len() != secret.len() {
+    let mut i = 0;
+    while i < SECRETS.len() {
+        if same(name.as_bytes(), SECRETS[i].as_bytes()) {
+            return true;
+        }
+        i += 1;
+    }
+    false
+}
+
+/// `==` of slices, which is not const.
+const fn same(a: &[u8], b: &[u8]) -> bool {
+    if a.len() != b.len() {
         return false;
     }
     let mut i = 0;
-    while i < name.len() {
-        if name[i] != secret[i] {
+    while i < a.len() {
+        if a[i] != b[i] {
             return false;
         }
         i += 1;
@@ -104,7 +124,86 @@ keys! {
     "insecure" insecure: bool = false, None, "true or false",
         "Listen on an address that is not loopback although no token is set. Whoever reaches it may read and write everything.";
     "cluster.name" cluster_name: String = "default".into(), None, "text",
-        "Name in every object path and in every log. Fixed once the data folder exists.";
+        "Name in every object path and in every log. Fixed once the data folder exists. Clusters of different names share brokers, bucket and etcd.";
+    "cluster.labels" cluster_labels: String = String::new(), None, "name=value,…",
+        "Where this node is, for example region=eu,zone=eu-1,rack=r7. Reads prefer replicas of the same zone. Nodes only.";
+    "cluster.advertise_host" cluster_advertise_host: String = String::new(), None, "host",
+        "Host name or address under which other nodes and clients reach this node. Empty: that of each listener. Nodes only.";
+    "cluster.registration_ttl_s" cluster_registration_ttl_s: u64 = 5, Some(2..=600), "s",
+        "A node that was not heard of for so long is no longer listed. It goes on serving what it serves. Nodes only.";
+    "cluster.connect_timeout_ms" cluster_connect_timeout_ms: u64 = 1000, Some(10..=60_000), "ms",
+        "How long a connection to another node may take to be made. Nodes only.";
+    "cluster.view_bytes_max" cluster_view_bytes_max: ByteSize = ByteSize(256 * MIB), Some(MIB..=64 * GIB), "bytes",
+        "Rows not yet in files that are fetched from another node for one table of one statement; a table with more has to be read where it has a replica. Nodes only.";
+    "cluster.remote_schemas_max" cluster_remote_schemas_max: u64 = 10_000, Some(16..=10_000_000), "tables",
+        "Schemas kept in memory of tables without a replica on this node. Nodes only.";
+
+    "meta.endpoints" meta_endpoints: String = String::new(), None, "URLs, separated by commas",
+        "etcd, for example http://10.0.0.1:2379,http://10.0.0.2:2379. Nodes only; a standalone process keeps names in its data folder.";
+    "meta.user" meta_user: String = String::new(), None, "text",
+        "User that etcd asks for. Empty: none.";
+    "meta.password" meta_password: Secret = Secret(String::new()), None, "text",
+        "Its password.";
+    "meta.ca_file" meta_ca_file: PathBuf = PathBuf::new(), None, "path",
+        "Authority that etcd's certificate is checked against, PEM. Empty: the system's.";
+    "meta.cert_file" meta_cert_file: PathBuf = PathBuf::new(), None, "path",
+        "Certificate shown to etcd, PEM. Empty: none.";
+    "meta.key_file" meta_key_file: PathBuf = PathBuf::new(), None, "path",
+        "Its key, PEM.";
+    "meta.server_name" meta_server_name: String = String::new(), None, "text",
+        "Name in etcd's certificate, where it is not the host of the URL.";
+    "meta.connect_timeout_ms" meta_connect_timeout_ms: u64 = 2000, Some(10..=60_000), "ms",
+        "How long a connection to etcd may take to be made.";
+    "meta.request_timeout_ms" meta_request_timeout_ms: u64 = 5000, Some(10..=600_000), "ms",
+        "How long a question to etcd may take, tries at all endpoints together.";
+
+    "kafka.brokers" kafka_brokers: String = String::new(), None, "host:port, separated by commas",
+        "Some brokers of Kafka or Redpanda; they name the others. Nodes only; a standalone process writes its log in its data folder.";
+    "kafka.replication_factor" kafka_replication_factor: u64 = 3, Some(1..=16), "replicas",
+        "Replicas of a topic made here, and the least of one that is opened.";
+    "kafka.min_insync_replicas" kafka_min_insync_replicas: u64 = 2, Some(1..=16), "replicas",
+        "How many of them must have a record before it counts. 1 is for development: a broken broker then loses acknowledged writes.";
+    "kafka.acks" kafka_acks: Acks = Acks::All, None, "all or leader",
+        "Whose confirmation a write waits for before it is read back.";
+    "kafka.commit_timeout_ms" kafka_commit_timeout_ms: u64 = 10_000, Some(100..=600_000), "ms",
+        "After this long without enough confirmations a write fails with the commit-timeout error.";
+    "kafka.queue_bytes_max" kafka_queue_bytes_max: ByteSize = ByteSize(64 * MIB), Some(MIB..=2 * GIB), "bytes",
+        "Records waiting for their confirmation; beyond it writes are pushed back.";
+    "kafka.queue_records_max" kafka_queue_records_max: u64 = 100_000, Some(100..=10_000_000), "records",
+        "Records waiting for their confirmation.";
+    "kafka.read_ahead_bytes_max" kafka_read_ahead_bytes_max: ByteSize = ByteSize(16 * MIB), Some(MIB..=GIB), "bytes",
+        "Read ahead of the application, for each shard.";
+    "kafka.options" kafka_options: Options = Options::default(), None, "table",
+        "Further settings of the client by librdkafka's names: TLS, SASL. In the file a section [kafka.options]; as flag or variable name=value,name=value.";
+
+    "objects.store" objects_store: ObjectsStore = ObjectsStore::S3, None, "s3",
+        "What keeps the files of a cluster. A standalone process keeps them in its data folder.";
+    "objects.endpoint" objects_endpoint: String = String::new(), None, "URL",
+        "Of the store. Empty: AWS's for the region.";
+    "objects.bucket" objects_bucket: String = String::new(), None, "text",
+        "Must exist. Nodes only.";
+    "objects.region" objects_region: String = String::new(), None, "text",
+        "Empty: AWS_REGION, else us-east-1.";
+    "objects.prefix" objects_prefix: String = String::new(), None, "text",
+        "Before all object names.";
+    "objects.access_key" objects_access_key: String = String::new(), None, "text",
+        "Empty: AWS_ACCESS_KEY_ID, web identity, or the machine's role.";
+    "objects.secret_key" objects_secret_key: Secret = Secret(String::new()), None, "text",
+        "Its secret.";
+    "objects.allow_http" objects_allow_http: bool = false, None, "true or false",
+        "Whether an http:// endpoint is meant: everything is sent unencrypted.";
+    "objects.virtual_hosted_style" objects_virtual_hosted_style: bool = false, None, "true or false",
+        "bucket.host/object rather than host/bucket/object.";
+    "objects.ca_file" objects_ca_file: PathBuf = PathBuf::new(), None, "path",
+        "Authority that the store's certificate is checked against besides the system's, PEM.";
+    "objects.connect_timeout_ms" objects_connect_timeout_ms: u64 = 5000, Some(10..=60_000), "ms",
+        "How long a connection to the store may take to be made.";
+    "objects.request_timeout_ms" objects_request_timeout_ms: u64 = 30_000, Some(100..=600_000), "ms",
+        "How long one request may take, its body included.";
+    "objects.retries_max" objects_retries_max: u64 = 5, Some(0..=100), "retries",
+        "How often a failed request is sent again.";
+    "objects.retry_timeout_ms" objects_retry_timeout_ms: u64 = 60_000, Some(100..=600_000), "ms",
+        "No request is sent again later than this after the first.";
 
     "http.addr" http_addr: ListenAddr = ListenAddr(Some(SocketAddr::from(([127, 0, 0, 1], 7420)))), None, "host:port or \"off\"",
         "Where HTTP is served. Port 0 picks a free one. A host name is resolved once, at start.";
@@ -127,6 +226,11 @@ keys! {
         "PostgreSQL connections at a time; more are refused with SQLSTATE 53300.";
     "postgres.startup_connections_max" postgres_startup_connections_max: u64 = 128, Some(1..=100_000), "connections",
         "PostgreSQL connections at a time that have not sent their startup message and password yet, besides the others. Beyond it the oldest that has sent nothing is closed in favour of a new one.";
+
+    "grpc.addr" grpc_addr: ListenAddr = ListenAddr(Some(SocketAddr::from(([127, 0, 0, 1], 7421)))), None, "host:port",
+        "Where other nodes reach this one (Arrow Flight). Port 0 picks a free one. Nodes only.";
+    "grpc.requests_max" grpc_requests_max: u64 = 256, Some(4..=100_000), "requests",
+        "Requests of other nodes served at a time; more wait. Nodes only.";
 
     "auth.token" auth_token: Secret = Secret(String::new()), None, "text",
         "The token that every client must show. Empty: none is asked for. Prefer auth.token_file or SHOAL_AUTH_TOKEN: flags are visible to other users of the machine.";
@@ -283,6 +387,7 @@ impl Config {
             gc_interval_s: self.gc_interval_s,
             cache_memory_bytes: self.cache_memory_bytes.usize(),
             cache_metadata_bytes: self.cache_metadata_bytes.usize(),
+            remote_schemas_max: count(self.cluster_remote_schemas_max),
             ..Default::default()
         }
     }

@@ -1,5 +1,6 @@
 //! Kinds of configuration values: how each is read from text and written as TOML.
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -48,6 +49,32 @@ pub struct Secret(pub String);
 impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(if self.0.is_empty() { "\"\"" } else { "***" })
+    }
+}
+
+/// Whose confirmation a write waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acks {
+    /// All replicas in sync.
+    All,
+    /// The partition's leader.
+    Leader,
+}
+
+/// What keeps a cluster's files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ObjectsStore {
+    /// S3 or what speaks like it.
+    S3,
+}
+
+/// Settings of a library by its own names; values are not shown, there may be passwords.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Options(pub BTreeMap<String, String>);
+
+impl std::fmt::Debug for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
     }
 }
 
@@ -137,6 +164,57 @@ impl Setting for LogFormat {
             Self::Text => "text",
             Self::Json => "json",
         })
+    }
+}
+
+impl Setting for Acks {
+    fn parse(text: &str, _: Option<&RangeInclusive<u64>>) -> Result<Self, String> {
+        match text {
+            "all" => Ok(Self::All),
+            "leader" => Ok(Self::Leader),
+            _ => Err("all or leader".into()),
+        }
+    }
+    fn toml(&self) -> String {
+        quote(match self {
+            Self::All => "all",
+            Self::Leader => "leader",
+        })
+    }
+}
+
+impl Setting for ObjectsStore {
+    fn parse(text: &str, _: Option<&RangeInclusive<u64>>) -> Result<Self, String> {
+        match text {
+            "s3" => Ok(Self::S3),
+            _ => Err("s3".into()),
+        }
+    }
+    fn toml(&self) -> String {
+        quote("s3")
+    }
+}
+
+/// `{"name":"value",…}`, as the file's section comes, or `name=value,name=value`.
+impl Setting for Options {
+    fn parse(text: &str, _: Option<&RangeInclusive<u64>>) -> Result<Self, String> {
+        let text = text.trim();
+        if text.starts_with('{') {
+            return serde_json::from_str(text)
+                .map(Self)
+                .map_err(|_| "a section of names and texts".to_owned());
+        }
+        let mut options = BTreeMap::new();
+        for pair in text.split(',').filter(|pair| !pair.trim().is_empty()) {
+            let (name, value) = pair
+                .split_once('=')
+                .ok_or_else(|| "name=value,name=value".to_owned())?;
+            options.insert(name.trim().to_owned(), value.trim().to_owned());
+        }
+        Ok(Self(options))
+    }
+    fn toml(&self) -> String {
+        "{}".to_owned()
     }
 }
 

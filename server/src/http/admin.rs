@@ -21,13 +21,16 @@ use super::names;
 use crate::auth::serde_urlencoded_value;
 
 /// What this process is called where nodes are named.
-const NODE: &str = "standalone";
+pub(super) const NODE: &str = "standalone";
 
 type Answer = Result<Json<Value>, ApiError>;
 
 /// All shards, in the shape of DESIGN §7 and with the engine's own figures.
 pub async fn shards(State(state): State<Arc<AppState>>, RawQuery(query): RawQuery) -> Answer {
     names::check_query(query.as_deref().unwrap_or(""), &[])?;
+    if let Some(cluster) = &state.cluster {
+        return super::cluster::shards(&state, cluster).await;
+    }
     let shards = state
         .db
         .status()
@@ -49,6 +52,9 @@ pub async fn shards(State(state): State<Arc<AppState>>, RawQuery(query): RawQuer
 pub async fn tables(State(state): State<Arc<AppState>>, RawQuery(query): RawQuery) -> Answer {
     let query = query.unwrap_or_default();
     names::check_query(&query, &["schema"])?;
+    if state.db.is_clustered() {
+        state.db.sync_names().await?;
+    }
     let only = serde_urlencoded_value(&query, "schema");
     let schemas = match only {
         Some(name) if !state.db.has_schema(&name) => {
@@ -97,9 +103,21 @@ pub async fn route(
     let schema_name = serde_urlencoded_value(&query, "schema").unwrap_or_else(|| "public".into());
     let handle = state
         .db
-        .table(&schema_name, &table)
+        .find_table(&schema_name, &table)
+        .await?
         .ok_or_else(|| no_such_table(&state, &schema_name, &table))?;
     let schema = state.db.table_schema(&handle)?;
+    let mut partition = json!({
+        "id": handle.partition.to_string(),
+        "shard": handle.shard.to_string(),
+        "leader": NODE,
+    });
+    if let Some(cluster) = &state.cluster {
+        let place = super::cluster::place(cluster, handle.shard);
+        for (name, value) in place.as_object().into_iter().flatten() {
+            partition[name] = value.clone();
+        }
+    }
     let names = |ids: &[ColumnId]| -> Vec<String> {
         ids.iter()
             .filter_map(|id| schema.column_by_id(*id).map(|c| c.name.clone()))
@@ -116,11 +134,7 @@ pub async fn route(
         "time_column": schema.time_column.and_then(|id| names(&[id]).pop()),
         "ttl_ms": schema.ttl_ms,
         "columns": columns(&schema),
-        "partitions": [{
-            "id": handle.partition.to_string(),
-            "shard": handle.shard.to_string(),
-            "leader": NODE,
-        }],
+        "partitions": [partition],
     })))
 }
 
@@ -194,7 +208,7 @@ impl<S: Sync> FromRequest<S> for Command {
 }
 
 impl Command {
-    async fn read<T: DeserializeOwned>(
+    pub(super) async fn read<T: DeserializeOwned>(
         self,
         state: &AppState,
         known: &[&str],
@@ -210,12 +224,18 @@ impl Command {
 pub async fn flush(State(state): State<Arc<AppState>>, command: Command) -> Answer {
     let scope: Scope = command.read(&state, Scope::FIELDS, &[]).await?;
     let shard = scope.table(&state)?.map(|table| table.shard);
-    let flushed = state.db.flush(shard).await?;
+    let (files, bytes, rows) = match &state.cluster {
+        Some(cluster) => super::cluster::flush(&state, cluster, shard).await?,
+        None => {
+            let flushed = state.db.flush(shard).await?;
+            (flushed.files, flushed.bytes, flushed.rows)
+        }
+    };
     Ok(Json(json!({
         "state": "done",
-        "files": flushed.files,
-        "bytes": flushed.bytes,
-        "rows": flushed.rows,
+        "files": files,
+        "bytes": bytes,
+        "rows": rows,
     })))
 }
 
@@ -257,11 +277,18 @@ pub async fn checksum(State(state): State<Arc<AppState>>, command: Command) -> A
         .await?;
     let shard = shard
         .map(|text| {
+            if let Some(cluster) = &state.cluster {
+                return Ok(cluster.orders.shard(&text)?);
+            }
             text.parse::<ShardId>().map_err(|_| {
                 ApiError::invalid("invalid_request", format!("{text:?} is no shard id"))
             })
         })
         .transpose()?;
+    if let (Some(cluster), None) = (&state.cluster, &table) {
+        let sums = super::cluster::checksums(&state, cluster, shard).await?;
+        return Ok(Json(sums.into()));
+    }
     if let Some(id) = shard
         && !state.db.status().iter().any(|s| s.id == id)
     {

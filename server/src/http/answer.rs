@@ -22,7 +22,7 @@ use futures::StreamExt;
 use futures::stream::Fuse;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use shoal_engine::{Commit, CommitToken};
+use shoal_engine::Commit;
 use shoal_query::{Output, QueryError, QueryStats};
 use shoal_types::ColumnType;
 
@@ -67,6 +67,7 @@ pub async fn answer(output: Output, format: Format, began: Instant) -> Result<Re
             let mut stream = stream.fuse();
             let ahead = read_ahead(&mut stream).await?;
             let position = read_position(&stats);
+            let served = served_by(&stats);
             let rows = Rows {
                 stream: Some(stream),
                 ahead,
@@ -88,6 +89,9 @@ pub async fn answer(output: Output, format: Format, began: Instant) -> Result<Re
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content));
             if let Some(value) = position.and_then(|p| HeaderValue::from_str(&p).ok()) {
                 headers.insert("Shoal-Read-Position", value);
+            }
+            if let Some(value) = served.and_then(|s| HeaderValue::from_str(&s).ok()) {
+                headers.insert("Shoal-Served-By", value);
             }
             Ok(response)
         }
@@ -138,36 +142,19 @@ pub fn commit_token(commit: &Commit) -> Option<HeaderValue> {
     if commit.tokens.is_empty() {
         return None;
     }
-    let text = commit.tokens.iter().map(one_token).collect::<Vec<_>>();
+    let text = commit
+        .tokens
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>();
     HeaderValue::from_str(&text.join(",")).ok()
 }
 
-fn one_token(token: &CommitToken) -> String {
-    format!(
-        "{}.{}.{}.{}",
-        token.shard, token.epoch.term, token.epoch.claim, token.offset
-    )
-}
-
-/// Checks that a text is a comma-joined list of tokens as [`commit_token`] makes them.
-#[must_use]
-pub fn is_commit_token_list(text: &str) -> bool {
-    text.split(',')
-        .map(str::trim)
-        .filter(|t| !t.is_empty())
-        .all(|token| {
-            let mut parts = token.split('.');
-            parts
-                .next()
-                .is_some_and(|s| s.parse::<shoal_types::ShardId>().is_ok())
-                && parts
-                    .by_ref()
-                    .take(3)
-                    .filter(|p| p.parse::<u64>().is_ok())
-                    .count()
-                    == 3
-                && parts.next().is_none()
-        })
+/// The replicas that were read, as `node/role`, joined by commas; `None`: no table was read.
+fn served_by(stats: &QueryStats) -> Option<String> {
+    let served = stats.served_by.lock();
+    let texts: Vec<String> = served.iter().map(ToString::to_string).collect();
+    (!texts.is_empty()).then(|| texts.join(","))
 }
 
 fn read_position(stats: &QueryStats) -> Option<String> {

@@ -167,10 +167,12 @@ fn status_of(code: &str) -> StatusCode {
         "duplicate_table" | "duplicate_column" | "duplicate_schema" | "conflict"
         | "schema_changed" | "expired_id" => StatusCode::CONFLICT,
         "read_only" | "not_allowed" => StatusCode::FORBIDDEN,
-        "timeout" | "cancelled" | "outcome_unknown" => StatusCode::GATEWAY_TIMEOUT,
+        "timeout" | "cancelled" | "outcome_unknown" | "commit_timeout" => {
+            StatusCode::GATEWAY_TIMEOUT
+        }
         "too_many_statements" | "overloaded" => StatusCode::TOO_MANY_REQUESTS,
         "disk_full" | "out_of_memory" => StatusCode::INSUFFICIENT_STORAGE,
-        "unavailable" => StatusCode::SERVICE_UNAVAILABLE,
+        "unavailable" | "not_fresh" => StatusCode::SERVICE_UNAVAILABLE,
         "data_damaged" | "io_error" | "internal" => StatusCode::INTERNAL_SERVER_ERROR,
         "not_supported" => StatusCode::NOT_IMPLEMENTED,
         _ => StatusCode::BAD_REQUEST,

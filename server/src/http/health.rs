@@ -76,6 +76,8 @@ pub async fn ready(State(state): State<Arc<AppState>>) -> Response {
 /// Whether requests should come here.
 struct Readiness {
     stopping: bool,
+    /// Of a node: whether it has joined its cluster, which serves what it does not serve itself.
+    joined: Option<bool>,
     serving: usize,
     unserved: Vec<(ShardId, String)>,
 }
@@ -85,6 +87,7 @@ impl Readiness {
         let (serving, unserved) = state.db.served();
         Self {
             stopping: state.is_stopping(),
+            joined: state.cluster.as_ref().map(|cluster| cluster.has_joined()),
             serving,
             unserved,
         }
@@ -92,10 +95,11 @@ impl Readiness {
 
     /// Why not.
     fn refusal(&self) -> Option<&'static str> {
-        match (self.stopping, self.serving) {
-            (true, _) => Some("the process is stopping"),
-            (false, 0) => Some("no shard is served"),
-            (false, _) => None,
+        match (self.stopping, self.joined, self.serving) {
+            (true, ..) => Some("the process is stopping"),
+            (false, Some(false), _) => Some("the node has not joined its cluster yet"),
+            (false, None, 0) => Some("no shard is served"),
+            (false, ..) => None,
         }
     }
 

@@ -26,6 +26,6 @@ pub async fn progress(
     let import = import_id(&id).ok_or_else(|| {
         ApiError::invalid("invalid_request", "an import id has 32 hexadecimal digits")
     })?;
-    let progress = state.db.import_progress(import);
+    let progress = state.db.import_progress(import).await?;
     Ok(Json(json!({ "import": id, "progress": progress })))
 }

@@ -146,7 +146,8 @@ pub async fn ingest(
     }
     let handle = state
         .db
-        .table(&schema_name, &table)
+        .find_table(&schema_name, &table)
+        .await?
         .ok_or_else(|| super::admin::no_such_table(&state, &schema_name, &table))?;
     for round in 0.. {
         let schema = state.db.table_schema(&handle)?;

@@ -4,6 +4,7 @@ mod admin;
 mod answer;
 mod body;
 mod cells;
+mod cluster;
 mod error;
 mod form;
 mod health;
@@ -42,11 +43,14 @@ pub use params::type_named;
 
 use crate::auth::{Auth, not_utf8};
 use crate::metrics::Metrics;
+use crate::node::Cluster;
 
 /// What every request may use.
 pub struct AppState {
     /// Catalog, writes, maintenance.
     pub db: Arc<Database>,
+    /// Other nodes; `None`: this process is alone.
+    pub cluster: Option<Arc<Cluster>>,
     /// Statements.
     pub query: Arc<QueryEngine>,
     /// Who may come in.
@@ -88,7 +92,9 @@ pub fn router(state: Arc<AppState>) -> Router {
         .route("/v1/ingest/{table}", post(ingest::ingest))
         .route("/v1/import/{id}", get(import::progress))
         .route("/v1/route/{table}", get(admin::route))
+        .route("/v1/admin/nodes", get(cluster::nodes))
         .route("/v1/admin/shards", get(admin::shards))
+        .route("/v1/admin/shards/{shard}/{order}", post(cluster::order))
         .route("/v1/admin/tables", get(admin::tables))
         .route("/v1/admin/flush", post(admin::flush))
         .route("/v1/admin/compact", post(admin::compact))

@@ -9,10 +9,11 @@ use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
 use serde::Deserialize;
 use serde_json::Value;
-use shoal_query::SessionOptions;
+use shoal_engine::CommitToken;
+use shoal_query::{Session, SessionOptions, commit_tokens};
 
 use super::AppState;
-use super::answer::{Format, answer, is_commit_token_list};
+use super::answer::{Format, answer};
 use super::error::ApiError;
 use super::ingest::write_id;
 use super::names;
@@ -82,82 +83,86 @@ pub async fn sql(
         Some(id) => session.with_write_id(id),
         None => session,
     };
+    let freshness = freshness.applied(&session, state.cluster.is_some())?;
     let output = session.execute(&request.sql, &params).await?;
     // The text may be megabytes of VALUES: give its share of the bound back before rows are sent.
     drop(body);
     let mut response = answer(output, request.format, began).await?;
     let headers = response.headers_mut();
-    headers.insert(
-        "Shoal-Served-By",
-        HeaderValue::from_static("standalone/leader"),
-    );
-    headers.insert(
-        "Shoal-Consistency",
-        HeaderValue::from_static(freshness.served()),
-    );
+    if !headers.contains_key(SERVED_BY) {
+        let me = match &state.cluster {
+            Some(cluster) => HeaderValue::from_str(&format!("{}/node", cluster.me)).ok(),
+            None => Some(HeaderValue::from_static("standalone/leader")),
+        };
+        if let Some(me) = me {
+            headers.insert(SERVED_BY, me);
+        }
+    }
+    if let Ok(level) = HeaderValue::from_str(&freshness) {
+        headers.insert("Shoal-Consistency", level);
+    }
     Ok(response)
 }
 
-/// What the reader asked for. One process holds the only replica of every shard and its durable
-/// end is its barrier (PROTOCOLS §1), so every read is a strong one, which meets every level.
-struct Freshness;
+/// Names the replicas that gave the rows.
+const SERVED_BY: &str = "Shoal-Served-By";
+
+/// What the reader asked for, in the request or its headers.
+struct Freshness {
+    level: Option<String>,
+    place: Option<String>,
+    tokens: Vec<CommitToken>,
+}
 
 impl Freshness {
     fn read(request: &SqlRequest, headers: &HeaderMap) -> Result<Self, ApiError> {
-        let header = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
-        if let Some(level) = request
-            .consistency
-            .as_deref()
-            .or_else(|| header("Shoal-Consistency"))
-        {
-            let known = matches!(level, "strong" | "session" | "eventual")
-                || level
-                    .strip_prefix("bounded=")
-                    .is_some_and(|d| duration_ms(d).is_some());
-            if !known {
-                return Err(ApiError::invalid(
-                    "invalid_request",
-                    format!(
-                        "consistency {level:?} is none of strong, session, bounded=500ms, eventual"
-                    ),
-                ));
-            }
+        let header = |name: &str| {
+            let value = headers.get(name).and_then(|v| v.to_str().ok());
+            value.map(str::to_owned)
+        };
+        let texts = match &request.commit_tokens {
+            Some(Tokens::One(text)) => vec![text.clone()],
+            Some(Tokens::Many(texts)) => texts.clone(),
+            None => header("Shoal-Commit-Token").into_iter().collect(),
+        };
+        let mut tokens = Vec::new();
+        for text in texts {
+            tokens.extend(commit_tokens(&text)?);
         }
-        match request
-            .read_from
-            .as_deref()
-            .or_else(|| header("Shoal-Read-From"))
-        {
-            None | Some("nearest" | "leader" | "any") => {}
-            Some("follower") => {
+        Ok(Self {
+            level: request
+                .consistency
+                .clone()
+                .or_else(|| header("Shoal-Consistency")),
+            place: request
+                .read_from
+                .clone()
+                .or_else(|| header("Shoal-Read-From")),
+            tokens,
+        })
+    }
+
+    /// Sets it in the session; the level that the rows have at least.
+    fn applied(&self, session: &Session, clustered: bool) -> Result<String, ApiError> {
+        if let Some(level) = &self.level {
+            session.set("consistency", level)?;
+        }
+        if let Some(place) = &self.place {
+            session.set("read_from", place)?;
+            if place == "follower" && !clustered {
                 return Err(ApiError::invalid(
                     "no_follower",
                     "read_from = follower cannot be met: a standalone process holds the only replica, its leader",
                 ));
             }
-            Some(place) => {
-                return Err(ApiError::invalid(
-                    "invalid_request",
-                    format!("read_from {place:?} is none of nearest, leader, follower, any"),
-                ));
-            }
         }
-        let tokens = match &request.commit_tokens {
-            Some(Tokens::One(text)) => vec![text.as_str()],
-            Some(Tokens::Many(texts)) => texts.iter().map(String::as_str).collect(),
-            None => header("Shoal-Commit-Token").into_iter().collect(),
-        };
-        if let Some(bad) = tokens.iter().find(|t| !is_commit_token_list(t)) {
-            return Err(ApiError::invalid(
-                "invalid_request",
-                format!("{bad:?} is no commit token of ours"),
-            ));
-        }
-        Ok(Self)
-    }
-
-    fn served(&self) -> &'static str {
-        "strong"
+        session.has_seen(&self.tokens);
+        // One process holds the only replica of every shard and its durable end is its barrier
+        // (PROTOCOLS §1), so every read is a strong one, which meets every level.
+        Ok(match &self.level {
+            Some(level) if clustered => level.clone(),
+            _ => "strong".to_owned(),
+        })
     }
 }
 

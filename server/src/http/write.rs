@@ -272,10 +272,10 @@ async fn prepare(
     tables: &[PendingTable],
 ) -> Result<Vec<Prepared>, EngineError> {
     let db = &state.db;
-    let mut handles: Vec<Option<TableHandle>> = tables
-        .iter()
-        .map(|t| db.table(schema_name, &t.name))
-        .collect();
+    let mut handles: Vec<Option<TableHandle>> = Vec::with_capacity(tables.len());
+    for table in tables {
+        handles.push(db.find_table(schema_name, &table.name).await?);
+    }
     let absent: Vec<usize> = (0..tables.len())
         .filter(|i| handles[*i].is_none())
         .collect();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use shoal_types::{Offset, ShardId};
+use shoal_types::{LogId, Offset, ShardId};
 use tempfile::TempDir;
 
 use super::inspect::{FrameRecord, LogContent, LogItem};
@@ -36,6 +36,12 @@ fn kill(store: LocalLogStore, dir: &Path) {
     faults::set(dir, no_clean_end);
     drop(store);
     faults::set(dir, Faults::default());
+}
+
+/// The shard's log, made if there is none.
+async fn make(store: &LocalLogStore, shard: ShardId) -> Result<Arc<dyn Log>, LogError> {
+    let id = store.create(shard).await?;
+    LogStore::open(store, shard, id).await
 }
 
 async fn append(log: &dyn Log, bytes: impl Into<Bytes>) -> Result<Offset, LogError> {
@@ -102,7 +108,7 @@ async fn a_full_disk_refuses_for_sure_and_recovers_without_a_restart() {
     let dir = TempDir::new().expect("dir");
     let (shard, dir) = (ShardId::generate(), dir.path());
     let store = open(dir);
-    let log = LogStore::open(&store, shard, true).await.expect("opens");
+    let log = make(&store, shard).await.expect("opens");
     let mut acknowledged = Vec::new();
     for round in 0..4_u8 {
         for i in 0..3_u8 {
@@ -134,7 +140,9 @@ async fn a_full_disk_refuses_for_sure_and_recovers_without_a_restart() {
     assert!(store.stats().refused_full > 0);
     kill(store, dir);
     let store = open(dir);
-    let log = LogStore::open(&store, shard, false).await.expect("opens");
+    let log = LogStore::open(&store, shard, LogId::SOLE)
+        .await
+        .expect("opens");
     let (found, error) = read_all(&*log).await;
     assert!(error.is_none() && found[1..] == acknowledged[..]);
 }
@@ -144,7 +152,7 @@ async fn a_failed_fsync_is_an_unknown_outcome_and_ends_its_segment() {
     let dir = TempDir::new().expect("dir");
     let (shard, dir) = (ShardId::generate(), dir.path());
     let store = open(dir);
-    let log = LogStore::open(&store, shard, true).await.expect("opens");
+    let log = make(&store, shard).await.expect("opens");
     let mut acknowledged = vec![(append(&*log, "before").await.expect("ok"), "before".into())];
     for i in 0..3 {
         let failing = Faults {
@@ -167,7 +175,9 @@ async fn a_failed_fsync_is_an_unknown_outcome_and_ends_its_segment() {
     kill(store, dir);
     // The batches whose outcome was unknown are whole in their files, but superseded.
     let store = open(dir);
-    let log = LogStore::open(&store, shard, false).await.expect("opens");
+    let log = LogStore::open(&store, shard, LogId::SOLE)
+        .await
+        .expect("opens");
     let (found, error) = read_all(&*log).await;
     assert!(
         error.is_none() && found[1..] == acknowledged[..],
@@ -179,12 +189,8 @@ async fn a_failed_fsync_is_an_unknown_outcome_and_ends_its_segment() {
 async fn segments_go_when_every_shard_has_trimmed_them() {
     let dir = TempDir::new().expect("dir");
     let store = open(dir.path());
-    let hot = LogStore::open(&store, ShardId::generate(), true)
-        .await
-        .expect("opens");
-    let cold = LogStore::open(&store, ShardId::generate(), true)
-        .await
-        .expect("opens");
+    let hot = make(&store, ShardId::generate()).await.expect("opens");
+    let cold = make(&store, ShardId::generate()).await.expect("opens");
     append(&*cold, "cold").await.expect("ok");
     for _ in 0..40 {
         append(&*hot, vec![1; 2000]).await.expect("ok");
@@ -219,9 +225,7 @@ async fn a_full_queue_refuses_at_once() {
     let mut config = LocalLogConfig::new(dir.path());
     config.queue_bytes_max = 100_000;
     let store = LocalLogStore::open(config).expect("opens");
-    let log = LogStore::open(&store, ShardId::generate(), true)
-        .await
-        .expect("opens");
+    let log = make(&store, ShardId::generate()).await.expect("opens");
     let receipts: Vec<_> = (0..100)
         .map(|_| log.append(vec![0; 20_000].into()))
         .collect();
@@ -245,9 +249,7 @@ async fn a_full_queue_refuses_at_once() {
 async fn after_close_nothing_is_taken_and_readers_end() {
     let dir = TempDir::new().expect("dir");
     let store = open(dir.path());
-    let log = LogStore::open(&store, ShardId::generate(), true)
-        .await
-        .expect("opens");
+    let log = make(&store, ShardId::generate()).await.expect("opens");
     let last = log.append("queued".into());
     store.close();
     assert!(
@@ -265,7 +267,7 @@ async fn inspection_shows_every_record_and_the_clean_end() {
     let dir = TempDir::new().expect("dir");
     let store = open(dir.path());
     let shard = ShardId::generate();
-    let log = LogStore::open(&store, shard, true).await.expect("opens");
+    let log = make(&store, shard).await.expect("opens");
     append(&*log, "not a record").await.expect("ok");
     drop(store);
     let items = items(dir.path());

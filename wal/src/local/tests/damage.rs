@@ -26,7 +26,7 @@ async fn a_log_cut_anywhere_in_its_last_batch_keeps_all_that_was_acknowledged_be
     let store = open_wide(dir.path());
     let mut logs = Vec::new();
     for shard in shards {
-        logs.push(LogStore::open(&store, shard, true).await.expect("opens"));
+        logs.push(make(&store, shard).await.expect("opens"));
     }
     for i in 0..6 {
         append(&*logs[i % 2], format!("record {i}"))
@@ -54,7 +54,7 @@ async fn a_log_cut_anywhere_in_its_last_batch_keeps_all_that_was_acknowledged_be
             std::fs::write(only_segment(copy.path()), bytes).expect("copied");
             for round in 0..2 {
                 let store = open_wide(copy.path());
-                let log = LogStore::open(&store, shards[0], false)
+                let log = LogStore::open(&store, shards[0], LogId::SOLE)
                     .await
                     .expect("opens");
                 let (found, error) = read_all(&*log).await;
@@ -63,7 +63,7 @@ async fn a_log_cut_anywhere_in_its_last_batch_keeps_all_that_was_acknowledged_be
                     error.is_none() && found.len() == expected,
                     "cut {cut}: {found:?}"
                 );
-                let other = LogStore::open(&store, shards[1], false)
+                let other = LogStore::open(&store, shards[1], LogId::SOLE)
                     .await
                     .expect("opens");
                 assert_eq!(read_all(&*other).await.0.len(), 4);
@@ -86,7 +86,7 @@ async fn three_shards(dir: &Path) -> [ShardId; 3] {
     let store = open_wide(dir);
     let mut logs = Vec::new();
     for shard in shards {
-        logs.push(LogStore::open(&store, shard, true).await.expect("opens"));
+        logs.push(make(&store, shard).await.expect("opens"));
     }
     for i in 0..5 {
         append(&*logs[0], format!("a {i}")).await.expect("ok");
@@ -128,7 +128,7 @@ async fn a_changed_byte_in_a_frame_stops_its_shard_by_name_and_no_other() {
             for round in 0..2 {
                 let store = open_wide(copy.path());
                 for (shard, count) in shards.iter().zip(counts) {
-                    let log = LogStore::open(&store, *shard, true).await.expect("opens");
+                    let log = make(&store, *shard).await.expect("opens");
                     if shard != hit {
                         let (found, error) = read_all(&*log).await;
                         assert!(error.is_none(), "frame at {byte}+{field}: {error:?}");
@@ -185,7 +185,9 @@ async fn a_changed_byte_in_a_batch_or_segment_header_loses_no_record_silently() 
                 for (shard, count) in shards.iter().zip(counts) {
                     // All frames are whole, so all records are there; but a shard that nothing
                     // behind the damage clears says that it cannot be sure.
-                    let log = LogStore::open(&store, *shard, false).await.expect("opens");
+                    let log = LogStore::open(&store, *shard, LogId::SOLE)
+                        .await
+                        .expect("opens");
                     let (found, error) = read_all(&*log).await;
                     assert!(
                         found.len() >= count,
@@ -232,7 +234,7 @@ async fn a_batch_lost_as_a_whole_is_never_lost_silently() {
             let store = open_wide(copy.path());
             let mut damaged = 0;
             for (shard, count) in shards.iter().zip(counts) {
-                let log = LogStore::open(&store, *shard, true).await.expect("opens");
+                let log = make(&store, *shard).await.expect("opens");
                 let (found, error) = read_all(&*log).await;
                 match error {
                     None => {
@@ -254,8 +256,8 @@ async fn a_missing_segment_stops_the_shards_that_had_records_in_it() {
     let dir = in_memory();
     let [hit, other] = [ShardId::generate(), ShardId::generate()];
     let store = open(dir.path());
-    let log = LogStore::open(&store, hit, true).await.expect("opens");
-    let quiet = LogStore::open(&store, other, true).await.expect("opens");
+    let log = make(&store, hit).await.expect("opens");
+    let quiet = make(&store, other).await.expect("opens");
     for i in 0..20 {
         append(&*log, vec![i; 2000]).await.expect("ok");
     }
@@ -263,14 +265,18 @@ async fn a_missing_segment_stops_the_shards_that_had_records_in_it() {
     drop(store);
     std::fs::remove_file(segment::segment_path(dir.path(), 3)).expect("removed");
     let store = open(dir.path());
-    let log = LogStore::open(&store, hit, false).await.expect("opens");
+    let log = LogStore::open(&store, hit, LogId::SOLE)
+        .await
+        .expect("opens");
     let (found, error) = read_all(&*log).await;
     assert!(!found.is_empty() && found.len() < 20);
     assert!(
         matches!(&error, Some(LogError::Damaged { place, .. }) if place.contains("0003.log")),
         "{error:?}"
     );
-    let quiet = LogStore::open(&store, other, false).await.expect("opens");
+    let quiet = LogStore::open(&store, other, LogId::SOLE)
+        .await
+        .expect("opens");
     let (found, error) = read_all(&*quiet).await;
     assert_eq!((found.len(), error.is_none()), (2, true));
 }

@@ -20,7 +20,7 @@ fn victim() {
         let mut tasks = Vec::new();
         for number in 1..=2 {
             let shard = ShardId(ulid::Ulid(number));
-            let log = LogStore::open(&*store, shard, true).await.expect("opens");
+            let log = make(&store, shard).await.expect("opens");
             for _ in 0..4 {
                 let log = Arc::clone(&log);
                 tasks.push(tokio::spawn(async move {
@@ -74,7 +74,9 @@ async fn a_killed_process_finds_every_acknowledged_record_again() {
         let store = open(dir.path());
         for number in 1..=2_u128 {
             let shard = ShardId(ulid::Ulid(number));
-            let log = LogStore::open(&store, shard, false).await.expect("opens");
+            let log = LogStore::open(&store, shard, LogId::SOLE)
+                .await
+                .expect("opens");
             let (found, error) = read_all(&*log).await;
             assert!(error.is_none(), "{error:?}");
             for (_, offset, fill) in acknowledged.iter().filter(|a| a.0 == number) {

@@ -37,7 +37,9 @@ fn rate_of_concurrent_appends() {
         let shard = store.shards()[0];
         let began = Instant::now();
         let read = runtime.block_on(async {
-            let log = LogStore::open(&store, shard, false).await.expect("opens");
+            let log = LogStore::open(&store, shard, LogId::SOLE)
+                .await
+                .expect("opens");
             let (_, end) = log.bounds().await.expect("bounds");
             let mut reader = log.read(Offset(0)).await.expect("reads");
             let mut read = 0;
@@ -63,9 +65,7 @@ async fn run(
     callers: usize,
     bytes: usize,
 ) -> (usize, Duration, Duration) {
-    let log = LogStore::open(&**store, ShardId::generate(), true)
-        .await
-        .expect("opens");
+    let log = make(store, ShardId::generate()).await.expect("opens");
     let began = Instant::now();
     let until = began + Duration::from_secs(3);
     let body = Bytes::from(vec![7; bytes]);

@@ -1,84 +1,14 @@
-//! One suite for every `MetaStore`, and the catalog on top.
+//! The catalog of one process.
 
 use std::sync::Arc;
 
 use shoal_meta::{
-    Catalog, Compare, EmbeddedMetaStore, MemoryMetaStore, MetaError, MetaStore, NamedTable, Op,
-    SchemaEntry, ShardEntry, TableEntry, Txn,
+    Catalog, EmbeddedMetaStore, MemoryMetaStore, MetaError, MetaStore, NamedTable, Op, SchemaEntry,
+    ShardEntry, TableEntry, Txn,
 };
-use shoal_types::{PartitionId, ShardId, TableId};
+use shoal_types::{LogId, PartitionId, ShardId, TableId};
 
-fn put(key: &str, value: &str) -> Op {
-    Op::Put(key.into(), value.into())
-}
-
-async fn conforms(store: Arc<dyn MetaStore>) {
-    assert_eq!(store.get("/a").await.expect("get"), None);
-    let absent = |key: &str| Txn::default().when(Compare::Absent(key.into()));
-    let first = store
-        .commit(absent("/a").then(put("/a", "1")).then(put("/b", "1")))
-        .await
-        .expect("first");
-    assert_eq!(
-        store.get("/a").await.expect("get"),
-        Some((b"1".to_vec(), first))
-    );
-    // A failed compare changes nothing, not even keys of the transaction it does not name.
-    let refused = store
-        .commit(absent("/a").then(put("/a", "2")).then(put("/c", "2")))
-        .await;
-    assert!(matches!(refused, Err(MetaError::Conflict)), "{refused:?}");
-    assert_eq!(store.get("/c").await.expect("get"), None);
-    let swap = |revision| Txn::default().when(Compare::Revision("/a".into(), revision));
-    let second = store
-        .commit(swap(first).then(put("/a", "3")))
-        .await
-        .expect("swap");
-    assert!(second > first);
-    let stale = store.commit(swap(first).then(put("/a", "4"))).await;
-    assert!(matches!(stale, Err(MetaError::Conflict)), "{stale:?}");
-    // Prefixes are bytes of the key, not path elements; order is by key.
-    store
-        .commit(
-            Txn::default()
-                .then(put("/ab", "x"))
-                .then(Op::Delete("/b".into())),
-        )
-        .await
-        .expect("third");
-    let listed: Vec<String> = store
-        .list("/a")
-        .await
-        .expect("list")
-        .into_iter()
-        .map(|(k, _, _)| k)
-        .collect();
-    assert_eq!(listed, ["/a", "/ab"]);
-    assert_eq!(store.get("/b").await.expect("get"), None);
-    // Of many that want the same absent key exactly one wins.
-    let mut racing = tokio::task::JoinSet::new();
-    for i in 0..20 {
-        let store = Arc::clone(&store);
-        racing.spawn(async move {
-            let txn = Txn::default()
-                .when(Compare::Absent("/race".into()))
-                .then(put("/race", &i.to_string()));
-            store.commit(txn).await.is_ok()
-        });
-    }
-    let won = racing.join_all().await.into_iter().filter(|w| *w).count();
-    assert_eq!(won, 1);
-}
-
-#[tokio::test]
-async fn every_store_keeps_the_contract() {
-    conforms(Arc::new(MemoryMetaStore::new())).await;
-    let dir = tempfile::tempdir().expect("dir");
-    let path = dir.path().join("meta.redb");
-    conforms(Arc::new(EmbeddedMetaStore::open(&path).expect("open"))).await;
-}
-
-fn table(schema: &str, name: &str, shard: ShardId) -> NamedTable {
+pub fn table(schema: &str, name: &str, shard: ShardId) -> NamedTable {
     NamedTable {
         schema_name: schema.into(),
         name: name.into(),
@@ -117,7 +47,7 @@ async fn the_catalog_survives_a_restart_and_escapes_names() {
         let shard_entry = ShardEntry {
             term: 3,
             created_ms: 5,
-            has_log: true,
+            log: Some(LogId::SOLE),
         };
         catalog
             .put_shard(shard, None, shard_entry)
@@ -142,6 +72,30 @@ async fn the_catalog_survives_a_restart_and_escapes_names() {
     assert_eq!(catalog.named(odd.entry.table).expect("by id"), odd);
     assert_eq!(catalog.shards()[0].1.term, 3);
     assert_eq!(catalog.tables_on(shard), 2);
+}
+
+#[tokio::test]
+async fn a_shard_entry_of_the_first_version_is_still_read() {
+    let store: Arc<dyn MetaStore> = Arc::new(MemoryMetaStore::new());
+    let named = LogId::generate();
+    // It said whether there is a log, of which there was one kind.
+    let old = |made: bool| rmp_serde::to_vec(&(3_u64, 5_i64, made)).expect("encodes");
+    let new = rmp_serde::to_vec(&(3_u64, 5_i64, Some(named))).expect("encodes");
+    let none = rmp_serde::to_vec(&(3_u64, 5_i64, None::<LogId>)).expect("encodes");
+    let cases = [
+        (old(true), Some(LogId::SOLE)),
+        (old(false), None),
+        (new, Some(named)),
+        (none, None),
+    ];
+    for (value, log) in cases {
+        let shard = ShardId::generate();
+        let put = Op::Put(format!("/shoal/c/shard/{shard}"), value);
+        store.commit(Txn::default().then(put)).await.expect("put");
+        let catalog = Catalog::open(Arc::clone(&store), "c").await.expect("opens");
+        let entry = catalog.reload_shard(shard).await.expect("read");
+        assert_eq!(entry.map(|e| (e.term, e.log)), Some((3, log)));
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,549 @@
+//! What is asked of other nodes, and what is answered to them.
+//!
+//! Answers come from this process alone: one that does not lead a shard says so, and the asker
+//! looks for the leader again. So a request crosses at most one node, whatever two nodes believe of
+//! each other.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use shoal_rows::decode_blocks;
+use shoal_types::{NodeId, ShardId, TableId, TableSchema, WriteId};
+use shoal_wal::record::{Payload, SchemaChange};
+
+use super::writes::{Outcome, Sending, worse};
+use super::{Database, Role, Shared, TableHandle, as_write_error};
+use crate::peers::{Peers, Read, ReadPlace, ShardCommit, ShardWrite};
+use crate::shard::Shard;
+use crate::shard::parts::Part;
+use crate::{EngineError, ReadLevel, ReadView, ShardStatus, WriteError};
+
+/// Pause before it is looked again whether this process leads a shard.
+const PAUSE: Duration = Duration::from_millis(10);
+
+impl Shared {
+    /// The shard, if this process leads it or is alone (then an error says what is wrong with it).
+    pub(super) fn led_here(&self, id: ShardId) -> Result<Arc<Shard>, EngineError> {
+        let shard = self.shard(id)?;
+        if self.env.peers.is_some() && !shard.leads() {
+            return Err(WriteError::NotLeader { shard: id }.into());
+        }
+        Ok(shard)
+    }
+
+    pub(super) fn peers(&self) -> Option<&Arc<dyn Peers>> {
+        self.env.peers.as_ref()
+    }
+
+    /// Puts one `Schema` record into a shard's log, here or through its leader. When this returns,
+    /// this process knows of the change.
+    pub(super) async fn submit_schemas(
+        &self,
+        id: ShardId,
+        changes: Vec<SchemaChange>,
+    ) -> Result<(), WriteError> {
+        let patience = self.patience();
+        let payload = || Payload::Schema(changes.clone());
+        let Some(peers) = self.peers() else {
+            let shard = self.shard(id).map_err(as_write_error)?;
+            return shard
+                .submit(payload(), Vec::new(), patience)
+                .await
+                .map(|_| ());
+        };
+        let deadline = tokio::time::Instant::now() + patience;
+        loop {
+            if let Ok(shard) = self.led_here(id) {
+                match shard.submit(payload(), Vec::new(), patience).await {
+                    Err(WriteError::NotLeader { .. }) => {}
+                    outcome => return outcome.map(|_| ()),
+                }
+            }
+            match peers.change_schemas(id, changes.clone(), patience).await {
+                // This node is to lead it and does not yet.
+                Err(WriteError::NotLeader { .. }) if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                outcome => break outcome?,
+            }
+        }
+        match self.shard(id) {
+            Ok(replica) => {
+                // A replica that cannot catch up answers with what it has, and is asked again.
+                if let Err(error) = replica.reach(&ReadLevel::Strong, patience).await {
+                    tracing::debug!(shard = %id, %error, "the replica here does not know the change yet");
+                }
+            }
+            Err(_) => {
+                let mut known = self.env.remote_schemas.lock();
+                for change in changes {
+                    match change {
+                        SchemaChange::Put(schema) => drop(known.put(schema.table, schema)),
+                        SchemaChange::Drop { table } => drop(known.pop(&table)),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The schema of a table as of now, by whoever leads its shard.
+    pub(super) async fn current_schema(
+        &self,
+        table: &TableHandle,
+    ) -> Result<Arc<TableSchema>, EngineError> {
+        let found = match (self.led_here(table.shard), self.peers()) {
+            (Ok(shard), _) => shard.schema(table.id),
+            (Err(error), None) => return Err(error),
+            (Err(_), Some(peers)) => {
+                let found = peers.table_schema(table.shard, table.id).await?;
+                self.remember(found.as_ref());
+                found
+            }
+        };
+        found.ok_or_else(|| self.table_not_found(&table.schema_name, &table.name))
+    }
+
+    fn remember(&self, schema: Option<&Arc<TableSchema>>) {
+        if let Some(schema) = schema {
+            let mut known = self.env.remote_schemas.lock();
+            // An answer that was overtaken on its way must not bring an older one back.
+            if known
+                .peek(&schema.table)
+                .is_none_or(|k| k.version < schema.version)
+            {
+                known.put(schema.table, Arc::clone(schema));
+            }
+        }
+    }
+
+    /// The schema of a table as this process knows it.
+    pub(super) fn known_schema(
+        &self,
+        table: &TableHandle,
+    ) -> Result<Arc<TableSchema>, EngineError> {
+        let missing = || self.table_not_found(&table.schema_name, &table.name);
+        match self.shard(table.shard) {
+            Ok(shard) => shard.schema(table.id).ok_or_else(missing),
+            Err(error) => match self.env.remote_schemas.lock().get(&table.id) {
+                Some(schema) if self.peers().is_some() => Ok(Arc::clone(schema)),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Sees to it that [`Self::known_schema`] has an answer.
+    pub(super) async fn learn_schema(&self, table: &TableHandle) -> Result<(), EngineError> {
+        if self.peers().is_none() || self.known_schema(table).is_ok() {
+            return Ok(());
+        }
+        self.refresh_schema(table).await
+    }
+
+    /// Brings what this process knows of a table's schema up to date.
+    pub(super) async fn refresh_schema(&self, table: &TableHandle) -> Result<(), EngineError> {
+        match self.shard(table.shard) {
+            Ok(replica) => replica.reach(&ReadLevel::Strong, self.patience()).await,
+            Err(_) => self.current_schema(table).await.map(|_| ()),
+        }
+    }
+
+    /// Writes a request's records for one shard, here or through its leader.
+    pub(super) async fn deliver(
+        &self,
+        id: ShardId,
+        sending: Sending,
+        patience: Duration,
+    ) -> Vec<Outcome> {
+        let Some(peers) = self.peers() else {
+            return match self.shard(id) {
+                Ok(shard) => shard.send_parts(sending, patience).await,
+                Err(error) => vec![Err(as_write_error(error))],
+            };
+        };
+        let remote = sending.to_shard_write();
+        let harmless = sending.is_idempotent();
+        let deadline = tokio::time::Instant::now() + patience;
+        let outcome = loop {
+            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+            if let Ok(shard) = self.led_here(id) {
+                let outcomes = shard.send_parts(sending.clone(), left).await;
+                let overtaken =
+                    |outcome: &Outcome| matches!(outcome, Err(WriteError::NotLeader { .. }));
+                // Records that were overtaken by another leader's claim never take effect. Those of
+                // a request without an id are sent on only if all were: the rest would be doubled.
+                let send_on = if harmless {
+                    outcomes.iter().any(overtaken)
+                } else {
+                    outcomes.iter().all(overtaken)
+                };
+                if !send_on {
+                    return outcomes;
+                }
+            }
+            match peers.write(id, remote.clone(), left).await {
+                // This node is to lead it and does not yet.
+                Err(WriteError::NotLeader { .. }) if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                outcome => break outcome,
+            }
+        };
+        if let Err(WriteError::StaleSchema { table }) = &outcome
+            && let Some(named) = self.env.catalog.named(*table)
+        {
+            // Else its next try would be built with the same old columns.
+            let refreshed = self.refresh_schema(&super::tables::handle(&named)).await;
+            if let Err(error) = refreshed {
+                tracing::debug!(%table, %error, "schema not brought up to date");
+            }
+        }
+        vec![outcome.map(Into::into)]
+    }
+}
+
+impl Database {
+    /// One consistent view of a table, as `read` asks for it, from this process or another node.
+    ///
+    /// # Errors
+    /// As [`Self::read_view_at`].
+    pub async fn read(&self, table: &TableHandle, read: &Read) -> Result<ReadView, EngineError> {
+        let shared = &self.shared;
+        let patience = read.patience.unwrap_or(shared.patience());
+        let Some(peers) = shared.peers() else {
+            return self.read_view_at(table, &read.level, patience).await;
+        };
+        if let Ok(shard) = shared.shard(table.shard)
+            && fits(&shard, read.place)
+        {
+            match self.read_view_at(table, &read.level, patience).await {
+                // It was closed meanwhile.
+                Err(EngineError::ShardUnavailable { .. }) => {}
+                other => return other,
+            }
+        }
+        let encoded = peers.read_view(table.shard, table.id, read).await;
+        let encoded = encoded.map_err(|error| match error {
+            EngineError::NotFound { .. } => self.table_not_found(&table.schema_name, &table.name),
+            other => other,
+        })?;
+        let predicate = shared.env.predicate.clone();
+        // Its rows may be many, and sorting them is work.
+        let view = tokio::task::spawn_blocking(move || encoded.decode(predicate))
+            .await
+            .map_err(|e| EngineError::Invalid(format!("decoding a view: {e}")))??;
+        shared.remember(Some(&view.schema));
+        Ok(view)
+    }
+
+    /// Brings what this process knows of a table's columns up to date; another node may have
+    /// changed them a moment ago. Nothing to do where this process is alone.
+    ///
+    /// # Errors
+    /// As [`Self::read_view_at`].
+    pub async fn refresh_schema(&self, table: &TableHandle) -> Result<(), EngineError> {
+        match self.shared.peers() {
+            Some(_) => self.shared.refresh_schema(table).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Whether there may be other nodes.
+    #[must_use]
+    pub fn is_clustered(&self) -> bool {
+        self.shared.peers().is_some()
+    }
+
+    /// For another node: writes records to a shard that this process leads.
+    ///
+    /// # Errors
+    /// [`WriteError::NotLeader`] if it does not; [`WriteError`].
+    pub async fn write_here(
+        &self,
+        shard: ShardId,
+        write: ShardWrite,
+        patience: Duration,
+    ) -> Result<ShardCommit, WriteError> {
+        let led = self.shared.led_here(shard).map_err(as_write_error)?;
+        if write.read_at.is_none() {
+            let tables = write.parts.iter().flat_map(|part| &part.tables);
+            let tables: Vec<TableId> = tables.map(|table| table.table).collect();
+            self.shared.holds.wait(&tables, patience).await?;
+        }
+        self.wait_for_memory(patience).await?;
+        let idempotent = write.write_id.is_some() || write.import.is_some();
+        let broken = |what: String| WriteError::Invalid(format!("rows of another node: {what}"));
+        let decode = move || {
+            let mut parts = Vec::with_capacity(write.parts.len());
+            for part in write.parts {
+                // A predicate alone, or a mark that an import had nothing here.
+                let blocks = if part.body.is_empty() {
+                    Vec::new()
+                } else {
+                    decode_blocks(&part.body).map_err(|e| broken(e.to_string()))?
+                };
+                for block in &blocks {
+                    block.check().map_err(|e| broken(e.to_string()))?;
+                }
+                parts.push(Part {
+                    tables: part.tables,
+                    body: part.body,
+                    blocks: blocks.into_iter().map(Arc::new).collect(),
+                });
+            }
+            Ok(Sending {
+                write_id: write.write_id,
+                import: write.import,
+                read_at: write.read_at,
+                parts,
+            })
+        };
+        let sending = tokio::task::spawn_blocking(decode)
+            .await
+            .map_err(|e| WriteError::Invalid(format!("decoding rows: {e}")))??;
+        let outcomes = led.send_parts(sending, patience).await;
+        let mut commit: Option<ShardCommit> = None;
+        let mut failed = None;
+        for outcome in outcomes {
+            match outcome {
+                Ok(done) => {
+                    commit = Some(ShardCommit {
+                        epoch: done.epoch,
+                        offset: done.offset,
+                        duplicate: done.duplicate && commit.is_none_or(|c| c.duplicate),
+                    });
+                }
+                Err(error) => failed = worse(failed, error),
+            }
+        }
+        match (failed, commit) {
+            (None, Some(commit)) => Ok(commit),
+            (None, None) => Err(WriteError::Invalid("no rows to write".into())),
+            (Some(error), Some(_))
+                if !idempotent && error.retry() != shoal_types::Retry::Unknown =>
+            {
+                Err(WriteError::OutcomeUnknown(format!(
+                    "part of the rows was written, the rest was not: {error}"
+                )))
+            }
+            (Some(error), _) => Err(error),
+        }
+    }
+
+    /// For another node: changes schemas of a shard that this process leads.
+    ///
+    /// # Errors
+    /// As [`Self::write_here`].
+    pub async fn change_schemas_here(
+        &self,
+        shard: ShardId,
+        changes: Vec<SchemaChange>,
+        patience: Duration,
+    ) -> Result<(), WriteError> {
+        let led = self.shared.led_here(shard).map_err(as_write_error)?;
+        for change in &changes {
+            if let SchemaChange::Put(schema) = change {
+                schema
+                    .check()
+                    .map_err(|e| WriteError::Invalid(e.to_string()))?;
+            }
+        }
+        let payload = Payload::Schema(changes);
+        led.submit(payload, Vec::new(), patience).await.map(|_| ())
+    }
+
+    /// For another node: a table's schema by a shard that this process leads.
+    ///
+    /// # Errors
+    /// [`WriteError::NotLeader`], [`EngineError::ShardUnavailable`].
+    pub fn schema_here(
+        &self,
+        shard: ShardId,
+        table: TableId,
+    ) -> Result<Option<Arc<TableSchema>>, EngineError> {
+        Ok(self.shared.led_here(shard)?.schema(table))
+    }
+
+    /// For another node: a view by this process's replica of a shard.
+    ///
+    /// # Errors
+    /// As [`Self::read_view_at`]; [`EngineError::ShardUnavailable`] also where the replica is not
+    /// of the kind that was asked for.
+    pub async fn view_here(
+        &self,
+        shard: ShardId,
+        table: TableId,
+        read: &Read,
+    ) -> Result<ReadView, EngineError> {
+        let replica = self.shared.shard(shard)?;
+        if !fits(&replica, read.place) {
+            let role = if replica.leads() { "leads" } else { "follows" };
+            return Err(EngineError::ShardUnavailable {
+                shard,
+                why: format!("this node {role} it, which was not asked for"),
+            });
+        }
+        let patience = read.patience.unwrap_or(self.shared.patience());
+        replica.view(table, &read.level, patience).await
+    }
+
+    /// For another node: an import's progress on a shard that this process leads.
+    ///
+    /// # Errors
+    /// As [`Self::schema_here`].
+    pub fn import_progress_here(
+        &self,
+        shard: ShardId,
+        import: u128,
+    ) -> Result<Option<u64>, EngineError> {
+        let led = self.shared.led_here(shard)?;
+        Ok(led.state.read().fold.import_progress(import))
+    }
+
+    /// For a resumable import: the chunk to go on with, the least over all shards (every shard notes
+    /// every chunk); `None`: nothing of it is known. A client may have several chunks on their way;
+    /// after an interruption it sends again from here, and shards that have a chunk already answer
+    /// it as a duplicate.
+    ///
+    /// # Errors
+    /// [`EngineError::ShardUnavailable`]: some shard of the cluster does not answer.
+    pub async fn import_progress(&self, import: u128) -> Result<Option<u64>, EngineError> {
+        let shared = &self.shared;
+        let mut progress = Vec::new();
+        match shared.peers() {
+            None => {
+                for shard in shared.open_shards() {
+                    progress.push(shard.state.read().fold.import_progress(import));
+                }
+            }
+            Some(peers) => {
+                for id in shared.slots.keys() {
+                    progress.push(match shared.led_here(*id) {
+                        Ok(shard) => shard.state.read().fold.import_progress(import),
+                        Err(_) => peers.import_progress(*id, import).await?,
+                    });
+                }
+            }
+        }
+        if progress.iter().all(Option::is_none) {
+            return Ok(None);
+        }
+        Ok(progress.into_iter().map(Option::unwrap_or_default).min())
+    }
+
+    /// What this process is for a shard at the moment, and the last offset it has applied.
+    #[must_use]
+    pub fn role(&self, shard: ShardId) -> Role {
+        match self.shared.shard(shard) {
+            Ok(shard) if shard.leads() => Role::Leader,
+            Ok(_) => Role::Follower,
+            Err(_) => Role::None,
+        }
+    }
+
+    /// Predicates of deletes of a table that are held against rows when these are read.
+    ///
+    /// # Errors
+    /// [`EngineError::ShardUnavailable`].
+    pub async fn pending_deletes(&self, table: &TableHandle) -> Result<Vec<String>, EngineError> {
+        match (self.shared.led_here(table.shard), self.shared.peers()) {
+            (Ok(_), _) => self.pending_deletes_here(table.shard, table.id).await,
+            (Err(_), Some(peers)) => peers.pending_deletes(table.shard, table.id).await,
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    /// As [`Self::pending_deletes`], by this process, which must lead the shard.
+    ///
+    /// # Errors
+    /// As [`Self::schema_here`].
+    pub async fn pending_deletes_here(
+        &self,
+        shard: ShardId,
+        table: TableId,
+    ) -> Result<Vec<String>, EngineError> {
+        let pending = self.shared.led_here(shard)?.pending_deletes(table).await;
+        Ok(pending.into_iter().map(|delete| delete.predicate).collect())
+    }
+
+    /// Writes a table's files anew without the rows that deletes by predicate hide.
+    ///
+    /// # Errors
+    /// As [`Self::flush`] and [`Self::compact`].
+    pub async fn apply_deletes(&self, table: &TableHandle) -> Result<(), EngineError> {
+        match (self.shared.led_here(table.shard), self.shared.peers()) {
+            (Ok(_), _) => self.apply_deletes_here(table.shard, table.id).await,
+            (Err(_), Some(peers)) => peers.apply_deletes(table.shard, table.id).await,
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    /// As [`Self::apply_deletes`], by this process, which must lead the shard.
+    ///
+    /// # Errors
+    /// As [`Self::apply_deletes`] and [`Self::schema_here`].
+    pub async fn apply_deletes_here(
+        &self,
+        shard: ShardId,
+        table: TableId,
+    ) -> Result<(), EngineError> {
+        let led = self.shared.led_here(shard)?;
+        led.flush().await?;
+        led.compact_fully(table).await.map(|_| ())
+    }
+
+    /// Whether a write to a table's shard with this id was applied, as far as is remembered.
+    ///
+    /// # Errors
+    /// [`EngineError::ShardUnavailable`].
+    pub async fn was_applied(&self, table: &TableHandle, id: WriteId) -> Result<bool, EngineError> {
+        match (self.shared.shard(table.shard), self.shared.peers()) {
+            (Ok(replica), _) => Ok(replica.state.read().fold.has_write_id(id)),
+            (Err(_), Some(peers)) => peers.was_applied(table.shard, id).await,
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    /// As [`Self::was_applied`], by this process, which must lead the shard.
+    ///
+    /// # Errors
+    /// As [`Self::schema_here`].
+    pub fn was_applied_here(&self, shard: ShardId, id: WriteId) -> Result<bool, EngineError> {
+        let led = self.shared.led_here(shard)?;
+        Ok(led.state.read().fold.has_write_id(id))
+    }
+
+    /// This node; `None`: the process is alone.
+    #[must_use]
+    pub fn node(&self) -> Option<NodeId> {
+        self.shared.peers().map(|peers| peers.me())
+    }
+
+    /// What every node tells of its replicas, this one first; `None`: it did not answer.
+    pub async fn all_statuses(&self) -> Vec<(Option<NodeId>, Option<Vec<ShardStatus>>)> {
+        let mut all = vec![(self.node(), Some(self.status()))];
+        if let Some(peers) = self.shared.peers() {
+            let others = peers.statuses().await.into_iter();
+            all.extend(others.map(|(node, told)| (Some(node), told)));
+        }
+        for told in all.iter_mut().filter_map(|(_, told)| told.as_mut()) {
+            told.retain(|status| status.placed);
+        }
+        all
+    }
+
+    /// All shards of the cluster, ascending by id.
+    #[must_use]
+    pub fn shard_ids(&self) -> Vec<ShardId> {
+        self.shared.slots.keys().copied().collect()
+    }
+}
+
+/// Whether a replica may answer a read that names a place.
+fn fits(shard: &Shard, place: ReadPlace) -> bool {
+    match place {
+        ReadPlace::Nearest | ReadPlace::Any => true,
+        ReadPlace::Leader => shard.leads(),
+        ReadPlace::Follower => !shard.leads(),
+    }
+}

@@ -1,0 +1,276 @@
+//! `/v1/admin/…` of a node: nodes, shards of the whole cluster, and orders about them
+//! (`crate::node::orders`). Any node answers for all.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, RawQuery, State};
+use axum::http::StatusCode;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use shoal_types::{NodeId, Retry, ShardId};
+
+use super::AppState;
+use super::admin::Command;
+use super::error::ApiError;
+use super::names;
+use crate::node::Cluster;
+use crate::node::orders::OrderError;
+
+type Answer = Result<Json<Value>, ApiError>;
+
+impl From<OrderError> for ApiError {
+    fn from(error: OrderError) -> Self {
+        let (status, code, retry) = match &error {
+            OrderError::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid_request", Retry::Never),
+            OrderError::NotFound(_) => (StatusCode::NOT_FOUND, "not_found", Retry::Never),
+            OrderError::Unavailable(_) | OrderError::Meta(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "unavailable", Retry::Safe)
+            }
+            OrderError::Unfinished(_) => {
+                (StatusCode::GATEWAY_TIMEOUT, "outcome_unknown", Retry::Safe)
+            }
+        };
+        Self::new(status, code, retry, error.to_string())
+    }
+}
+
+fn cluster(state: &AppState) -> Result<&Arc<Cluster>, ApiError> {
+    state.cluster.as_ref().ok_or_else(|| {
+        ApiError::invalid(
+            "not_clustered",
+            "this is a standalone process: it has no other nodes; `shoal node` runs one of several",
+        )
+    })
+}
+
+/// All nodes: `[{"id","http","pg","grpc","role","state","labels","shards",…}]`.
+///
+/// # Errors
+/// Unknown parameters.
+pub async fn nodes(State(state): State<Arc<AppState>>, RawQuery(query): RawQuery) -> Answer {
+    names::check_query(query.as_deref().unwrap_or(""), &[])?;
+    let Some(cluster) = &state.cluster else {
+        return Ok(Json(json!([{
+            "id": super::admin::NODE, "role": "standalone", "state": "up", "labels": {},
+            "shards": state.db.status().len(),
+        }])));
+    };
+    let snapshot = cluster.topology.snapshot();
+    let mut shards: BTreeMap<NodeId, (u64, u64)> = BTreeMap::new();
+    for assignment in snapshot.assignments.values() {
+        if let Some(leader) = assignment.leader {
+            shards.entry(leader).or_default().0 += 1;
+        }
+        for follower in &assignment.followers {
+            shards.entry(*follower).or_default().1 += 1;
+        }
+    }
+    let counts = |node| shards.get(&node).copied().unwrap_or_default();
+    let mut listed: Vec<Value> = snapshot
+        .nodes
+        .values()
+        .map(|node| {
+            let (leads, follows) = counts(node.id);
+            json!({
+                "id": node.id.to_string(),
+                "role": node.role,
+                "state": "up",
+                "http": node.http,
+                "pg": node.pg,
+                "grpc": node.grpc,
+                "labels": node.labels,
+                "shards": leads + follows,
+                "leads": leads,
+                "follows": follows,
+                "release": node.release,
+                "started_ms": node.started_ms,
+            })
+        })
+        .collect();
+    // Named by assignments and not heard of.
+    let missing = shards.keys().filter(|id| !snapshot.nodes.contains_key(id));
+    listed.extend(missing.map(|id| {
+        let (leads, follows) = counts(*id);
+        json!({
+            "id": id.to_string(), "role": "node", "state": "down", "labels": {},
+            "shards": leads + follows, "leads": leads, "follows": follows,
+        })
+    }));
+    Ok(Json(listed.into()))
+}
+
+/// All shards of the cluster, each with what its leader tells and its replicas.
+///
+/// # Errors
+/// A defect.
+pub(super) async fn shards(state: &AppState, cluster: &Cluster) -> Answer {
+    let replicas = cluster.orders.all_replicas().await;
+    let snapshot = cluster.topology.snapshot();
+    let mut listed = Vec::new();
+    for shard in state.db.shard_ids() {
+        let assignment = snapshot.assignments.get(&shard);
+        let leader = assignment.and_then(|a| a.leader);
+        let of = |node: &NodeId| replicas.get(node)?.as_ref().ok()?.get(&shard);
+        let mut document = leader.as_ref().and_then(of).cloned().unwrap_or_else(|| {
+            json!({
+                "id": shard.to_string(), "state": "unavailable",
+                "why": match leader {
+                    None => "no node leads it".to_owned(),
+                    Some(leader) => match replicas.get(&leader) {
+                        None => format!("node {leader}, which leads it, is not heard of"),
+                        Some(Err(why)) => why.clone(),
+                        Some(Ok(_)) => format!("node {leader} does not know it"),
+                    },
+                },
+            })
+        });
+        if let Some(term) = document["epoch"].get("term").cloned() {
+            let claim = document["epoch"]["claim"].clone();
+            document["epoch"] = format!("{term}.{claim}").into();
+        }
+        let followers = assignment
+            .map(|a| a.followers.as_slice())
+            .unwrap_or_default();
+        document["leader"] = leader.map(|l| l.to_string()).into();
+        document["followers"] = followers.iter().map(ToString::to_string).collect();
+        document["assignment"] = json!({
+            "version": assignment.map(|a| a.version),
+            "term": assignment.map(|a| a.term),
+        });
+        document["partitions"] = document["tables"].clone();
+        let nodes = leader.iter().chain(followers);
+        document["replicas"] = nodes
+            .map(|node| {
+                let told = of(node);
+                let member = |name: &str| told.map(|t| t[name].clone());
+                json!({
+                    "node": node.to_string(),
+                    "role": member("role"),
+                    "state": member("state").unwrap_or_else(|| "down".into()),
+                    "why": member("why"),
+                    "position": member("position"),
+                    "manifest": member("manifest"),
+                })
+            })
+            .collect();
+        listed.push(document);
+    }
+    Ok(Json(listed.into()))
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OrderRequest {
+    #[serde(default)]
+    to: Option<String>,
+}
+
+/// `POST /v1/admin/shards/{shard}/{order}` with `{"to": NODE}`.
+///
+/// # Errors
+/// [`OrderError`].
+pub async fn order(
+    State(state): State<Arc<AppState>>,
+    Path((shard, order)): Path<(String, String)>,
+    command: Command,
+) -> Answer {
+    let request: OrderRequest = command.read(&state, &["to"], &[]).await?;
+    let cluster = cluster(&state)?;
+    let orders = &cluster.orders;
+    let shard = orders.shard(&shard)?;
+    let to = request
+        .to
+        .as_deref()
+        .map(|to| orders.node(to))
+        .transpose()?;
+    let needed = || {
+        to.ok_or_else(|| ApiError::invalid("invalid_request", "say which node: \"to\" (--to NODE)"))
+    };
+    let carried = match order.as_str() {
+        "promote" => orders.promote(shard, to).await?,
+        "add-follower" => orders.add_follower(shard, needed()?).await?,
+        "remove-follower" => orders.remove_follower(shard, needed()?).await?,
+        "move" => orders.relocate(shard, needed()?).await?,
+        other => {
+            return Err(ApiError::new(
+                StatusCode::NOT_FOUND,
+                "not_found",
+                Retry::Never,
+                format!(
+                    "there is no order {other:?}; there are promote, add-follower, remove-follower, move"
+                ),
+            ));
+        }
+    };
+    tracing::info!(
+        order = carried.order, %shard, node = %carried.node, procedure = carried.procedure,
+        pause_ms = carried.pause_ms, records_replayed = carried.records_replayed, "ordered"
+    );
+    serde_json::to_value(&carried)
+        .map(Json)
+        .map_err(|e| ApiError::internal(format!("cannot show the order: {e}")))
+}
+
+/// Checksums of a shard by each of its replicas, or of all shards.
+///
+/// # Errors
+/// [`OrderError`].
+pub(super) async fn checksums(
+    state: &AppState,
+    cluster: &Cluster,
+    shard: Option<ShardId>,
+) -> Result<Vec<Value>, ApiError> {
+    let shards = match shard {
+        Some(shard) => vec![shard],
+        None => state.db.shard_ids(),
+    };
+    let mut sums = Vec::new();
+    for shard in shards {
+        sums.extend(cluster.orders.checksums(shard).await?);
+    }
+    Ok(sums)
+}
+
+/// Writes rows in memory to files, at the leaders of these shards.
+///
+/// # Errors
+/// [`OrderError`].
+pub(super) async fn flush(
+    state: &AppState,
+    cluster: &Cluster,
+    shard: Option<ShardId>,
+) -> Result<(u64, u64, u64), ApiError> {
+    let shards = match shard {
+        Some(shard) => vec![shard],
+        None => state.db.shard_ids(),
+    };
+    let flushed = shards.into_iter().map(|shard| cluster.orders.flush(shard));
+    let flushed = futures::future::try_join_all(flushed).await?;
+    Ok(flushed.into_iter().fold((0, 0, 0), |all, one| {
+        (all.0 + one.0, all.1 + one.1, all.2 + one.2)
+    }))
+}
+
+/// Where one partition is served, for `/v1/route`.
+pub(super) fn place(cluster: &Cluster, shard: ShardId) -> Value {
+    let snapshot = cluster.topology.snapshot();
+    let Some(assignment) = snapshot.assignments.get(&shard) else {
+        return json!({});
+    };
+    let shown = |id: &NodeId| {
+        let node = snapshot.nodes.get(id);
+        json!({
+            "node": id.to_string(),
+            "http": node.map(|n| n.http.clone()),
+            "pg": node.map(|n| n.pg.clone()),
+            "labels": node.map(|n| n.labels.clone()),
+        })
+    };
+    json!({
+        "leader": assignment.leader.as_ref().map(shown),
+        "followers": assignment.followers.iter().map(shown).collect::<Vec<_>>(),
+        "term": assignment.term,
+    })
+}

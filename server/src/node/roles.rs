@@ -1,0 +1,160 @@
+//! This node's part in each shard, as meta assigns it.
+//!
+//! Two things tell of an assignment: the watched topology, and an order that whoever changed it
+//! sends straight here, to save the way through the watch and to learn what came of it. Both end in
+//! [`Roles::obey`], one at a time for each shard. An assignment is obeyed if its version is newer
+//! than the last one obeyed; so an order that comes late, or from before a restored backup, moves
+//! nothing (PROTOCOLS §6).
+//!
+//! Safety does not rest on any of this: a leader is deposed by the claim of the next one that it
+//! reads in the log, whatever it was told.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use shoal_engine::{Database, EngineError, Promoted, Role};
+use shoal_meta::{Assignment, Topology};
+use shoal_types::{NodeId, ShardId};
+use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// First pause after a role could not be taken; doubles.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// The last assignment that was obeyed.
+#[derive(Debug, Default)]
+struct Obeyed {
+    version: u64,
+}
+
+/// Roles of one node.
+pub struct Roles {
+    me: NodeId,
+    db: Arc<Database>,
+    topology: Arc<Topology>,
+    shards: BTreeMap<ShardId, Mutex<Obeyed>>,
+}
+
+impl Roles {
+    /// Nothing is led or followed yet.
+    #[must_use]
+    pub fn new(me: NodeId, db: Arc<Database>, topology: Arc<Topology>) -> Arc<Self> {
+        let shards = db.shard_ids().into_iter();
+        Arc::new(Self {
+            me,
+            topology,
+            shards: shards.map(|id| (id, Mutex::default())).collect(),
+            db,
+        })
+    }
+
+    fn role_in(&self, assignment: &Assignment) -> Role {
+        if assignment.leader == Some(self.me) {
+            Role::Leader
+        } else if assignment.followers.contains(&self.me) {
+            Role::Follower
+        } else {
+            Role::None
+        }
+    }
+
+    /// Takes the role that an assignment gives this node; returns when it has it.
+    ///
+    /// # Errors
+    /// Why it cannot; it is tried again for as long as the topology says so.
+    pub async fn obey(
+        &self,
+        shard: ShardId,
+        assignment: &Assignment,
+    ) -> Result<Option<Promoted>, EngineError> {
+        let Some(obeyed) = self.shards.get(&shard) else {
+            return Err(EngineError::NotFound {
+                what: "shard",
+                name: shard.to_string(),
+                nearest: None,
+            });
+        };
+        let mut obeyed = obeyed.lock().await;
+        if assignment.version < obeyed.version {
+            return Ok(None);
+        }
+        let role = self.role_in(assignment);
+        let done = self.db.set_role(shard, role, assignment.term).await?;
+        obeyed.version = assignment.version;
+        Ok(done)
+    }
+
+    /// Takes the roles that the topology gives this node, and every change of them, until `stop`.
+    #[must_use]
+    pub fn follow(self: &Arc<Self>, stop: &CancellationToken) -> Vec<JoinHandle<()>> {
+        let shards = self.shards.keys().copied();
+        shards
+            .map(|shard| {
+                let (roles, stop) = (Arc::clone(self), stop.clone());
+                tokio::spawn(async move {
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = roles.follow_one(shard) => {}
+                    }
+                })
+            })
+            .collect()
+    }
+
+    async fn follow_one(&self, shard: ShardId) {
+        let mut changes = self.topology.subscribe();
+        let mut pause = PAUSE_MIN;
+        loop {
+            let assignment = {
+                let snapshot = changes.borrow_and_update();
+                snapshot.assignments.get(&shard).cloned()
+            };
+            let failed = match assignment {
+                None => false,
+                Some(assignment) => match self.obey(shard, &assignment).await {
+                    Ok(_) => false,
+                    Err(error) => {
+                        tracing::warn!(
+                            %shard, term = assignment.term, version = assignment.version, %error,
+                            "the assigned role is not taken yet, will be tried again"
+                        );
+                        true
+                    }
+                },
+            };
+            let again = async {
+                if failed {
+                    tokio::time::sleep(pause).await;
+                } else {
+                    std::future::pending().await
+                }
+            };
+            tokio::select! {
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    pause = PAUSE_MIN;
+                }
+                () = again => pause = (pause * 2).min(PAUSE_MAX),
+            }
+        }
+    }
+
+    /// Waits until every shard that the topology gives this node at this moment is served, or its
+    /// opening has failed once.
+    pub async fn settle(&self) {
+        let snapshot = self.topology.snapshot();
+        let mine = snapshot.assignments.iter();
+        let mine = mine.filter(|(_, assignment)| assignment.involves(self.me));
+        let taken = mine.map(|(shard, assignment)| async move {
+            if let Err(error) = self.obey(*shard, assignment).await {
+                tracing::warn!(%shard, %error, "not served yet, will be tried again");
+            }
+        });
+        futures::future::join_all(taken).await;
+    }
+}

@@ -1,0 +1,242 @@
+//! What nodes say to each other, inside Arrow Flight messages.
+//!
+//! | call | request | answer |
+//! |---|---|---|
+//! | `DoPut` | first message's `app_metadata`: [`WriteHead`]; one message a record, its rows in `data_body` | one `PutResult`: `Result<ShardCommit, WriteError>` |
+//! | `DoGet` | ticket: [`Ticket`] | first message's `app_metadata`: the head of a view; one message a block of rows |
+//! | `DoAction` | type: [`Ask::NAME`], body: [`Ask`] | one result: `Result<Answer, Failure>` |
+//!
+//! All of it is MessagePack. Every request carries the cluster's id and, where one is set, the
+//! token; nodes of different clusters refuse each other. Nodes of one cluster run the same release
+//! or the next: new members of these types have defaults.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use shoal_engine::{EngineError, Promoted, Read, WriteError};
+use shoal_meta::Assignment;
+use shoal_types::{Offset, Retry, ShardId, TableId, TableSchema, WriteId};
+use shoal_wal::record::{ImportChunk, SchemaChange, TableWrite};
+
+/// Metadata that names the cluster.
+pub const CLUSTER: &str = "shoal-cluster";
+
+/// What a write is besides its rows.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct WriteHead {
+    /// The shard.
+    pub shard: ShardId,
+    /// The client's id.
+    pub write_id: Option<WriteId>,
+    /// Part of an import.
+    pub import: Option<ImportChunk>,
+    /// Position that an UPDATE or DELETE read at.
+    pub read_at: Option<Offset>,
+    /// The longest wait, in ms.
+    pub patience_ms: u64,
+    /// Tables of each record.
+    pub tables: Vec<Vec<TableWrite>>,
+}
+
+/// What is to be got.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Ticket {
+    /// A replica's view of a table.
+    View {
+        /// The shard.
+        shard: ShardId,
+        /// The table.
+        table: TableId,
+        /// How fresh, by which replica.
+        read: Read,
+    },
+}
+
+/// A question or an order.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Ask {
+    /// To the leader: change schemas.
+    ChangeSchemas {
+        /// The shard.
+        shard: ShardId,
+        /// The changes, one record.
+        changes: Vec<SchemaChange>,
+        /// The longest wait, in ms.
+        patience_ms: u64,
+    },
+    /// To the leader: a table's schema.
+    Schema {
+        /// The shard.
+        shard: ShardId,
+        /// The table.
+        table: TableId,
+    },
+    /// To the leader: how far an import got.
+    ImportProgress {
+        /// The shard.
+        shard: ShardId,
+        /// The import.
+        import: u128,
+    },
+    /// To the leader: predicates of deletes that rows are still held against.
+    PendingDeletes {
+        /// The shard.
+        shard: ShardId,
+        /// The table.
+        table: TableId,
+    },
+    /// To the leader: write the table's files anew without what those hide.
+    ApplyDeletes {
+        /// The shard.
+        shard: ShardId,
+        /// The table.
+        table: TableId,
+    },
+    /// To the leader: whether a write with this id was applied.
+    WasApplied {
+        /// The shard.
+        shard: ShardId,
+        /// The id.
+        id: WriteId,
+    },
+    /// Take the role that this assignment gives you, now; what meta says later counts.
+    Obey {
+        /// The shard.
+        shard: ShardId,
+        /// Its assignment.
+        assignment: Assignment,
+    },
+    /// What your replicas are like.
+    Replicas,
+    /// The checksum of the rows that your replica shows.
+    Checksum {
+        /// The shard.
+        shard: ShardId,
+        /// Once it has applied this; `None`: to a strong read.
+        position: Option<Offset>,
+    },
+    /// To the leader: write rows in memory to files.
+    Flush {
+        /// The shard.
+        shard: ShardId,
+    },
+}
+
+impl Ask {
+    /// The action's type.
+    pub const NAME: &'static str = "ask";
+}
+
+/// An answer to an [`Ask`], of its kind.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// It was done.
+    Done,
+    /// A schema.
+    Schema(Option<Arc<TableSchema>>),
+    /// Progress.
+    ImportProgress(Option<u64>),
+    /// Predicates.
+    Predicates(Vec<String>),
+    /// Whether it was.
+    WasApplied(bool),
+    /// What taking the role came to.
+    Obeyed(Option<Promoted>),
+    /// Replicas as `/v1/admin/shards?local` shows them.
+    Replicas(String),
+    /// A checksum, as JSON.
+    Checksum(String),
+    /// Files and bytes written.
+    Flushed {
+        /// Files.
+        files: u64,
+        /// Their bytes.
+        bytes: u64,
+        /// Their rows.
+        rows: u64,
+    },
+}
+
+/// [`EngineError`] on its way.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Failure {
+    /// As [`EngineError::NotFound`], of a table.
+    NoTable,
+    /// As [`EngineError::Write`].
+    Write(WriteError),
+    /// As [`EngineError::ShardUnavailable`].
+    Unavailable {
+        /// The shard.
+        shard: ShardId,
+        /// Why.
+        why: String,
+    },
+    /// As [`EngineError::NotFresh`].
+    NotFresh {
+        /// The shard.
+        shard: ShardId,
+        /// How far behind.
+        what: String,
+    },
+    /// Others, in words.
+    Other {
+        /// The words.
+        what: String,
+        /// What the caller may do.
+        retry: Retry,
+    },
+}
+
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::NotFound { .. } => Self::NoTable,
+            EngineError::Write(error) => Self::Write(error),
+            EngineError::ShardUnavailable { shard, why } => Self::Unavailable { shard, why },
+            EngineError::NotFresh { shard, what } => Self::NotFresh { shard, what },
+            other => Self::Other {
+                retry: other.retry(),
+                what: other.to_string(),
+            },
+        }
+    }
+}
+
+impl Failure {
+    /// The error as it was there; `shard` is what was asked about.
+    #[must_use]
+    pub fn into_error(self, shard: ShardId) -> EngineError {
+        match self {
+            Self::NoTable => EngineError::NotFound {
+                what: "table",
+                name: String::new(),
+                nearest: None,
+            },
+            Self::Write(error) => error.into(),
+            Self::Unavailable { shard, why } => EngineError::ShardUnavailable { shard, why },
+            Self::NotFresh { shard, what } => EngineError::NotFresh { shard, what },
+            Self::Other {
+                what,
+                retry: Retry::Safe,
+            } => EngineError::ShardUnavailable { shard, why: what },
+            Self::Other { what, .. } => EngineError::Invalid(what),
+        }
+    }
+}
+
+/// As MessagePack with names, so that either side may know more members.
+#[must_use]
+pub fn encode<T: Serialize>(value: &T) -> bytes::Bytes {
+    rmp_serde::to_vec_named(value)
+        .expect("types of the wire have no values that MessagePack lacks")
+        .into()
+}
+
+/// Reads what [`encode`] wrote.
+///
+/// # Errors
+/// A status that names what was to be read.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, tonic::Status> {
+    rmp_serde::from_slice(bytes)
+        .map_err(|e| tonic::Status::invalid_argument(format!("{what} cannot be read: {e}")))
+}

@@ -1,0 +1,282 @@
+//! Nodes over real Kafka, MinIO and etcd.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::{Client, Server, root};
+
+const POLL: Duration = Duration::from_millis(20);
+/// Long enough for a loaded machine; a hang still ends.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Kafka, MinIO and etcd by `scripts/stack`, ended and removed when dropped.
+#[derive(Debug)]
+pub struct Stack {
+    folder: PathBuf,
+}
+
+fn script(name: &str, words: &[&str]) -> Result<String, String> {
+    let done = Command::new(root().join("scripts").join(name))
+        .args(words)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| format!("scripts/{name}: {e}"))?;
+    if done.status.success() {
+        return Ok(String::from_utf8_lossy(&done.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    Err(format!("scripts/{name} {}: {said}", words.join(" ")))
+}
+
+impl Stack {
+    /// Starts one with one broker below `folder`.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start(folder: &Path) -> Self {
+        Self::with_brokers(folder, 1)
+    }
+
+    /// Starts one with 1 or 3 brokers below `folder`.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn with_brokers(folder: &Path, brokers: usize) -> Self {
+        let stack = Self {
+            folder: folder.join("stack"),
+        };
+        // A test that is killed cannot end its stack: somebody waits for its end.
+        let watch = "while kill -0 \"$1\" 2>/dev/null; do sleep 1; done; exec \"$2\" down --purge --dir \"$3\"";
+        Command::new("sh")
+            .args(["-c", watch, "watch"])
+            .arg(std::process::id().to_string())
+            .arg(root().join("scripts/stack"))
+            .arg(&stack.folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("start the stack's watcher");
+        eprintln!(
+            "starting Kafka, MinIO and etcd in {}",
+            stack.folder.display()
+        );
+        stack.act(&["up", "--timeout", "300", "--brokers", &brokers.to_string()]);
+        stack
+    }
+
+    /// `scripts/stack WORDS… --dir …`.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn act(&self, words: &[&str]) {
+        let folder = self.folder.display().to_string();
+        let words = [words, &["--dir", &folder]].concat();
+        if let Err(why) = script("stack", &words) {
+            panic!("{why}");
+        }
+    }
+
+    /// Freezes components.
+    pub fn pause(&self, component: &str) {
+        self.act(&["pause", component]);
+    }
+
+    /// Lets them go on.
+    pub fn resume(&self, component: &str) {
+        self.act(&["resume", component]);
+    }
+
+    /// The config for `shoal` that it prints, for a cluster of this name.
+    fn config(&self, cluster: &str) -> String {
+        let text = std::fs::read_to_string(self.folder.join("shoal.toml")).expect("its config");
+        text.replace("name = \"default\"", &format!("name = \"{cluster}\""))
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        let folder = self.folder.display().to_string();
+        if let Err(why) = script("stack", &["down", "--purge", "--dir", &folder]) {
+            eprintln!("{why}");
+        }
+    }
+}
+
+/// Nodes of one cluster; killed when dropped.
+#[derive(Debug)]
+pub struct Cluster {
+    folder: PathBuf,
+    config: PathBuf,
+    settings: Vec<(String, String)>,
+    /// The nodes, in the order in which they were started.
+    pub nodes: Vec<Server>,
+}
+
+impl Cluster {
+    /// Starts nodes, one after another; the first leads all shards.
+    ///
+    /// # Panics
+    /// When one does not become ready.
+    pub async fn start(
+        stack: &Stack,
+        folder: &Path,
+        name: &str,
+        nodes: usize,
+        settings: &[(&str, &str)],
+    ) -> Self {
+        let folder = folder.join(name);
+        std::fs::create_dir_all(&folder).expect("make the cluster's folder");
+        let config = folder.join("shoal.toml");
+        std::fs::write(&config, stack.config(name)).expect("write the config");
+        let settings = settings.iter();
+        let mut cluster = Self {
+            folder,
+            config,
+            settings: settings
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect(),
+            nodes: Vec::new(),
+        };
+        for _ in 0..nodes {
+            cluster.add_node(&[]).await;
+        }
+        cluster.known(nodes).await;
+        cluster
+    }
+
+    /// Starts one more node.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    pub async fn add_node(&mut self, settings: &[(&str, &str)]) {
+        let data_dir = self.folder.join(format!("n{}", self.nodes.len()));
+        let all: Vec<(&str, &str)> = self
+            .settings
+            .iter()
+            .map(|(k, v)| (k.as_str(), v.as_str()))
+            .chain(settings.iter().copied())
+            .collect();
+        let mut node = Server::prepare_node(&data_dir, &self.config, &all);
+        node.restart().await;
+        self.nodes.push(node);
+    }
+
+    /// A client of a node.
+    #[must_use]
+    pub fn client(&self, node: usize) -> Client {
+        self.nodes[node].client()
+    }
+
+    /// Waits until the first node hears of so many.
+    async fn known(&self, count: usize) {
+        self.until(0, "the nodes know each other", "/v1/admin/nodes", |nodes| {
+            let up = nodes.as_array().into_iter().flatten();
+            up.filter(|n| n["state"] == "up").count() >= count
+        })
+        .await;
+    }
+
+    /// Asks a node until its answer is as it must be.
+    ///
+    /// # Panics
+    /// When it does not become so.
+    pub async fn until(&self, node: usize, what: &str, path: &str, holds: impl Fn(&Value) -> bool) {
+        let client = self.client(node);
+        let mut waited = Duration::ZERO;
+        loop {
+            let answer = client.get(path).await;
+            let parsed = answer
+                .as_ref()
+                .ok()
+                .and_then(|text| serde_json::from_str(text).ok());
+            if parsed.as_ref().is_some_and(&holds) {
+                return;
+            }
+            assert!(waited < PATIENCE, "not in time: {what}: {answer:?}");
+            tokio::time::sleep(POLL).await;
+            waited += POLL;
+        }
+    }
+
+    /// All shards, as a node tells.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub async fn shards(&self, node: usize) -> Vec<Value> {
+        let text = self.client(node).get("/v1/admin/shards").await;
+        let text = text.expect("shards");
+        let parsed: Value = serde_json::from_str(&text).expect("JSON");
+        parsed.as_array().cloned().unwrap_or_default()
+    }
+
+    /// Ids of all shards.
+    ///
+    /// # Panics
+    /// As [`Self::shards`].
+    pub async fn shard_ids(&self, node: usize) -> Vec<String> {
+        let shards = self.shards(node).await;
+        let ids = shards.iter().filter_map(|s| s["id"].as_str());
+        ids.map(str::to_owned).collect()
+    }
+
+    /// Gives an order at a node: `promote`, `add-follower`, `remove-follower`, `move`.
+    ///
+    /// # Panics
+    /// When it is not carried out.
+    pub async fn order(&self, at: usize, shard: &str, order: &str, to: usize) -> Value {
+        let path = format!("/v1/admin/shards/{shard}/{order}");
+        let body = json!({ "to": self.nodes[to].node() });
+        let answer = self.client(at).post(&path, &body).await;
+        let text = answer.unwrap_or_else(|failure| panic!("{order} {shard}: {failure:?}"));
+        serde_json::from_str(&text).expect("JSON")
+    }
+
+    /// Has `node` follow all shards that it does not lead.
+    ///
+    /// # Panics
+    /// As [`Self::order`].
+    pub async fn follow_all(&self, node: usize) {
+        let me = self.nodes[node].node();
+        for shard in self.shards(0).await {
+            if shard["leader"] != me.as_str() {
+                let id = shard["id"].as_str().expect("an id");
+                self.order(0, id, "add-follower", node).await;
+            }
+        }
+    }
+
+    /// Compares the rows of all replicas of all shards; waits while they differ.
+    ///
+    /// # Panics
+    /// When they go on to differ.
+    pub async fn replicas_agree(&self, at: usize) {
+        let client = self.client(at);
+        let mut waited = Duration::ZERO;
+        loop {
+            let answer = client.post("/v1/admin/checksum", &json!({})).await;
+            let sums: Value = answer
+                .as_ref()
+                .ok()
+                .and_then(|text| serde_json::from_str(text).ok())
+                .unwrap_or_default();
+            let sums = sums.as_array().cloned().unwrap_or_default();
+            let differs = sums.iter().any(|sum| {
+                sums.iter().any(|other| {
+                    other["shard"] == sum["shard"] && other["checksum"] != sum["checksum"]
+                })
+            });
+            if !sums.is_empty() && !differs {
+                return;
+            }
+            assert!(waited < PATIENCE, "the replicas differ: {answer:?}");
+            tokio::time::sleep(POLL * 10).await;
+            waited += POLL * 10;
+        }
+    }
+}

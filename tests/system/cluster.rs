@@ -1,0 +1,529 @@
+//! Several nodes over one copy of data, on real Kafka, MinIO and etcd.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use shoal_tests::{Client, Cluster, Ledger, Outcome, Stack};
+use tokio::sync::Mutex;
+
+/// Few shards keep a test short; several show that a statement crosses nodes.
+const SMALL: &[(&str, &str)] = &[("SHOAL_ENGINE_SHARDS", "2")];
+
+fn stack() -> (tempfile::TempDir, Stack) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let stack = Stack::start(dir.path());
+    (dir, stack)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_node_takes_any_request() {
+    let (dir, stack) = stack();
+    let cluster = Cluster::start(&stack, dir.path(), "any", 3, SMALL).await;
+    let shards = cluster.shard_ids(0).await;
+    // One shard on each of two nodes; the third has no replica of anything.
+    let moved = cluster.order(2, &shards[1], "move", 1).await;
+    assert_eq!(moved["bytes_copied"], 0, "{moved}");
+    assert_eq!(moved["state"], "done", "{moved}");
+    let clients = [cluster.client(0), cluster.client(1), cluster.client(2)];
+    // Tables are made everywhere and known everywhere at once.
+    for (i, client) in clients.iter().enumerate() {
+        for kind in ["append", "upsert"] {
+            let statement = format!(
+                "CREATE TABLE {kind}{i} (ts TIMESTAMP(3) NOT NULL, k TEXT, v BIGINT, PRIMARY KEY (k, ts)) WITH (time_column = 'ts', mode = '{kind}')"
+            );
+            client.sql(&statement).await.expect("create");
+        }
+    }
+    for (i, client) in clients.iter().enumerate() {
+        for table in 0..clients.len() {
+            for kind in ["append", "upsert"] {
+                let insert = format!(
+                    "INSERT INTO {kind}{table} VALUES ('2024-01-01T00:00:0{i}Z', 'k{i}', {i}), ('2024-01-01T00:00:00Z', 'same', {i})"
+                );
+                client.sql(&insert).await.expect("insert");
+            }
+        }
+        client
+            .write(format!("lines,host=h{i} v={i} 1700000000000000000"))
+            .await
+            .expect("line protocol");
+    }
+    for client in &clients {
+        for table in 0..clients.len() {
+            let all = format!("SELECT count(*) FROM append{table}");
+            assert_eq!(client.count(&all).await, 6);
+            let all = format!("SELECT count(*) FROM upsert{table}");
+            assert_eq!(client.count(&all).await, 4, "'same' is one row");
+        }
+        assert_eq!(client.count("SELECT count(*) FROM lines").await, 3);
+        // Tables of both shards in one statement.
+        let joined = "SELECT count(*) FROM append0 a JOIN append1 b ON a.k = b.k JOIN upsert2 c ON c.k = a.k";
+        assert_eq!(client.count(joined).await, 3 + 9);
+    }
+    // Changes of rows and of columns, at a node that has no replica.
+    let third = &clients[2];
+    for table in 0..clients.len() {
+        let update = format!("UPDATE upsert{table} SET v = 100 WHERE k = 'k1'");
+        third.sql(&update).await.expect("update");
+        let delete = format!("DELETE FROM append{table} WHERE k = 'same'");
+        third.sql(&delete).await.expect("delete");
+        let alter = format!("ALTER TABLE upsert{table} ADD COLUMN note TEXT");
+        third.sql(&alter).await.expect("alter");
+        // The other nodes know the column before they are told of it.
+        let insert = format!(
+            "INSERT INTO upsert{table} (ts, k, v, note) VALUES ('2024-01-02T00:00:00Z', 'n', 1, 'x')"
+        );
+        clients[table % 2].sql(&insert).await.expect("insert");
+    }
+    for client in &clients {
+        for table in 0..clients.len() {
+            let left = format!("SELECT count(*) FROM append{table}");
+            assert_eq!(client.count(&left).await, 3);
+            let changed = format!("SELECT v FROM upsert{table} WHERE k = 'k1'");
+            assert_eq!(client.value(&changed).await, json!(100));
+            let noted = format!("SELECT count(note) FROM upsert{table}");
+            assert_eq!(client.count(&noted).await, 1);
+        }
+    }
+    third.flush().await.expect("flush");
+    for client in &clients {
+        assert_eq!(client.count("SELECT count(*) FROM append0").await, 3);
+        client
+            .sql("DROP TABLE IF EXISTS append2")
+            .await
+            .expect("drop");
+    }
+    let gone = clients[0].sql("SELECT * FROM append2").await;
+    assert!(gone.is_err_and(|f| f.text.contains("append2")));
+    let route = third.get("/v1/route/append0").await.expect("route");
+    let route: Value = serde_json::from_str(&route).expect("JSON");
+    let leader = &route["partitions"][0]["leader"];
+    assert!(
+        leader["http"].as_str().is_some_and(|a| a.contains(':')),
+        "{route}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_are_as_fresh_as_they_were_asked_for_wherever_they_are_made() {
+    let (dir, stack) = stack();
+    let cluster = Cluster::start(&stack, dir.path(), "levels", 3, SMALL).await;
+    cluster.follow_all(1).await;
+    let (leader, follower, without) = (cluster.client(0), cluster.client(1), cluster.client(2));
+    leader
+        .sql("CREATE TABLE t (k BIGINT, PRIMARY KEY (k))")
+        .await
+        .expect("create");
+    let all = "SELECT count(*) FROM t";
+    for i in 0..20_u64 {
+        let insert = format!("INSERT INTO t VALUES ({i})");
+        let writer = [&leader, &follower, &without][i as usize % 3];
+        let written = writer.sql_with(&insert, &[]).await.expect("insert");
+        let token = written.header("Shoal-Commit-Token").to_owned();
+        assert!(!token.is_empty(), "{written:?}");
+        for client in [&leader, &follower, &without] {
+            for level in ["strong", "session"] {
+                for place in ["nearest", "leader", "follower", "any"] {
+                    let headers = [
+                        ("Shoal-Consistency", level),
+                        ("Shoal-Read-From", place),
+                        ("Shoal-Commit-Token", token.as_str()),
+                    ];
+                    let read = client.sql_with(all, &headers).await;
+                    // Its own replica leads: a follower is elsewhere.
+                    let read = read.unwrap_or_else(|f| panic!("{level} {place}: {f:?}"));
+                    assert_eq!(read.count(), i + 1, "{level} {place}");
+                    let served = read.header("Shoal-Served-By");
+                    match place {
+                        "leader" => assert!(served.ends_with("/leader"), "{served}"),
+                        "follower" => assert!(served.ends_with("/follower"), "{served}"),
+                        _ => assert!(served.contains('/'), "{served}"),
+                    }
+                    assert!(!read.header("Shoal-Read-Position").is_empty());
+                }
+            }
+            let headers = [("Shoal-Consistency", "bounded=30s")];
+            let read = client.sql_with(all, &headers).await.expect("bounded");
+            assert!(read.count() <= i + 1);
+            let headers = [("Shoal-Consistency", "eventual")];
+            let read = client.sql_with(all, &headers).await.expect("eventual");
+            assert!(read.count() <= i + 1);
+        }
+    }
+    // A session's own writes are remembered by its settings.
+    let token = leader.sql_with("INSERT INTO t VALUES (100)", &[]).await;
+    let token = token.expect("insert");
+    let token = token.header("Shoal-Commit-Token");
+    let unknown = format!("{}.999", token.rsplit_once('.').expect("a token").0);
+    let ahead = [
+        ("Shoal-Consistency", "session"),
+        ("Shoal-Read-From", "follower"),
+        ("Shoal-Commit-Token", "nonsense"),
+    ];
+    let refused = follower.sql_with(all, &ahead).await;
+    assert!(refused.is_err_and(|f| f.text.contains("no commit token")));
+    assert!(unknown.contains('.'));
+    let wrong = follower
+        .sql_with(all, &[("Shoal-Consistency", "fresh")])
+        .await;
+    assert!(wrong.is_err_and(|f| f.text.contains("bounded=500ms")));
+}
+
+/// Writes numbered batches until told to stop; notes what became of each.
+async fn write_on(
+    clients: Vec<Client>,
+    ledger: Arc<Mutex<Ledger>>,
+    next: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+) {
+    while !stop.load(Ordering::Relaxed) {
+        let number = next.fetch_add(1, Ordering::Relaxed);
+        let batch = format!("b{number}");
+        let table = ledger.lock().await.table_of(number);
+        let rows: Vec<String> = (0..10).map(|row| format!("('{batch}', {row})")).collect();
+        let insert = format!(
+            "INSERT INTO {table} (batch, \"row\") VALUES {}",
+            rows.join(", ")
+        );
+        let client = &clients[number as usize % clients.len()];
+        let result = client.sql(&insert).await;
+        let outcome = Outcome::of(&result);
+        ledger.lock().await.note(batch, outcome);
+        if result.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+async fn ledger_tables(client: &Client, tables: &[String]) {
+    for table in tables {
+        let create =
+            format!("CREATE TABLE {table} (batch TEXT, \"row\" BIGINT) WITH (mode = 'append')");
+        client.sql(&create).await.expect("create");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_leader_that_wakes_up_acknowledges_nothing_more() {
+    let (dir, stack) = stack();
+    let mut cluster = Cluster::start(&stack, dir.path(), "frozen", 2, SMALL).await;
+    cluster.follow_all(1).await;
+    let tables = vec!["one".to_owned(), "two".to_owned()];
+    ledger_tables(&cluster.client(0), &tables).await;
+    let ledger = Arc::new(Mutex::new(Ledger::new(tables, 10)));
+    let (next, stop) = (
+        Arc::new(AtomicU64::new(0)),
+        Arc::new(AtomicBool::new(false)),
+    );
+    let clients = vec![cluster.client(0), cluster.client(1)];
+    let writers: Vec<_> = (0..4)
+        .map(|_| {
+            tokio::spawn(write_on(
+                clients.clone(),
+                Arc::clone(&ledger),
+                Arc::clone(&next),
+                Arc::clone(&stop),
+            ))
+        })
+        .collect();
+    let progress = async |beyond: u64| {
+        while next.load(Ordering::Relaxed) < beyond {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    progress(40).await;
+    cluster.nodes[0].pause();
+    for shard in cluster.shard_ids(1).await {
+        let promoted = cluster.order(1, &shard, "promote", 1).await;
+        assert!(promoted["epoch"].is_string(), "{promoted}");
+    }
+    // The new leader takes writes while the old one stands still.
+    let fresh = cluster.client(1);
+    fresh
+        .sql("INSERT INTO one (batch, \"row\") VALUES ('while-frozen', 0)")
+        .await
+        .expect("written through the new leader");
+    cluster.nodes[0].resume();
+    let seen = next.load(Ordering::Relaxed);
+    progress(seen + 40).await;
+    stop.store(true, Ordering::Relaxed);
+    for writer in writers {
+        writer.await.expect("a writer");
+    }
+    // Its flushes and manifests fail, or are the new leader's.
+    cluster
+        .client(0)
+        .flush()
+        .await
+        .expect("flush at the leaders");
+    let me = cluster.nodes[1].node();
+    for shard in cluster.shards(0).await {
+        assert_eq!(shard["leader"], me.as_str(), "{shard}");
+        let replicas = shard["replicas"].as_array().expect("replicas");
+        let leaders = replicas.iter().filter(|r| r["role"] == "leader").count();
+        assert_eq!(leaders, 1, "{shard}");
+    }
+    cluster.replicas_agree(0).await;
+    let mut ledger = ledger.lock().await;
+    fresh
+        .sql("DELETE FROM one WHERE batch = 'while-frozen'")
+        .await
+        .expect("delete");
+    for node in 0..2 {
+        ledger.check(&cluster.client(node)).await;
+    }
+    // And it goes on as a follower, through a restart.
+    cluster.nodes[0].stop().await;
+    cluster.nodes[0].restart().await;
+    cluster.replicas_agree(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_leader_loses_nothing_and_doubles_nothing() {
+    let (dir, stack) = stack();
+    let mut cluster = Cluster::start(&stack, dir.path(), "killed", 3, SMALL).await;
+    cluster.follow_all(1).await;
+    let tables = vec!["one".to_owned(), "two".to_owned()];
+    ledger_tables(&cluster.client(2), &tables).await;
+    let ledger = Arc::new(Mutex::new(Ledger::new(tables, 10)));
+    let (next, stop) = (
+        Arc::new(AtomicU64::new(0)),
+        Arc::new(AtomicBool::new(false)),
+    );
+    // A node without a replica forwards all of it.
+    let clients = vec![cluster.client(2)];
+    let writers: Vec<_> = (0..4)
+        .map(|_| {
+            tokio::spawn(write_on(
+                clients.clone(),
+                Arc::clone(&ledger),
+                Arc::clone(&next),
+                Arc::clone(&stop),
+            ))
+        })
+        .collect();
+    let progress = async |more: u64| {
+        let goal = next.load(Ordering::Relaxed) + more;
+        while next.load(Ordering::Relaxed) < goal {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    for round in 0..3 {
+        let (old, new) = (round % 2, (round + 1) % 2);
+        progress(40).await;
+        cluster.nodes[old].kill();
+        for shard in cluster.shard_ids(new).await {
+            cluster.order(new, &shard, "promote", new).await;
+        }
+        progress(40).await;
+        cluster.nodes[old].restart().await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for writer in writers {
+        writer.await.expect("a writer");
+    }
+    cluster.replicas_agree(2).await;
+    let mut ledger = ledger.lock().await;
+    for node in 0..3 {
+        ledger.check(&cluster.client(node)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_with_its_write_id_is_not_doubled_by_a_promotion_in_between() {
+    let (dir, stack) = stack();
+    let cluster = Cluster::start(&stack, dir.path(), "retry", 2, SMALL).await;
+    cluster.follow_all(1).await;
+    let client = cluster.client(0);
+    ledger_tables(&client, &["log".to_owned()]).await;
+    // A ULID of now.
+    let now_ms = std::time::UNIX_EPOCH
+        .elapsed()
+        .expect("after 1970")
+        .as_millis();
+    let id = format!(
+        "{:08x}-{:04x}-7000-8000-000000000001",
+        now_ms >> 16,
+        now_ms & 0xffff
+    );
+    let headers = [("Shoal-Write-Id", id.as_str())];
+    let insert = "INSERT INTO log (batch, \"row\") VALUES ('b', 1)";
+    for round in 0..4_usize {
+        for node in 0..2 {
+            let sent = cluster.client(node).sql_with(insert, &headers).await;
+            let sent = sent.unwrap_or_else(|f| panic!("round {round}, node {node}: {f:?}"));
+            let again = sent.header("Shoal-Duplicate") == "true";
+            assert_eq!(again, round + node > 0, "round {round}, node {node}");
+            assert_eq!(
+                cluster.client(node).count("SELECT count(*) FROM log").await,
+                1
+            );
+        }
+        for shard in cluster.shard_ids(0).await {
+            cluster.order(0, &shard, "promote", (round + 1) % 2).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clusters_share_a_stack_without_touching_each_other() {
+    let (dir, stack) = stack();
+    let one = Cluster::start(&stack, dir.path(), "red", 1, SMALL).await;
+    let other = Cluster::start(&stack, dir.path(), "blue", 2, SMALL).await;
+    other.follow_all(1).await;
+    for (cluster, rows) in [(&one, 1), (&other, 2)] {
+        let client = cluster.client(0);
+        client
+            .sql("CREATE TABLE t (k BIGINT, PRIMARY KEY (k))")
+            .await
+            .expect("create");
+        for k in 0..rows {
+            let insert = format!("INSERT INTO t VALUES ({k})");
+            client.sql(&insert).await.expect("insert");
+        }
+        client.flush().await.expect("flush");
+        client
+            .post("/v1/admin/gc", &json!({}))
+            .await
+            .expect("collect garbage");
+    }
+    assert_eq!(one.client(0).count("SELECT count(*) FROM t").await, 1);
+    assert_eq!(other.client(1).count("SELECT count(*) FROM t").await, 2);
+    let nodes = one.client(0).get("/v1/admin/nodes").await.expect("nodes");
+    let nodes: Value = serde_json::from_str(&nodes).expect("JSON");
+    assert_eq!(nodes.as_array().map(Vec::len), Some(1));
+    // A drop in one leaves the other's.
+    one.client(0).sql("DROP TABLE t").await.expect("drop");
+    assert_eq!(other.client(0).count("SELECT count(*) FROM t").await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn outages_end_without_a_restart() {
+    let (dir, stack) = stack();
+    let settings = [
+        ("SHOAL_ENGINE_SHARDS", "1"),
+        ("SHOAL_KAFKA_COMMIT_TIMEOUT_MS", "1500"),
+        ("SHOAL_WAL_WRITE_TIMEOUT_MS", "3000"),
+        ("SHOAL_META_REQUEST_TIMEOUT_MS", "1500"),
+    ];
+    let cluster = Cluster::start(&stack, dir.path(), "outages", 2, &settings).await;
+    cluster.follow_all(1).await;
+    let (leader, follower) = (cluster.client(0), cluster.client(1));
+    leader
+        .sql("CREATE TABLE t (k BIGINT, PRIMARY KEY (k))")
+        .await
+        .expect("create");
+    leader
+        .sql("INSERT INTO t VALUES (1)")
+        .await
+        .expect("insert");
+    let all = "SELECT count(*) FROM t";
+    assert_eq!(follower.count(all).await, 1);
+    let eventual = [("Shoal-Consistency", "eventual")];
+
+    // etcd away: everything placed goes on.
+    stack.pause("etcd");
+    leader
+        .sql("INSERT INTO t VALUES (2)")
+        .await
+        .expect("no etcd");
+    follower
+        .sql("INSERT INTO t VALUES (3)")
+        .await
+        .expect("no etcd, forwarded");
+    assert_eq!(follower.count(all).await, 3);
+    stack.resume("etcd");
+
+    // S3 away: writes go on, reads from memory too.
+    stack.pause("s3");
+    leader.sql("INSERT INTO t VALUES (4)").await.expect("no S3");
+    assert_eq!(follower.count(all).await, 4);
+    stack.resume("s3");
+
+    // The broker away: nothing is acknowledged, what is there is read.
+    stack.pause("kafka");
+    let outcome = leader.sql("INSERT INTO t VALUES (5)").await;
+    let failure = outcome.expect_err("nobody confirms it");
+    assert_eq!(failure.retry, "unknown", "{failure:?}");
+    assert!(failure.text.contains("commit_timeout"), "{failure:?}");
+    let read = follower.sql_with(all, &eventual).await.expect("eventual");
+    assert_eq!(read.count(), 4);
+    let strong = follower.sql(all).await;
+    assert!(
+        strong.is_err_and(|f| f.text.contains("behind")),
+        "never older rows"
+    );
+    stack.resume("kafka");
+
+    // Everything again, without a restart and without a hand.
+    let mut left = 200;
+    loop {
+        match follower.sql("INSERT INTO t VALUES (6)").await {
+            Ok(_) => break,
+            Err(failure) if left > 0 => {
+                left -= 1;
+                drop(failure);
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Err(failure) => panic!("writes do not go on: {failure:?}"),
+        }
+    }
+    let rows = follower.count(all).await;
+    assert!((5..=6).contains(&rows), "{rows}: 5 may have been applied");
+    leader.flush().await.expect("flush");
+    assert_eq!(leader.count(all).await, rows);
+    cluster.replicas_agree(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_three_brokers_one_after_another_may_be_killed() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let stack = Stack::with_brokers(dir.path(), 3);
+    let cluster = Cluster::start(&stack, dir.path(), "brokers", 2, SMALL).await;
+    cluster.follow_all(1).await;
+    let tables = vec!["one".to_owned(), "two".to_owned()];
+    ledger_tables(&cluster.client(0), &tables).await;
+    let ledger = Arc::new(Mutex::new(Ledger::new(tables, 10)));
+    let (next, stop) = (
+        Arc::new(AtomicU64::new(0)),
+        Arc::new(AtomicBool::new(false)),
+    );
+    let clients = vec![cluster.client(0), cluster.client(1)];
+    let writers: Vec<_> = (0..2)
+        .map(|_| {
+            tokio::spawn(write_on(
+                clients.clone(),
+                Arc::clone(&ledger),
+                Arc::clone(&next),
+                Arc::clone(&stop),
+            ))
+        })
+        .collect();
+    let progress = async |more: u64| {
+        let goal = next.load(Ordering::Relaxed) + more;
+        while next.load(Ordering::Relaxed) < goal {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    for broker in ["kafka1", "kafka2", "kafka3"] {
+        progress(20).await;
+        stack.act(&["kill", broker]);
+        // Two of three confirm; a partition that the killed one led gets another leader.
+        progress(40).await;
+        stack.act(&["start", broker]);
+        // A replica that lags is not in sync yet; writes go on with the other two.
+        progress(20).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for writer in writers {
+        writer.await.expect("a writer");
+    }
+    cluster.replicas_agree(0).await;
+    let mut ledger = ledger.lock().await;
+    for node in 0..2 {
+        ledger.check(&cluster.client(node)).await;
+    }
+    assert!(ledger.count(Outcome::Acknowledged) > 100);
+}

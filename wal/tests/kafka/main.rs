@@ -1,0 +1,7 @@
+//! The Kafka log against real brokers.
+
+mod failing;
+mod healthy;
+mod outages;
+mod support;
+mod topics;
