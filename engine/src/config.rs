@@ -1,5 +1,7 @@
 //! Limits and budgets of the engine. Every queue, buffer and cache is here by name (DESIGN §8).
 
+use std::path::PathBuf;
+
 /// Engine settings; `Default` is what `shoal config --defaults` prints.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -41,6 +43,12 @@ pub struct EngineConfig {
     pub cache_memory_bytes: usize,
     /// In-memory cache of Parquet footers and page indexes.
     pub cache_metadata_bytes: usize,
+    /// What is fetched and kept at a time; rounded up to whole checksum blocks (16 KiB).
+    pub cache_block_bytes: usize,
+    /// Folder and bytes of the cache on a local disk; `None`: the object store is on one itself.
+    pub cache_disk: Option<(PathBuf, usize)>,
+    /// Replicas fetch files onto the cache disk ahead of readers at this rate; 0: they do not.
+    pub cache_warm_bytes_per_s: u64,
     /// Schemas kept of tables whose shard has no replica here.
     pub remote_schemas_max: usize,
 }
@@ -66,6 +74,9 @@ impl Default for EngineConfig {
             gc_interval_s: 60,
             cache_memory_bytes: 256 << 20,
             cache_metadata_bytes: 64 << 20,
+            cache_block_bytes: 16 << 10,
+            cache_disk: None,
+            cache_warm_bytes_per_s: 64 << 20,
             remote_schemas_max: 10_000,
         }
     }

@@ -18,7 +18,7 @@ use lru::LruCache;
 use object_store::{ObjectStore, path::Path};
 use parking_lot::{Mutex, RwLock};
 use shoal_meta::{Catalog, MetaError, SchemaEntry, ShardEntry};
-use shoal_sst::{ObjectLayout, SstError, SstStore, SstStoreOptions};
+use shoal_sst::{DiskCacheOptions, ObjectLayout, SstError, SstStore, SstStoreOptions};
 use shoal_types::{ShardId, TableId};
 use shoal_wal::record::{Payload, SchemaChange};
 use tokio::sync::Notify;
@@ -70,7 +70,11 @@ impl Database {
         let sst_options = SstStoreOptions {
             memory_bytes: config.cache_memory_bytes,
             metadata_bytes: config.cache_metadata_bytes,
-            ..SstStoreOptions::default()
+            block_bytes: config.cache_block_bytes,
+            disk: config.cache_disk.clone().map(|(directory, bytes_max)| DiskCacheOptions {
+                directory,
+                bytes_max,
+            }),
         };
         let sst = SstStore::new(Arc::clone(&backends.store), &sst_options)
             .map_err(|e| EngineError::Invalid(format!("file cache: {e}")))?;
@@ -78,6 +82,7 @@ impl Database {
         let remote_schemas = LruCache::new(remote_schemas.unwrap_or(NonZeroUsize::MIN));
         let remote_schemas = Mutex::new(remote_schemas);
         let compaction_budget = Arc::new(ByteBudget::new(config.compaction_bytes_per_s));
+        let warm_budget = ByteBudget::new(config.cache_warm_bytes_per_s);
         let env = Arc::new(Env {
             config,
             logs: backends.logs,
@@ -91,6 +96,8 @@ impl Database {
             memory: MemoryBudget::default(),
             sst,
             compaction_budget,
+            warm_budget,
+            warming: Semaphore::new(1),
             wake: Notify::new(),
             _lock: lock,
         });

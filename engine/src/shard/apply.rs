@@ -1,4 +1,5 @@
-//! The reader of a shard's log: the only way in which rows, schemas and claims enter memory.
+//! The reader of a shard's log. Rows, schemas and claims enter memory here only: as they are read,
+//! or, what this replica appended itself, as the log confirms their place (`confirmed.rs`).
 //!
 //! For every batch: match each record with what this leader has in flight (epoch, writer, seq,
 //! crc) and take the rows decoded already, else decode it; then, under the lock, fold and apply
@@ -13,12 +14,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use shoal_rows::decode_blocks;
-use shoal_types::{Epoch, Offset, Seq, WriterId};
+use shoal_types::{Epoch, Offset, Seq, TimestampMs, WriterId};
 use shoal_wal::fold::Verdict;
 use shoal_wal::log::{LogError, LogReader};
 use shoal_wal::record::{Payload, Record, RecordError};
+use uuid::Uuid;
 
-use super::state::{LogEntry, Released};
+use super::state::{LogEntry, Released, ShardState};
 use super::{Counters, Shard, Stopped};
 
 /// Records applied under one hold of the lock: bounds how long a reader of the state waits.
@@ -31,7 +33,9 @@ const ROWS_MAX: usize = 65_536;
 
 enum Step {
     Foreign,
-    Entry(Arc<LogEntry>),
+    /// Applied before it was read.
+    Known(u32),
+    Entry(Arc<LogEntry>, u32),
 }
 
 /// A sequenced record's verdict.
@@ -78,9 +82,16 @@ pub(crate) async fn run(shard: Arc<Shard>, mut reader: Box<dyn LogReader>) {
                 Ok(None)
             }
             Some(Err(LogError::Closed)) => Err(Stopped::Closed),
-            // A follower that was slower than its leader's flush and trim.
+            // A follower that was slower than its leader's flush and trim; or the reader of a leader
+            // was slower than that, which knows what is below.
             Some(Err(error @ LogError::BelowStart { .. })) => {
-                Err(Stopped::Reopen(error.to_string()))
+                match read_on(&shard).await {
+                    Some(behind) => {
+                        reader = behind;
+                        Ok(None)
+                    }
+                    None => Err(Stopped::Reopen(error.to_string())),
+                }
             }
             Some(Err(e)) => Err(Stopped::Failed(e.to_string())),
         };
@@ -106,24 +117,39 @@ pub(crate) async fn run(shard: Arc<Shard>, mut reader: Box<dyn LogReader>) {
     }
 }
 
+/// A reader behind what was applied ahead of the last one; `None`: nothing was.
+async fn read_on(shard: &Shard) -> Option<Box<dyn LogReader>> {
+    let next = {
+        let mut state = shard.state.write();
+        if !state.confirmed.is_ahead() {
+            return None;
+        }
+        state.confirmed.reader_moved();
+        state.fold.next_offset()
+    };
+    shard.log.read(next).await.ok()
+}
+
 /// Matches records with what is in flight and decodes the others.
 fn begin(shard: &Arc<Shard>, batch: Vec<(Offset, Bytes)>) -> Result<Batch, String> {
     let mut steps = Vec::with_capacity(batch.len());
     let mut unknown = Vec::new();
+    let next = shard.state.read().fold.next_offset();
     for (offset, bytes) in batch {
         match Record::peek(&bytes) {
             Err(RecordError::Foreign) => steps.push((offset, Some(Step::Foreign))),
             Err(e) => return Err(format!("log offset {offset}: {e}")),
+            Ok(id) if offset < next => steps.push((offset, Some(Step::Known(id.crc)))),
             Ok(id) => match shard.pipeline.in_flight(&id) {
-                Some(entry) => steps.push((offset, Some(Step::Entry(entry)))),
+                Some(entry) => steps.push((offset, Some(Step::Entry(entry, id.crc)))),
                 None => {
-                    unknown.push((steps.len(), offset, bytes));
+                    unknown.push((steps.len(), offset, id.crc, bytes));
                     steps.push((offset, None));
                 }
             },
         }
     }
-    let size: usize = unknown.iter().map(|(_, _, bytes)| bytes.len()).sum();
+    let size: usize = unknown.iter().map(|(.., bytes)| bytes.len()).sum();
     if size > INLINE_BYTES_MAX {
         let decoding = Some(tokio::task::spawn_blocking(move || decode_all(unknown)));
         return Ok(Batch { steps, decoding });
@@ -136,8 +162,8 @@ fn begin(shard: &Arc<Shard>, batch: Vec<(Offset, Bytes)>) -> Result<Batch, Strin
 }
 
 fn place(steps: &mut [(Offset, Option<Step>)], decoded: Decoded) {
-    for (at, entry) in decoded {
-        steps[at].1 = Some(Step::Entry(entry));
+    for (at, step) in decoded {
+        steps[at].1 = Some(step);
     }
 }
 
@@ -149,20 +175,20 @@ async fn finish(shard: &Arc<Shard>, mut batch: Batch) -> Result<(), String> {
         place(&mut batch.steps, decoded?);
     }
     for part in batch.steps.chunks(RECORDS_A_HOLD) {
-        apply_part(shard, part)?;
+        advance(shard, |advancing| advancing.read(part))?;
         tokio::task::yield_now().await;
     }
     Ok(())
 }
 
-type Decoded = Vec<(usize, Arc<LogEntry>)>;
+type Decoded = Vec<(usize, Step)>;
 
-fn decode_all(unknown: Vec<(usize, Offset, Bytes)>) -> Result<Decoded, String> {
+fn decode_all(unknown: Vec<(usize, Offset, u32, Bytes)>) -> Result<Decoded, String> {
     unknown
         .into_iter()
-        .map(|(at, offset, bytes)| {
+        .map(|(at, offset, crc, bytes)| {
             let entry = decode(&bytes).map_err(|what| format!("log offset {offset}: {what}"))?;
-            Ok((at, Arc::new(entry)))
+            Ok((at, Step::Entry(Arc::new(entry), crc)))
         })
         .collect()
 }
@@ -200,62 +226,140 @@ fn decode(bytes: &Bytes) -> Result<LogEntry, String> {
     Ok(LogEntry { record, blocks })
 }
 
-fn apply_part(shard: &Arc<Shard>, part: &[(Offset, Option<Step>)]) -> Result<(), String> {
-    let now_ms = shard.env.clock.now_ms();
-    let mut judged = Vec::with_capacity(part.len());
-    let mut released = Released::default();
-    let mut rows = 0;
-    let mut foreign = 0;
-    let mut marks = Vec::new();
-    let (before, after, next, claim, unknown) = {
-        let mut state = shard.state.write();
-        let before = state.memory_bytes;
+/// What one hold of the lock has done.
+struct Advancing<'a> {
+    shard: &'a Shard,
+    state: &'a mut ShardState,
+    now_ms: TimestampMs,
+    judged: Vec<Judged>,
+    marks: Vec<Uuid>,
+    released: Released,
+    records: u64,
+    rows: u64,
+    foreign: u64,
+}
+
+impl Advancing<'_> {
+    /// The reader passes these.
+    fn read(&mut self, part: &[(Offset, Option<Step>)]) -> Result<(), String> {
         for (offset, step) in part {
+            let crc = match step {
+                Some(Step::Known(crc) | Step::Entry(_, crc)) => Some(*crc),
+                None | Some(Step::Foreign) => None,
+            };
+            let known = self.state.confirmed.passed(*offset, crc)?;
+            if known || *offset < self.state.fold.next_offset() {
+                continue;
+            }
             match step {
                 None | Some(Step::Foreign) => {
-                    foreign += 1;
-                    state.fold.pass(*offset);
+                    self.foreign += 1;
+                    self.records += 1;
+                    self.state.fold.pass(*offset);
                 }
-                Some(Step::Entry(entry)) => {
-                    let record = &entry.record;
-                    check_genesis(shard, &state.topic, record)?;
-                    let verdict = state.apply(*offset, entry, now_ms, &mut released);
-                    if let Payload::Barrier(mark) = &record.payload {
-                        marks.push(*mark);
-                    }
-                    if verdict == Verdict::Apply {
-                        rows += entry.blocks.iter().map(|b| b.rows() as u64).sum::<u64>();
-                    }
-                    let sequenced = matches!(
-                        record.payload,
-                        Payload::Write(_) | Payload::Schema(_) | Payload::Manifest(_)
-                    );
-                    if sequenced {
-                        judged.push(Judged {
-                            epoch: record.epoch,
-                            writer: record.writer,
-                            seq: record.seq,
-                            offset: *offset,
-                            verdict,
-                        });
-                    }
-                }
+                Some(Step::Known(_)) => {}
+                Some(Step::Entry(entry, _)) => self.apply(*offset, entry)?,
+            }
+            self.follow()?;
+        }
+        Ok(())
+    }
+
+    /// Applies what is confirmed to stand next.
+    fn follow(&mut self) -> Result<(), String> {
+        loop {
+            let next = self.state.fold.next_offset();
+            match self.state.confirmed.take(next) {
+                Some(entry) => self.apply(next, &entry)?,
+                None => return Ok(()),
             }
         }
-        let next = state.fold.next_offset();
-        let unknown = state.unknown_manifest().is_some();
-        (
-            before,
-            state.memory_bytes,
-            next,
-            state.fold.claim(),
-            unknown,
-        )
+    }
+
+    fn apply(&mut self, offset: Offset, entry: &Arc<LogEntry>) -> Result<(), String> {
+        let record = &entry.record;
+        check_genesis(self.shard, &self.state.topic, record)?;
+        let verdict = self
+            .state
+            .apply(offset, entry, self.now_ms, &mut self.released);
+        self.records += 1;
+        if verdict == Verdict::Apply {
+            self.rows += entry.blocks.iter().map(|b| b.rows() as u64).sum::<u64>();
+        }
+        match &record.payload {
+            Payload::Barrier(mark) => self.marks.push(*mark),
+            Payload::Write(_) | Payload::Schema(_) | Payload::Manifest(_) => {
+                self.judged.push(Judged {
+                    epoch: record.epoch,
+                    writer: record.writer,
+                    seq: record.seq,
+                    offset,
+                    verdict,
+                });
+            }
+            Payload::Genesis(_) | Payload::Claim(_) => {}
+        }
+        Ok(())
+    }
+}
+
+/// The log confirmed that a record of this replica stands at `offset`.
+pub(crate) fn confirm(shard: &Shard, offset: Offset, entry: Arc<LogEntry>, crc: u32) {
+    if !shard.log.receipts_come_first() {
+        return;
+    }
+    let done = advance(shard, |advancing| {
+        let next = advancing.state.fold.next_offset();
+        advancing.state.confirmed.offer(offset, entry, crc, next);
+        advancing.follow()
+    });
+    if let Err(why) = done {
+        shard.stop(Stopped::Failed(why));
+    }
+}
+
+/// Applies under the lock, then tells who waits. Two tasks may be here at a time: the lock decides
+/// who comes first, and what is told afterwards may be told in any order.
+fn advance(
+    shard: &Shard,
+    work: impl FnOnce(&mut Advancing<'_>) -> Result<(), String>,
+) -> Result<(), String> {
+    let now_ms = shard.env.clock.now_ms();
+    let mut state = shard.state.write();
+    let before = state.memory_bytes;
+    let mut advancing = Advancing {
+        shard,
+        state: &mut state,
+        now_ms,
+        judged: Vec::new(),
+        marks: Vec::new(),
+        released: Released::default(),
+        records: 0,
+        rows: 0,
+        foreign: 0,
     };
+    work(&mut advancing)?;
+    let Advancing {
+        judged,
+        marks,
+        released,
+        records,
+        rows,
+        foreign,
+        ..
+    } = advancing;
+    let after = state.memory_bytes;
+    let next = state.fold.next_offset();
+    let claim = state.fold.claim();
+    let unknown = state.unknown_manifest().is_some();
+    drop(state);
     shard.env.memory.change(before, after);
     drop(released);
+    if records == 0 {
+        return Ok(());
+    }
     Counters::add(&shard.counters.rows_applied, rows);
-    Counters::add(&shard.counters.records_applied, part.len() as u64);
+    Counters::add(&shard.counters.records_applied, records);
     if foreign > 0 {
         Counters::add(&shard.counters.foreign_records, foreign);
         tracing::warn!(shard = %shard.id, foreign, "bytes in the log that are no record of ours");
@@ -264,7 +368,11 @@ fn apply_part(shard: &Arc<Shard>, part: &[(Offset, Option<Step>)]) -> Result<(),
     if shard.env.memory.used() > shard.env.config.memtable_bytes_max {
         shard.env.wake.notify_one();
     }
-    shard.applied.send_replace(next);
+    shard.applied.send_if_modified(|applied| {
+        let later = next > *applied;
+        *applied = next.max(*applied);
+        later
+    });
     shard.barriers.passed(&marks);
     if unknown {
         shard.named.notify_one();

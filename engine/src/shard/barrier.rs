@@ -18,7 +18,8 @@ use shoal_wal::record::Record;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::Shard;
+use super::confirmed::Own;
+use super::{Shard, apply};
 use crate::{EngineError, ReadLevel};
 
 /// Pause after a barrier that could not be appended.
@@ -202,12 +203,15 @@ impl Shard {
         let mark = Uuid::new_v4();
         let (waiting, passed) = oneshot::channel();
         self.barriers.appended.lock().insert(mark, waiting);
-        let record = Record::barrier(mark, self.env.clock.now_ms());
-        let receipt = self.log.append(record.encode());
+        let own = Own::of(Record::barrier(mark, self.env.clock.now_ms()));
+        let receipt = self.log.append(own.bytes.clone());
         let failed = async {
             match receipt_outcome(receipt).await {
-                // Delivered: it will be read.
-                Ok(_) => std::future::pending().await,
+                // It passes at once where everything below is applied, else it will be read.
+                Ok(offset) => {
+                    apply::confirm(self, offset, own.entry, own.crc);
+                    std::future::pending().await
+                }
                 Err(error) => error.to_string(),
             }
         };

@@ -19,6 +19,7 @@ pub(crate) mod apply;
 pub(crate) mod barrier;
 pub(crate) mod claim;
 pub(crate) mod compact;
+pub(crate) mod confirmed;
 pub(crate) mod flush;
 pub(crate) mod follow;
 pub(crate) mod gc;
@@ -30,6 +31,7 @@ pub(crate) mod publish;
 pub(crate) mod residue;
 pub(crate) mod state;
 pub(crate) mod trim;
+pub(crate) mod warm;
 pub(crate) mod write;
 
 use std::collections::HashSet;

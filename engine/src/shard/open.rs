@@ -27,7 +27,7 @@ use super::publish::Publishing;
 use super::residue::Applied;
 use super::state::ShardState;
 use super::write::Pipeline;
-use super::{Counters, Shard, Stopped, apply, claim, follow, residue};
+use super::{Counters, Shard, Stopped, apply, claim, follow, residue, warm};
 use crate::EngineError;
 use crate::env::Env;
 use crate::manifest::format::Publisher;
@@ -90,6 +90,7 @@ pub(crate) async fn open(
     shard.start(apply::run(Arc::clone(&shard), reader));
     shard.start(claim::run(Arc::clone(&shard), to_deliver));
     shard.start(follow::run(Arc::clone(&shard)));
+    shard.start(warm::run(Arc::clone(&shard)));
     tracing::info!(
         shard = %id, manifest = %newest.version(), replay_offset = %newest.replay_offset(),
         "shard open"

@@ -19,6 +19,7 @@ use shoal_types::{Incarnation, Offset, RowVersion, TableId, TableSchema, Timesta
 use shoal_wal::fold::{FoldState, Verdict, fold};
 use shoal_wal::record::{ManifestRef, Payload, Record, SchemaChange, WriteHeader};
 
+use super::confirmed::Confirmed;
 use super::residue::{Applied, ResidueTable};
 use crate::PredicateDelete;
 use crate::manifest::{FileEntry, ManifestState};
@@ -104,6 +105,8 @@ pub(crate) struct ShardState {
     pub topic: Option<String>,
     /// Rows a table may hold as residue, in bytes of memory.
     pub small_bytes_max: usize,
+    /// Own records that the log confirmed and that were not read back yet.
+    pub confirmed: Confirmed,
 }
 
 /// Rows taken out, to be freed outside the lock.
@@ -177,6 +180,7 @@ impl ShardState {
             dirty_since_ms: None,
             topic,
             small_bytes_max,
+            confirmed: Confirmed::default(),
             manifest,
         }
     }

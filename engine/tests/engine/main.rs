@@ -9,5 +9,7 @@ mod follow;
 mod late;
 mod model;
 mod peers;
+mod receipts;
 mod remote;
 mod support;
+mod warm;

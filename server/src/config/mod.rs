@@ -280,6 +280,12 @@ keys! {
         "Memory cache of file contents.";
     "cache.metadata_bytes" cache_metadata_bytes: ByteSize = ByteSize(64 * MIB), Some(MIB..=TIB), "bytes",
         "Memory cache of file footers and page indexes.";
+    "cache.disk_bytes" cache_disk_bytes: ByteSize = ByteSize(16 * GIB), Some(0..=1024 * TIB), "bytes",
+        "A node's cache of file contents on its own disk. 0: none. Not used by `shoal standalone`, whose files are there.";
+    "cache.disk_dir" cache_disk_dir: PathBuf = PathBuf::new(), None, "path",
+        "Folder of that cache. Empty: `cache` in the data folder.";
+    "cache.warm_bytes_per_s" cache_warm_bytes_per_s: ByteSize = ByteSize(64 * MIB), Some(0..=TIB), "bytes a second",
+        "A node fetches new files of its replicas onto that disk at this rate before anybody reads them. 0: never.";
 
     "query.memory_bytes_max" query_memory_bytes_max: ByteSize = ByteSize(512 * MIB), Some(16 * MIB..=TIB), "bytes",
         "Memory of all running statements together; sorts, joins and groupings beyond it spill to disk.";
@@ -348,6 +354,17 @@ impl Config {
         }
     }
 
+    /// A node's cache on its own disk: folder and bytes.
+    #[must_use]
+    pub fn cache_disk(&self) -> Option<(PathBuf, usize)> {
+        let directory = if self.cache_disk_dir.as_os_str().is_empty() {
+            self.data_dir.join("cache")
+        } else {
+            self.cache_disk_dir.clone()
+        };
+        (self.cache_disk_bytes.0 > 0).then(|| (directory, self.cache_disk_bytes.usize()))
+    }
+
     /// The query layer's part.
     #[must_use]
     pub fn query(&self) -> shoal_query::QueryConfig {
@@ -387,6 +404,7 @@ impl Config {
             gc_interval_s: self.gc_interval_s,
             cache_memory_bytes: self.cache_memory_bytes.usize(),
             cache_metadata_bytes: self.cache_metadata_bytes.usize(),
+            cache_warm_bytes_per_s: self.cache_warm_bytes_per_s.0,
             remote_schemas_max: count(self.cluster_remote_schemas_max),
             ..Default::default()
         }

@@ -172,6 +172,10 @@ fn find_leader(client: &Client<Reports>, topic: &str) {
 
 #[async_trait]
 impl Log for KafkaLog {
+    fn receipts_come_first(&self) -> bool {
+        true
+    }
+
     fn append(&self, record: Bytes) -> AppendReceipt {
         let (bytes, max) = (record.len(), self.shared.config.record_bytes_max);
         if bytes > max {

@@ -1,0 +1,76 @@
+//! A replica's cache disk is filled before anybody reads.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use object_store::ObjectStoreExt;
+use object_store::memory::InMemory;
+use shoal_engine::{Database, EngineConfig, Role, TableHandle, WriteOptions};
+use shoal_types::TableMode;
+use shoal_wal::simulated::SimulatedLogStore;
+
+use super::support::*;
+
+const ROWS: i64 = 20_000;
+
+async fn follower(world: &World, table: &TableHandle, config: EngineConfig) -> Arc<Database> {
+    let db = world.open_node(config).await;
+    let role = db.set_role(table.shard, Role::Follower, 0).await;
+    assert_eq!(role.expect("follow"), None);
+    db
+}
+
+fn with_disk(dir: &std::path::Path, bytes: usize) -> EngineConfig {
+    EngineConfig {
+        cache_disk: Some((dir.to_owned(), bytes)),
+        ..config()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_has_its_files_near_before_it_is_asked() {
+    let world = World::new(
+        Arc::new(SimulatedLogStore::new(61)),
+        Arc::new(InMemory::new()),
+    );
+    let leader = world.open(config()).await;
+    let table = make(&leader, "t", TableMode::Append).await;
+    let rows: Vec<(&str, i64, i64)> = (0..ROWS).map(|i| ("a", i, i * 7919 % 10_007)).collect();
+    let done = put(&leader, &table, &rows, WriteOptions::default()).await;
+    done.expect("write");
+    leader.flush(None).await.expect("flush");
+    let bytes = leader.status()[0].bytes;
+    assert!(bytes > 32 << 10, "{bytes} bytes of files");
+
+    let large = tempfile::tempdir().expect("folder");
+    let small = tempfile::tempdir().expect("folder");
+    let near = follower(&world, &table, with_disk(large.path(), 64 << 20)).await;
+    // Two blocks of it would be more than the nine tenths that are filled ahead.
+    let narrow = follower(&world, &table, with_disk(small.path(), 33 << 10)).await;
+    for turn in 0.. {
+        let warmed = near.sst_store().stats().warmed_bytes.get();
+        let kept = near.sst_store().stats().disk.bytes();
+        if warmed == bytes && kept >= bytes {
+            break;
+        }
+        assert!(turn < 500, "{warmed} of {bytes} bytes fetched ahead");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let stats = narrow.sst_store();
+    assert!(stats.stats().warmed_bytes.get() < bytes);
+    assert!(stats.stats().disk.bytes() <= 33 << 10);
+    assert_eq!(list(&narrow, &table).await.len() as i64, ROWS);
+
+    // Nobody else has them any more.
+    let listed: Vec<_> = world.store.list(None).try_collect().await.expect("list");
+    let mut gone = 0;
+    for object in listed {
+        if object.location.as_ref().ends_with(".parquet") {
+            world.store.delete(&object.location).await.expect("delete");
+            gone += 1;
+        }
+    }
+    assert!(gone > 0);
+    assert_eq!(list(&near, &table).await.len() as i64, ROWS);
+}
