@@ -191,8 +191,8 @@ pub trait Log: Send + Sync + std::fmt::Debug + 'static {
         false
     }
 
-    /// Whether a receipt comes notably earlier than the record can be read, so that it is worth
-    /// going by the offset that it tells.
+    /// Whether a receipt proves what reading proves (the record is at that offset for ever) and
+    /// comes notably earlier, so that it is worth going by it.
     fn receipts_come_first(&self) -> bool {
         false
     }

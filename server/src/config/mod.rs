@@ -164,7 +164,7 @@ keys! {
     "kafka.min_insync_replicas" kafka_min_insync_replicas: u64 = 2, Some(1..=16), "replicas",
         "How many of them must have a record before it counts. 1 is for development: a broken broker then loses acknowledged writes.";
     "kafka.acks" kafka_acks: Acks = Acks::All, None, "all or leader",
-        "Whose confirmation a write waits for before it is read back.";
+        "Whose confirmation a write waits for. With all it need not be read back where nothing unknown stands before it in the log; with leader it always is.";
     "kafka.commit_timeout_ms" kafka_commit_timeout_ms: u64 = 10_000, Some(100..=600_000), "ms",
         "After this long without enough confirmations a write fails with the commit-timeout error.";
     "kafka.queue_bytes_max" kafka_queue_bytes_max: ByteSize = ByteSize(64 * MIB), Some(MIB..=2 * GIB), "bytes",

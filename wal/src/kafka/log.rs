@@ -17,6 +17,7 @@ use shoal_types::{Offset, ShardId};
 use tokio::sync::oneshot;
 
 use super::Shared;
+use super::config::Acks;
 use super::ledger::Ledger;
 use super::reader::KafkaReader;
 use super::reports::Reports;
@@ -173,7 +174,8 @@ fn find_leader(client: &Client<Reports>, topic: &str) {
 #[async_trait]
 impl Log for KafkaLog {
     fn receipts_come_first(&self) -> bool {
-        true
+        // One broker's word is no proof: another one may take its place without the record.
+        self.shared.config.acks == Acks::All
     }
 
     fn append(&self, record: Bytes) -> AppendReceipt {
