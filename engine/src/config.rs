@@ -45,6 +45,9 @@ pub struct EngineConfig {
     pub cache_metadata_bytes: usize,
     /// What is fetched and kept at a time; rounded up to whole checksum blocks (16 KiB).
     pub cache_block_bytes: usize,
+    /// How long records that files have made superfluous stay in a log that other replicas read:
+    /// one that is later than this opens anew from files.
+    pub trim_delay_ms: u64,
     /// Folder and bytes of the cache on a local disk; `None`: the object store is on one itself.
     pub cache_disk: Option<(PathBuf, usize)>,
     /// Replicas fetch files onto the cache disk ahead of readers at this rate; 0: they do not.
@@ -75,6 +78,7 @@ impl Default for EngineConfig {
             cache_memory_bytes: 256 << 20,
             cache_metadata_bytes: 64 << 20,
             cache_block_bytes: 16 << 10,
+            trim_delay_ms: 5_000,
             cache_disk: None,
             cache_warm_bytes_per_s: 64 << 20,
             remote_schemas_max: 10_000,

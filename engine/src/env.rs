@@ -13,7 +13,7 @@ use shoal_wal::log::LogStore;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::compaction::ByteBudget;
-use crate::embedded::FolderLock;
+use crate::folder_lock::FolderLock;
 use crate::peers::Peers;
 use crate::{EngineConfig, RowPredicate};
 

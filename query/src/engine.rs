@@ -68,6 +68,7 @@ impl QueryEngine {
             .build();
         let base = SessionContext::new_with_state(state);
         base.register_udf(crate::decimals::function());
+        base.register_udaf(crate::sums::function());
         Ok(Arc::new(Self {
             db,
             base,

@@ -23,6 +23,7 @@ mod running;
 mod session;
 mod settings;
 mod sql;
+mod sums;
 mod table;
 mod threads;
 mod ticks;

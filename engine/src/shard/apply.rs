@@ -20,7 +20,8 @@ use shoal_wal::log::{LogError, LogReader};
 use shoal_wal::record::{Payload, Record, RecordError};
 use uuid::Uuid;
 
-use super::state::{LogEntry, Released, ShardState};
+use super::entry::LogEntry;
+use super::state::{Released, ShardState};
 use super::{Counters, Shard, Stopped};
 
 /// Records applied under one hold of the lock: bounds how long a reader of the state waits.
@@ -84,15 +85,13 @@ pub(crate) async fn run(shard: Arc<Shard>, mut reader: Box<dyn LogReader>) {
             Some(Err(LogError::Closed)) => Err(Stopped::Closed),
             // A follower that was slower than its leader's flush and trim; or the reader of a leader
             // was slower than that, which knows what is below.
-            Some(Err(error @ LogError::BelowStart { .. })) => {
-                match read_on(&shard).await {
-                    Some(behind) => {
-                        reader = behind;
-                        Ok(None)
-                    }
-                    None => Err(Stopped::Reopen(error.to_string())),
+            Some(Err(error @ LogError::BelowStart { .. })) => match read_on(&shard).await {
+                Some(behind) => {
+                    reader = behind;
+                    Ok(None)
                 }
-            }
+                None => Err(Stopped::Reopen(error.to_string())),
+            },
             Some(Err(e)) => Err(Stopped::Failed(e.to_string())),
         };
         // What came before a damaged place is applied before the shard stops there.

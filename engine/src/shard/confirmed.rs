@@ -16,7 +16,7 @@ use bytes::Bytes;
 use shoal_types::Offset;
 use shoal_wal::record::Record;
 
-use super::state::LogEntry;
+use super::entry::LogEntry;
 
 /// Records applied ahead of the reader, at most: beyond that the reader has to catch up first, so
 /// that what it checks is never long ago.

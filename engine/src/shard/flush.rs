@@ -70,7 +70,7 @@ impl Shard {
         to_the_end(async move { shard.flush_now().await }).await
     }
 
-    async fn flush_now(&self) -> Result<Flushed, EngineError> {
+    async fn flush_now(self: &Arc<Self>) -> Result<Flushed, EngineError> {
         let mut publishing = self.publishing.lock().await;
         self.settle(&mut publishing).await?;
         let published = publishing.newest.replay_offset();
@@ -93,7 +93,7 @@ impl Shard {
         match self.publish(&mut publishing, edit).await {
             Ok(_) => {
                 let done = self.flushed(&begun);
-                self.trim(&publishing.newest).await;
+                self.trim_in_time(Arc::clone(&publishing.newest)).await;
                 Ok(done)
             }
             Err(error) => {

@@ -30,7 +30,10 @@ pub(crate) async fn run(shard: Arc<Shard>) {
             () = tokio::time::sleep(LOOK) => {}
         }
         let manifest = Arc::clone(&shard.state.read().manifest);
-        if seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, &manifest)) {
+        if seen
+            .as_ref()
+            .is_some_and(|seen| Arc::ptr_eq(seen, &manifest))
+        {
             continue;
         }
         let files = newest_first(&manifest);
@@ -65,7 +68,9 @@ fn newest_first(manifest: &ManifestState) -> Vec<SstFile> {
     let tables = manifest.tables.values();
     let files = tables.flat_map(|table| &table.files);
     let mut files: Vec<SstFile> = files.map(|entry| entry.file.clone()).collect();
-    files.sort_by_key(|file| std::cmp::Reverse((file.time_range.map(|range| range.1), file.version_max)));
+    files.sort_by_key(|file| {
+        std::cmp::Reverse((file.time_range.map(|range| range.1), file.version_max))
+    });
     files
 }
 

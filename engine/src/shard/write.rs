@@ -28,7 +28,7 @@ use shoal_wal::record::{Payload, Record, RecordId};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::apply::Judged;
-use super::state::LogEntry;
+use super::entry::LogEntry;
 use super::{Counters, Shard, Stopped};
 use crate::WriteError;
 

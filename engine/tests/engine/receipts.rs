@@ -121,7 +121,10 @@ impl LogReader for HeldReader {
             self.stash = Some(self.inner.next().await?);
         }
         let go_on = self.reading.wait_for(|reading| *reading != Reading::Held);
-        let wrong = go_on.await.map_err(|_| LogError::Closed)?.eq(&Reading::Wrong);
+        let wrong = go_on
+            .await
+            .map_err(|_| LogError::Closed)?
+            .eq(&Reading::Wrong);
         let mut batch = self.stash.take().unwrap_or_default();
         if wrong {
             for (_, bytes) in &mut batch {

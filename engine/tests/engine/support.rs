@@ -47,6 +47,7 @@ pub fn config() -> EngineConfig {
         shards: 1,
         gc_interval_s: 0,
         write_timeout_ms: 10_000,
+        trim_delay_ms: 0,
         ..EngineConfig::default()
     }
 }

@@ -119,3 +119,38 @@ async fn lists_and_arrays_compare_whole_moments() {
     )
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sums_of_integers_fit_or_fail() {
+    let db = Fixture::new().await;
+    db.script(
+        r"
+        > CREATE TABLE t (ts TIMESTAMP(3) NOT NULL, g BIGINT, i BIGINT, n INTEGER) WITH (time_column = 'ts', mode = 'append')
+        CREATE TABLE
+        > INSERT INTO t VALUES (1, 1, 9223372036854775807, 1), (2, 1, -1, 2), (3, 2, 9223372036854775807, NULL), (4, 2, 5, 3), (5, 3, NULL, NULL)
+        INSERT 0 5
+        > SELECT sum(i) FROM t WHERE g = 1
+        9223372036854775806
+        > SELECT sum(i) FROM t WHERE g = 2
+        ! out_of_range
+        > SELECT g, sum(i) FROM t WHERE g <> 2 GROUP BY g ORDER BY g
+        1|9223372036854775806
+        3|NULL
+        > SELECT g, sum(i) FROM t GROUP BY g
+        ! out_of_range
+        > SELECT sum(i::DECIMAL(38, 0)), sum(n), sum(DISTINCT n) FROM t
+        18446744073709551618|6|6
+        > SELECT sum(n) OVER (ORDER BY ts ROWS BETWEEN 1 PRECEDING AND CURRENT ROW) FROM t ORDER BY ts
+        1
+        3
+        2
+        3
+        3
+        > SELECT sum(i) OVER (ORDER BY ts ROWS BETWEEN 1 PRECEDING AND CURRENT ROW) FROM t
+        ! out_of_range
+        > SELECT sum(i) FROM t WHERE g = 99
+        NULL
+        ",
+    )
+    .await;
+}

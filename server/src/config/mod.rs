@@ -259,6 +259,8 @@ keys! {
         "Bytes handed to the log and not yet applied, per shard; beyond it writes are pushed back (429).";
     "wal.write_timeout_ms" wal_write_timeout_ms: u64 = 30_000, Some(10..=3_600_000), "ms",
         "How long a write waits for its verdict before its outcome is reported as unknown.";
+    "wal.trim_delay_ms" wal_trim_delay_ms: u64 = 5_000, Some(0..=3_600_000), "ms",
+        "How long a node keeps records of a log that files have made superfluous. A follower that is later than this opens anew from files.";
 
     "compaction.window_s" compaction_window_s: u64 = 86_400, Some(60..=315_360_000), "s",
         "Width of the time windows within which files are merged.";
@@ -395,6 +397,7 @@ impl Config {
             record_rows_max: count(self.wal_record_rows_max),
             inflight_bytes_max: self.wal_inflight_bytes_max.usize(),
             write_timeout_ms: self.wal_write_timeout_ms,
+            trim_delay_ms: self.wal_trim_delay_ms,
             compaction_window_s: self.compaction_window_s,
             compaction_runs_min: count(self.compaction_runs_min),
             compaction_tasks_max: count(self.compaction_tasks_max),

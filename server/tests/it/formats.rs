@@ -79,7 +79,7 @@ async fn parameters_and_errors_say_what_they_are() {
         (
             json!({ "sql": "SELECT 1", "consistency": "sometimes" }),
             400,
-            "invalid_request",
+            "invalid_value",
         ),
         (
             json!({ "sql": "SELECT 1", "read_from": "follower" }),
