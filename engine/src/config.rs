@@ -1,6 +1,6 @@
 //! Limits and budgets of the engine. Every queue, buffer and cache is here by name (DESIGN §8).
 
-use std::path::PathBuf;
+use shoal_sst::DiskCacheOptions;
 
 /// Engine settings; `Default` is what `shoal config --defaults` prints.
 #[derive(Clone, Debug)]
@@ -24,6 +24,9 @@ pub struct EngineConfig {
     pub inflight_bytes_max: usize,
     /// How long a write waits for its verdict before its outcome is reported unknown, in ms.
     pub write_timeout_ms: u64,
+    /// How long records that files have made superfluous stay in a log that other replicas read:
+    /// one that is later than this opens anew from files.
+    pub trim_delay_ms: u64,
     /// Width of the time windows that files are compacted in, in seconds.
     pub compaction_window_s: u64,
     /// Runs in one window that start a compaction.
@@ -45,11 +48,8 @@ pub struct EngineConfig {
     pub cache_metadata_bytes: usize,
     /// What is fetched and kept at a time; rounded up to whole checksum blocks (16 KiB).
     pub cache_block_bytes: usize,
-    /// How long records that files have made superfluous stay in a log that other replicas read:
-    /// one that is later than this opens anew from files.
-    pub trim_delay_ms: u64,
-    /// Folder and bytes of the cache on a local disk; `None`: the object store is on one itself.
-    pub cache_disk: Option<(PathBuf, usize)>,
+    /// The cache on a local disk; `None`: the object store is on one itself.
+    pub cache_disk: Option<DiskCacheOptions>,
     /// Replicas fetch files onto the cache disk ahead of readers at this rate; 0: they do not.
     pub cache_warm_bytes_per_s: u64,
     /// Schemas kept of tables whose shard has no replica here.
@@ -68,6 +68,7 @@ impl Default for EngineConfig {
             record_rows_max: 65_536,
             inflight_bytes_max: 64 << 20,
             write_timeout_ms: 30_000,
+            trim_delay_ms: 5_000,
             compaction_window_s: 86_400,
             compaction_runs_min: 4,
             compaction_tasks_max: 1,
@@ -78,7 +79,6 @@ impl Default for EngineConfig {
             cache_memory_bytes: 256 << 20,
             cache_metadata_bytes: 64 << 20,
             cache_block_bytes: 16 << 10,
-            trim_delay_ms: 5_000,
             cache_disk: None,
             cache_warm_bytes_per_s: 64 << 20,
             remote_schemas_max: 10_000,

@@ -18,7 +18,7 @@ use lru::LruCache;
 use object_store::{ObjectStore, path::Path};
 use parking_lot::{Mutex, RwLock};
 use shoal_meta::{Catalog, MetaError, SchemaEntry, ShardEntry};
-use shoal_sst::{DiskCacheOptions, ObjectLayout, SstError, SstStore, SstStoreOptions};
+use shoal_sst::{ObjectLayout, SstError, SstStore, SstStoreOptions};
 use shoal_types::{ShardId, TableId};
 use shoal_wal::record::{Payload, SchemaChange};
 use tokio::sync::{Notify, Semaphore};
@@ -72,13 +72,7 @@ impl Database {
             memory_bytes: config.cache_memory_bytes,
             metadata_bytes: config.cache_metadata_bytes,
             block_bytes: config.cache_block_bytes,
-            disk: config
-                .cache_disk
-                .clone()
-                .map(|(directory, bytes_max)| DiskCacheOptions {
-                    directory,
-                    bytes_max,
-                }),
+            disk: config.cache_disk.clone(),
         };
         let sst = SstStore::new(Arc::clone(&backends.store), &sst_options)
             .map_err(|e| EngineError::Invalid(format!("file cache: {e}")))?;

@@ -246,8 +246,8 @@ impl Advancing<'_> {
                 Some(Step::Known(crc) | Step::Entry(_, crc)) => Some(*crc),
                 None | Some(Step::Foreign) => None,
             };
-            let known = self.state.confirmed.passed(*offset, crc)?;
-            if known || *offset < self.state.fold.next_offset() {
+            self.state.confirmed.passed(*offset, crc)?;
+            if *offset < self.state.fold.next_offset() {
                 continue;
             }
             match step {

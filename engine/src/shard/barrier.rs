@@ -18,7 +18,7 @@ use shoal_wal::record::Record;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::confirmed::Own;
+use super::entry::LogEntry;
 use super::{Shard, apply};
 use crate::{EngineError, ReadLevel};
 
@@ -203,13 +203,14 @@ impl Shard {
         let mark = Uuid::new_v4();
         let (waiting, passed) = oneshot::channel();
         self.barriers.appended.lock().insert(mark, waiting);
-        let own = Own::of(Record::barrier(mark, self.env.clock.now_ms()));
-        let receipt = self.log.append(own.bytes.clone());
+        let entry = LogEntry::without_rows(Record::barrier(mark, self.env.clock.now_ms()));
+        let (bytes, crc) = entry.encode();
+        let receipt = self.log.append(bytes);
         let failed = async {
             match receipt_outcome(receipt).await {
                 // It passes at once where everything below is applied, else it will be read.
                 Ok(offset) => {
-                    apply::confirm(self, offset, own.entry, own.crc);
+                    apply::confirm(self, offset, entry, crc);
                     std::future::pending().await
                 }
                 Err(error) => error.to_string(),

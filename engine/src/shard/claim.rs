@@ -20,7 +20,7 @@ use shoal_wal::log::{LogError, receipt_outcome};
 use shoal_wal::record::{ManifestRef, Payload, Record};
 use tokio::sync::mpsc;
 
-use super::confirmed::Own;
+use super::entry::LogEntry;
 use super::write::Delivery;
 use super::{Shard, Stopped, apply};
 
@@ -130,8 +130,9 @@ impl Shard {
             stamp_ms: self.env.clock.now_ms(),
             payload: Payload::Claim(self.newest_known()),
         };
-        let own = Own::of(record);
-        let receipt = receipt_outcome(self.log.append(own.bytes.clone()));
+        let entry = LogEntry::without_rows(record);
+        let (bytes, crc) = entry.encode();
+        let receipt = receipt_outcome(self.log.append(bytes));
         let read_back = self.wait_for_claim(epoch, tenure);
         tokio::pin!(read_back);
         let judge = |mine| if mine { Claimed::Mine } else { Claimed::Ended };
@@ -142,7 +143,7 @@ impl Shard {
             mine = &mut read_back => return judge(mine),
             outcome = receipt => match outcome {
                 Ok(offset) => {
-                    apply::confirm(self, offset, own.entry, own.crc);
+                    apply::confirm(self, offset, entry, crc);
                     return judge(read_back.await);
                 }
                 Err(LogError::Full(what)) => return Claimed::Full(what),

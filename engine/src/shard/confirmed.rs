@@ -12,36 +12,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use shoal_types::Offset;
-use shoal_wal::record::Record;
 
 use super::entry::LogEntry;
 
 /// Records applied ahead of the reader, at most: beyond that the reader has to catch up first, so
 /// that what it checks is never long ago.
 const AHEAD_MAX: usize = 16_384;
-
-/// A record without rows, on its way to the log.
-pub(crate) struct Own {
-    pub bytes: Bytes,
-    pub crc: u32,
-    pub entry: Arc<LogEntry>,
-}
-
-impl Own {
-    pub(crate) fn of(record: Record) -> Self {
-        let bytes = record.encode();
-        Self {
-            crc: Record::peek(&bytes).map_or(0, |id| id.crc),
-            bytes,
-            entry: Arc::new(LogEntry {
-                record,
-                blocks: Vec::new(),
-            }),
-        }
-    }
-}
 
 /// What is confirmed and was not read yet.
 #[derive(Debug, Default)]
@@ -70,16 +47,16 @@ impl Confirmed {
         Some(entry)
     }
 
-    /// The reader passes a record (`None`: foreign bytes); true: it was applied already.
+    /// The reader passes a record (`None`: foreign bytes).
     ///
     /// # Errors
     /// The log shows something else than it confirmed.
-    pub(crate) fn passed(&mut self, offset: Offset, crc: Option<u32>) -> Result<bool, String> {
+    pub(crate) fn passed(&mut self, offset: Offset, crc: Option<u32>) -> Result<(), String> {
         if !self.waiting.is_empty() {
             self.waiting.remove(&offset);
         }
         let Some((first, confirmed)) = self.ahead.front().copied() else {
-            return Ok(false);
+            return Ok(());
         };
         if first < offset || (first == offset && crc != Some(confirmed)) {
             return Err(format!(
@@ -89,7 +66,7 @@ impl Confirmed {
         if first == offset {
             self.ahead.pop_front();
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Whether the reader is behind what is applied.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use shoal_rows::RowBlock;
 use shoal_wal::record::Record;
 
@@ -10,4 +11,19 @@ use shoal_wal::record::Record;
 pub(crate) struct LogEntry {
     pub record: Record,
     pub blocks: Vec<Arc<RowBlock>>,
+}
+
+impl LogEntry {
+    /// A record without rows.
+    pub(crate) fn without_rows(record: Record) -> Arc<Self> {
+        let blocks = Vec::new();
+        Arc::new(Self { record, blocks })
+    }
+
+    /// What goes into the log, and its checksum.
+    pub(crate) fn encode(&self) -> (Bytes, u32) {
+        let bytes = self.record.encode();
+        let crc = Record::peek(&bytes).map_or(0, |id| id.crc);
+        (bytes, crc)
+    }
 }

@@ -503,8 +503,8 @@ impl Shard {
     }
 
     fn append(&self, state: &mut State, mut in_flight: InFlight) {
-        let bytes = in_flight.entry.record.encode();
-        in_flight.crc = Record::peek(&bytes).map_or(0, |id| id.crc);
+        let (bytes, crc) = in_flight.entry.encode();
+        in_flight.crc = crc;
         in_flight.sends += 1;
         let (epoch, seq) = (state.epoch, state.next_seq);
         state.next_seq = seq.next();
@@ -514,7 +514,7 @@ impl Shard {
             seq,
             receipt,
             entry: Arc::clone(&in_flight.entry),
-            crc: in_flight.crc,
+            crc,
         };
         state.in_flight.insert((epoch, seq), in_flight);
         // The task that takes these ends only with the shard.

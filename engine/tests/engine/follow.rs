@@ -27,11 +27,7 @@ fn config() -> EngineConfig {
 const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn follow(world: &World, table: &TableHandle) -> Arc<Database> {
-    let db = world.open_node(config()).await;
-    let role = db.set_role(table.shard, Role::Follower, 0).await;
-    assert_eq!(role.expect("follow"), None);
-    assert_eq!(db.status()[0].role, "follower");
-    db
+    follow_with(world, table, config()).await
 }
 
 async fn until(db: &Database, what: &str, mut holds: impl FnMut() -> bool) {

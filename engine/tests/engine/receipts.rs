@@ -156,9 +156,7 @@ async fn what_the_log_confirmed_is_there_before_it_is_read() {
     }
     let seen = list(&leader, &table).await;
     assert_eq!(seen.len(), 40);
-    let follower = free.open_node(config()).await;
-    let role = follower.set_role(table.shard, Role::Follower, 0).await;
-    assert_eq!(role.expect("follow"), None);
+    let follower = follow_with(&free, &table, config()).await;
     assert_eq!(list(&follower, &table).await, seen);
     assert_eq!(leader.status()[0].role, "leader");
 }
@@ -169,9 +167,7 @@ async fn a_record_behind_what_was_not_read_waits_for_the_reader() {
     let (held, free) = logs.worlds();
     let leader = held.open(config()).await;
     let table = make(&leader, "t", TableMode::Append).await;
-    let follower = free.open_node(config()).await;
-    let role = follower.set_role(table.shard, Role::Follower, 0).await;
-    assert_eq!(role.expect("follow"), None);
+    let follower = follow_with(&free, &table, config()).await;
     logs.reading.send_replace(Reading::Held);
     // Its barrier stands in the log from here on.
     assert_eq!(list(&follower, &table).await.len(), 0);
@@ -183,7 +179,8 @@ async fn a_record_behind_what_was_not_read_waits_for_the_reader() {
     logs.reading.send_replace(Reading::On);
     write.await.expect("read back");
     assert_eq!(list(&follower, &table).await.len(), 1);
-    // And what comes next need not be read again.
+    // What comes next need not be read again, once the follower's second barrier was.
+    tokio::time::sleep(MOMENT).await;
     logs.reading.send_replace(Reading::Held);
     let next = put(&leader, &table, &[("a", 2, 2)], WriteOptions::default()).await;
     let late = next.is_ok();

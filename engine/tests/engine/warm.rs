@@ -6,7 +6,8 @@ use std::time::Duration;
 use futures::TryStreamExt;
 use object_store::ObjectStoreExt;
 use object_store::memory::InMemory;
-use shoal_engine::{Database, EngineConfig, Role, TableHandle, WriteOptions};
+use shoal_engine::{EngineConfig, WriteOptions};
+use shoal_sst::DiskCacheOptions;
 use shoal_types::TableMode;
 use shoal_wal::simulated::SimulatedLogStore;
 
@@ -14,16 +15,12 @@ use super::support::*;
 
 const ROWS: i64 = 20_000;
 
-async fn follower(world: &World, table: &TableHandle, config: EngineConfig) -> Arc<Database> {
-    let db = world.open_node(config).await;
-    let role = db.set_role(table.shard, Role::Follower, 0).await;
-    assert_eq!(role.expect("follow"), None);
-    db
-}
-
 fn with_disk(dir: &std::path::Path, bytes: usize) -> EngineConfig {
     EngineConfig {
-        cache_disk: Some((dir.to_owned(), bytes)),
+        cache_disk: Some(DiskCacheOptions {
+            directory: dir.to_owned(),
+            bytes_max: bytes,
+        }),
         ..config()
     }
 }
@@ -51,9 +48,9 @@ async fn a_follower_has_its_files_near_before_it_is_asked() {
 
     let large = tempfile::tempdir().expect("folder");
     let small = tempfile::tempdir().expect("folder");
-    let near = follower(&world, &table, with_disk(large.path(), 64 << 20)).await;
+    let near = follow_with(&world, &table, with_disk(large.path(), 64 << 20)).await;
     // Two blocks would be more than the nine tenths that are filled ahead.
-    let narrow = follower(&world, &table, with_disk(small.path(), 20 << 10)).await;
+    let narrow = follow_with(&world, &table, with_disk(small.path(), 20 << 10)).await;
     for turn in 0.. {
         let warmed = near.sst_store().stats().warmed_bytes.get();
         let kept = near.sst_store().stats().disk.bytes();

@@ -356,15 +356,18 @@ impl Config {
         }
     }
 
-    /// A node's cache on its own disk: folder and bytes.
+    /// A node's cache on its own disk.
     #[must_use]
-    pub fn cache_disk(&self) -> Option<(PathBuf, usize)> {
+    pub fn cache_disk(&self) -> Option<shoal_sst::DiskCacheOptions> {
         let directory = if self.cache_disk_dir.as_os_str().is_empty() {
             self.data_dir.join("cache")
         } else {
             self.cache_disk_dir.clone()
         };
-        (self.cache_disk_bytes.0 > 0).then(|| (directory, self.cache_disk_bytes.usize()))
+        (self.cache_disk_bytes.0 > 0).then(|| shoal_sst::DiskCacheOptions {
+            directory,
+            bytes_max: self.cache_disk_bytes.usize(),
+        })
     }
 
     /// The query layer's part.
