@@ -14,7 +14,7 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 run: build ## set up, build and start a database on 127.0.0.1 (data in ./shoal-data; ARGS="…" adds flags)
-	@exec dist/shoal standalone $(ARGS)
+	@exec env -u SHOAL_CACHE dist/shoal standalone $(ARGS)
 
 build: setup ## leave the release binary at dist/shoal
 	cargo build --workspace --bins --release --locked

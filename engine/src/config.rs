@@ -1,5 +1,7 @@
 //! Limits and budgets of the engine. Every queue, buffer and cache is here by name (DESIGN §8).
 
+use shoal_sst::DiskCacheOptions;
+
 /// Engine settings; `Default` is what `shoal config --defaults` prints.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -22,6 +24,9 @@ pub struct EngineConfig {
     pub inflight_bytes_max: usize,
     /// How long a write waits for its verdict before its outcome is reported unknown, in ms.
     pub write_timeout_ms: u64,
+    /// How long records that files have made superfluous stay in a log that other replicas read:
+    /// one that is later than this opens anew from files.
+    pub trim_delay_ms: u64,
     /// Width of the time windows that files are compacted in, in seconds.
     pub compaction_window_s: u64,
     /// Runs in one window that start a compaction.
@@ -41,6 +46,12 @@ pub struct EngineConfig {
     pub cache_memory_bytes: usize,
     /// In-memory cache of Parquet footers and page indexes.
     pub cache_metadata_bytes: usize,
+    /// What is fetched and kept at a time; rounded up to whole checksum blocks (16 KiB).
+    pub cache_block_bytes: usize,
+    /// The cache on a local disk; `None`: the object store is on one itself.
+    pub cache_disk: Option<DiskCacheOptions>,
+    /// Replicas fetch files onto the cache disk ahead of readers at this rate; 0: they do not.
+    pub cache_warm_bytes_per_s: u64,
     /// Schemas kept of tables whose shard has no replica here.
     pub remote_schemas_max: usize,
 }
@@ -57,6 +68,7 @@ impl Default for EngineConfig {
             record_rows_max: 65_536,
             inflight_bytes_max: 64 << 20,
             write_timeout_ms: 30_000,
+            trim_delay_ms: 5_000,
             compaction_window_s: 86_400,
             compaction_runs_min: 4,
             compaction_tasks_max: 1,
@@ -66,6 +78,9 @@ impl Default for EngineConfig {
             gc_interval_s: 60,
             cache_memory_bytes: 256 << 20,
             cache_metadata_bytes: 64 << 20,
+            cache_block_bytes: 16 << 10,
+            cache_disk: None,
+            cache_warm_bytes_per_s: 64 << 20,
             remote_schemas_max: 10_000,
         }
     }

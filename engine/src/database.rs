@@ -15,6 +15,7 @@ mod holds;
 mod maintenance;
 mod names;
 mod open;
+mod open_shard;
 mod reads;
 mod remote;
 mod repair;

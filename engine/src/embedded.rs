@@ -10,8 +10,6 @@
 //! The lock is the operating system's (it ends with the process, however that ends), so the durable
 //! end of the log is a barrier: nobody else appends.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,6 +18,7 @@ use shoal_types::Clock;
 use shoal_wal::local::{LocalLogConfig, LocalLogStore};
 
 use crate::database::Role;
+use crate::folder_lock::FolderLock;
 use crate::{Backends, Database, DurableLocalStore, EngineConfig, EngineError, RowPredicate};
 
 /// Room in the log's queue beyond what the shards' in-flight budgets allow: claims, manifests,
@@ -27,58 +26,6 @@ use crate::{Backends, Database, DurableLocalStore, EngineConfig, EngineError, Ro
 const QUEUE_SLACK_BYTES: usize = 16 << 20;
 /// Record headers beyond the row blocks that `record_bytes_max` bounds.
 const RECORD_SLACK_BYTES: usize = 1 << 20;
-
-/// The lock on a data folder; released when dropped or when the process ends.
-#[derive(Debug)]
-pub struct FolderLock {
-    _file: File,
-}
-
-impl FolderLock {
-    /// Takes the lock.
-    ///
-    /// # Errors
-    /// [`EngineError::Invalid`] naming the process that holds it, if it can be known.
-    pub fn take(data_dir: &Path) -> Result<Self, EngineError> {
-        let path = data_dir.join("LOCK");
-        let io = |e: std::io::Error| EngineError::Invalid(format!("{}: {e}", path.display()));
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(io)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                // Best effort: the message is useful without it.
-                let _ = file.read_to_string(&mut holder);
-                let pid = holder.trim();
-                let who = if pid.is_empty() {
-                    "another process".to_owned()
-                } else {
-                    format!("process {pid}")
-                };
-                return Err(EngineError::Invalid(format!(
-                    "the data folder {} is in use by {who}; stop it, or use another --data-dir",
-                    data_dir.display()
-                )));
-            }
-            Err(TryLockError::Error(e)) => return Err(io(e)),
-        }
-        // The pid is a hint for the message above. A full disk must not keep the database down.
-        let written = file
-            .set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| writeln!(file, "{}", std::process::id()));
-        if let Err(error) = written {
-            tracing::warn!(path = %path.display(), %error, "cannot note the process id");
-        }
-        Ok(Self { _file: file })
-    }
-}
 
 /// What a folder holds, opened.
 struct Opened {

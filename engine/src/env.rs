@@ -10,10 +10,10 @@ use shoal_meta::Catalog;
 use shoal_sst::{ObjectLayout, SstStore};
 use shoal_types::{Clock, TableId, TableSchema};
 use shoal_wal::log::LogStore;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::compaction::ByteBudget;
-use crate::embedded::FolderLock;
+use crate::folder_lock::FolderLock;
 use crate::peers::Peers;
 use crate::{EngineConfig, RowPredicate};
 
@@ -33,6 +33,10 @@ pub(crate) struct Env {
     pub memory: MemoryBudget,
     pub sst: Arc<SstStore>,
     pub compaction_budget: Arc<ByteBudget>,
+    /// Bytes fetched ahead of readers.
+    pub warm_budget: ByteBudget,
+    /// One file at a time is fetched ahead.
+    pub warming: Semaphore,
     /// Held until the last task that may touch the data folder has ended.
     pub _lock: Option<FolderLock>,
     /// Wakes the maintenance task before its next tick.

@@ -10,7 +10,7 @@ use shoal_types::{Epoch, Offset, RowVersion, ShardId, TableSchema};
 
 use crate::CommitToken;
 use crate::memtable::MemtableView;
-use crate::peers::ServedBy;
+use crate::served_by::ServedBy;
 
 /// Evaluates the SQL predicates of append-table deletes. The engine knows no SQL; the query layer
 /// hands this in when the database is opened.

@@ -14,7 +14,7 @@ use shoal_sst::SstFile;
 use shoal_types::{Epoch, Offset, RowVersion, ShardId, TableSchema};
 
 use crate::memtable::{Step, TableMemtable};
-use crate::peers::ServedBy;
+use crate::served_by::ServedBy;
 use crate::{EngineError, PredicateDelete, ReadView, RowPredicate};
 
 /// A view, encoded.

@@ -16,9 +16,8 @@ mod scan;
 mod schema;
 
 pub use error::{LINE_ERRORS_KEPT, LineError, LineErrors};
-pub use parse::{
-    CELLS_MAX, LINE_BYTES_MAX, LineParser, ParseOptions, Parsed, SchemaOf, TIME_COLUMN,
-};
+pub use names::TIME_COLUMN;
+pub use parse::{CELLS_MAX, LINE_BYTES_MAX, LineParser, ParseOptions, Parsed, SchemaOf};
 pub use pending::{PendingField, PendingTable};
 pub use precision::{Precision, PrecisionError};
 pub use resolve::Resolved;

@@ -3,8 +3,10 @@
 use shoal_types::{ColumnType, SchemaError};
 
 use crate::error::Bad;
-use crate::parse::TIME_COLUMN;
 use crate::scan::Value;
+
+/// The column that holds a line's timestamp in tables that line protocol makes.
+pub const TIME_COLUMN: &str = "time";
 
 /// The type that a value is stored as.
 pub(crate) fn column_type(value: &Value<'_>) -> ColumnType {

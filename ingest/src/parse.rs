@@ -36,8 +36,6 @@ pub const LINE_BYTES_MAX: usize = 1 << 20;
 /// Rows times columns of one table in a request, unless options say otherwise: bounds what
 /// sparse lines (every line with columns of its own) take as dense columns.
 pub const CELLS_MAX: usize = 32 << 20;
-/// The column that holds a line's timestamp in tables that line protocol makes.
-pub const TIME_COLUMN: &str = "time";
 
 /// How a body is to be read.
 #[derive(Clone, Debug)]

@@ -5,7 +5,7 @@ use shoal_types::{
     TableSchema, TimePrecision,
 };
 
-use crate::parse::TIME_COLUMN;
+use crate::names::TIME_COLUMN;
 use crate::pending::PendingTable;
 
 /// A column that a table lacks.

@@ -13,8 +13,6 @@ use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DFSchema, ScalarValue, plan_err};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::expr::ScalarFunction;
-use datafusion::logical_expr::expr_rewriter::NamePreserver;
-use datafusion::logical_expr::utils::merge_schema;
 use datafusion::logical_expr::{
     BinaryExpr, ColumnarValue, Expr, ExprSchemable, LogicalPlan, Operator, ScalarFunctionArgs,
     ScalarUDF, ScalarUDFImpl, Signature, Volatility, lit,
@@ -24,6 +22,7 @@ use datafusion::physical_expr_common::datum::apply;
 
 use crate::QueryError;
 use crate::error::Kind;
+use crate::expressions::map_all;
 
 /// The rule.
 #[derive(Debug)]
@@ -35,20 +34,9 @@ impl AnalyzerRule for CheckedArithmetic {
     }
 
     fn analyze(&self, plan: LogicalPlan, _: &ConfigOptions) -> Result<LogicalPlan> {
-        let check = |plan: LogicalPlan| {
-            let schema = match plan.inputs()[..] {
-                [] => Arc::clone(plan.schema()),
-                [input] => Arc::clone(input.schema()),
-                ref inputs => Arc::new(merge_schema(inputs)),
-            };
-            let names = NamePreserver::new(&plan);
-            plan.map_expressions(|expr| {
-                let name = names.save(&expr);
-                let checked = expr.transform_up(|expr| checked(expr, &schema))?;
-                Ok(checked.update_data(|expr| name.restore(expr)))
-            })
-        };
-        Ok(plan.transform_up_with_subqueries(check)?.data)
+        map_all(plan, |expr, schema| {
+            expr.transform_up(|expr| checked(expr, schema))
+        })
     }
 }
 
@@ -87,9 +75,14 @@ fn checked(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
 
 fn is_integer(expr: &Expr, schema: &DFSchema) -> Result<bool> {
     Ok(match expr {
-        Expr::ScalarFunction(call) if ops_of(&call.func).is_some() => true,
+        Expr::ScalarFunction(call) if is_checked(&call.func) => true,
         other => other.get_type(schema)?.is_integer(),
     })
+}
+
+/// Whether this is one of the functions of the rule.
+pub(crate) fn is_checked(function: &ScalarUDF) -> bool {
+    ops_of(function).is_some()
 }
 
 fn ops_of(function: &ScalarUDF) -> Option<&[Operator]> {

@@ -17,8 +17,6 @@ use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{Column, DFSchema, DFSchemaRef, ScalarValue};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::expr::{Case, InList, ScalarFunction};
-use datafusion::logical_expr::expr_rewriter::NamePreserver;
-use datafusion::logical_expr::utils::merge_schema;
 use datafusion::logical_expr::{
     BinaryExpr, Cast, ColumnarValue, Expr, ExprSchemable, LogicalPlan, Operator, Projection,
     ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Union, Values, Volatility, lit,
@@ -27,6 +25,7 @@ use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 
 use crate::QueryError;
 use crate::error::Kind;
+use crate::expressions::{input_schema, map_named};
 use crate::number::Number;
 
 /// The function that stands for a number with more digits than a double keeps.
@@ -175,21 +174,10 @@ pub(crate) fn exact(plan: LogicalPlan) -> Result<LogicalPlan> {
     let plan = plan.transform_down_with_subqueries(with_definitions)?.data;
     let mut changed = false;
     let plan = plan.transform_up_with_subqueries(|node| {
-        let schema = match node.inputs()[..] {
-            [] => Arc::clone(&EMPTY),
-            [input] => Arc::clone(input.schema()),
-            ref inputs => Arc::new(merge_schema(inputs)),
-        };
+        let schema = input_schema(&node).unwrap_or_else(|| Arc::clone(&EMPTY));
         let done = match node {
             LogicalPlan::Values(values) => cells(values)?,
-            other => {
-                let names = NamePreserver::new(&other);
-                other.map_expressions(|expr| {
-                    let name = names.save(&expr);
-                    let done = in_expression(expr, &schema)?;
-                    Ok(done.update_data(|expr| name.restore(expr)))
-                })?
-            }
+            other => map_named(other, |expr| in_expression(expr, &schema))?,
         };
         changed |= done.transformed;
         if !changed {

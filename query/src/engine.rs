@@ -60,13 +60,15 @@ impl QueryEngine {
             .with_config(session_config(&config))
             .with_runtime_env(runtime)
             .with_catalog_list(catalogs)
-            .with_physical_optimizer_rules(crate::pushdown::rules())
+            .with_physical_optimizer_rules(crate::physical_rules::rules())
             .with_optimizer_rule(Arc::new(LastRows))
             .with_analyzer_rule(Arc::new(crate::literals::TextLiterals))
             .with_analyzer_rule(Arc::new(crate::arithmetic::CheckedArithmetic))
+            .with_analyzer_rule(Arc::new(crate::guards::Guards))
             .build();
         let base = SessionContext::new_with_state(state);
         base.register_udf(crate::decimals::function());
+        base.register_udaf(crate::sums::function());
         Ok(Arc::new(Self {
             db,
             base,

@@ -6,20 +6,17 @@
 //! parameter. What cannot be read fails here, before anything runs, with the literal in the
 //! message, so that its place can be found in the statement ([`locate`]).
 
-use std::sync::Arc;
-
 use datafusion::arrow::datatypes::{DataType, TimeUnit};
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DFSchema, ScalarValue};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::expr::InList;
-use datafusion::logical_expr::expr_rewriter::NamePreserver;
-use datafusion::logical_expr::utils::merge_schema;
 use datafusion::logical_expr::{Expr, LogicalPlan, lit};
 use datafusion::optimizer::AnalyzerRule;
 
 use crate::error::Kind;
+use crate::expressions::map_all;
 use crate::number::Number;
 use crate::{QueryError, decimals, ticks};
 
@@ -34,20 +31,7 @@ impl AnalyzerRule for TextLiterals {
 
     fn analyze(&self, plan: LogicalPlan, config: &ConfigOptions) -> Result<LogicalPlan> {
         let zone = config.execution.time_zone.as_deref();
-        let read = |plan: LogicalPlan| {
-            let schema = match plan.inputs()[..] {
-                [] => Arc::clone(plan.schema()),
-                [input] => Arc::clone(input.schema()),
-                ref inputs => Arc::new(merge_schema(inputs)),
-            };
-            let names = NamePreserver::new(&plan);
-            plan.map_expressions(|expr| {
-                let name = names.save(&expr);
-                let read = read_in(expr, &schema, zone)?;
-                Ok(read.update_data(|expr| name.restore(expr)))
-            })
-        };
-        Ok(plan.transform_up_with_subqueries(read)?.data)
+        map_all(plan, |expr, schema| read_in(expr, schema, zone))
     }
 }
 
@@ -106,7 +90,7 @@ fn read_cast(expr: Expr, zone: Option<&str>) -> Result<Transformed<Expr>> {
     let Expr::Literal(literal, metadata) = inner.as_ref() else {
         return Ok(Transformed::no(expr));
     };
-    if let Some(floored) = ticks::floored(literal, wanted)? {
+    if let Some(floored) = ticks::floored_scalar(literal, wanted)? {
         return Ok(Transformed::yes(Expr::Literal(floored, metadata.clone())));
     }
     let Some(Some(text)) = literal.try_as_str() else {

@@ -6,6 +6,9 @@
 //! the column by putting one on the literal. So such comparisons are put in terms of the moment
 //! before, ahead of both.
 
+use arrow_array::cast::AsArray;
+use arrow_array::types::Int64Type;
+use arrow_array::{ArrayRef, Int64Array};
 use arrow_schema::{DataType, TimeUnit};
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DFSchema, ScalarValue};
@@ -58,23 +61,37 @@ pub(crate) fn compared_exactly(
                 list,
                 negated,
             }) => {
-                let held = |one: &&Expr| Compared::between(expr, one, schema, zone).is_none();
-                let kept: Vec<Expr> = list.iter().filter(held).cloned().collect();
-                match Compared::of_any(expr, list, schema, zone) {
-                    Some(never) if kept.is_empty() => {
-                        let op = if *negated {
-                            Operator::NotEq
-                        } else {
-                            Operator::Eq
-                        };
-                        never.exactly(op)
+                let (equal, joined) = if *negated {
+                    (Operator::NotEq, Operator::And)
+                } else {
+                    (Operator::Eq, Operator::Or)
+                };
+                let mut kept = Vec::with_capacity(list.len());
+                let mut never = None;
+                let mut apart = Vec::new();
+                for one in list {
+                    match Compared::of(expr, one, schema, zone) {
+                        None => kept.push(one.clone()),
+                        Some(between) if matches!(between.with, With::After(_)) => {
+                            never = Some(between);
+                        }
+                        Some(at) => apart.extend(at.exactly(equal)),
                     }
-                    Some(_) => Some(Expr::InList(InList {
-                        expr: expr.clone(),
-                        list: kept,
-                        negated: *negated,
-                    })),
-                    None => None,
+                }
+                if kept.len() == list.len() {
+                    None
+                } else if kept.is_empty() && apart.is_empty() {
+                    never.and_then(|never| never.exactly(equal))
+                } else {
+                    let kept = (!kept.is_empty()).then(|| {
+                        Expr::InList(InList {
+                            expr: expr.clone(),
+                            list: kept,
+                            negated: *negated,
+                        })
+                    });
+                    let all = kept.into_iter().chain(apart);
+                    all.reduce(|left, right| binary(left, joined, right))
                 }
             }
             _ => None,
@@ -132,45 +149,16 @@ impl Compared {
                 with: With::At(Expr::Literal(at, None)),
             });
         }
-        let tick = match unit {
-            TimeUnit::Second => 1_000_000_000,
-            TimeUnit::Millisecond => 1_000_000,
-            TimeUnit::Microsecond => 1_000,
-            TimeUnit::Nanosecond => return None,
-        };
+        let tick = per_second(TimeUnit::Nanosecond) / per_second(unit);
         if nanos.rem_euclid(tick) == 0 {
             return None;
         }
-        let before = Some(nanos.div_euclid(tick));
-        let before = match unit {
-            TimeUnit::Second => ScalarValue::TimestampSecond(before, to_zone),
-            TimeUnit::Millisecond => ScalarValue::TimestampMillisecond(before, to_zone),
-            _ => ScalarValue::TimestampMicrosecond(before, to_zone),
-        };
+        let before = ScalarValue::Int64(Some(nanos.div_euclid(tick)));
+        let before = before.cast_to(&DataType::Timestamp(unit, to_zone)).ok()?;
         Some(Self {
             subject: subject.clone(),
             with: With::After(Expr::Literal(before, None)),
         })
-    }
-
-    fn of_any(
-        subject: &Expr,
-        literals: &[Expr],
-        schema: &DFSchema,
-        zone: Option<&str>,
-    ) -> Option<Self> {
-        let mut literals = literals.iter();
-        literals.find_map(|literal| Self::between(subject, literal, schema, zone))
-    }
-
-    /// Only moments between two of the subject's unit.
-    fn between(
-        subject: &Expr,
-        literal: &Expr,
-        schema: &DFSchema,
-        zone: Option<&str>,
-    ) -> Option<Self> {
-        Self::of(subject, literal, schema, zone).filter(|c| matches!(c.with, With::After(_)))
     }
 
     fn exactly(self, op: Operator) -> Option<Expr> {
@@ -218,28 +206,44 @@ pub(crate) fn uncut(value: &ScalarValue, wanted: &DataType) -> Result<ScalarValu
     })
 }
 
-/// A timestamp in the coarser unit of `wanted`, with digits left out as in text (Arrow's cast goes
-/// towards 1970 from both sides); `None`: this is something else.
-pub(crate) fn floored(value: &ScalarValue, wanted: &DataType) -> Result<Option<ScalarValue>> {
-    let (DataType::Timestamp(from, zone), DataType::Timestamp(unit, _)) =
-        (value.data_type(), wanted)
+/// Timestamps in the coarser unit of `to`, with digits left out as in text: Arrow's cast would go
+/// towards 1970 from both sides, and so give moments before it to the next tick. `None`: there is
+/// nothing to leave out.
+pub(crate) fn floored(column: &ArrayRef, to: &DataType) -> Result<Option<ArrayRef>> {
+    let (DataType::Timestamp(from, zone), DataType::Timestamp(unit, _)) = (column.data_type(), to)
     else {
         return Ok(None);
     };
-    let ticks = per_second(from) / per_second(*unit);
-    let ScalarValue::Int64(Some(fine)) = value.cast_to(&DataType::Int64)? else {
-        return Ok(None);
-    };
+    let ticks = per_second(*from) / per_second(*unit);
     if ticks <= 1 {
         return Ok(None);
     }
-    let coarse = ScalarValue::Int64(Some(fine.div_euclid(ticks)));
-    let coarse = coarse.cast_to(&DataType::Timestamp(*unit, zone))?;
-    coarse.cast_to(wanted).map(Some)
+    let fine = arrow_cast::cast(column, &DataType::Int64)?;
+    let coarse: Int64Array = fine
+        .as_primitive::<Int64Type>()
+        .unary(|fine| fine.div_euclid(ticks));
+    let coarse_type = DataType::Timestamp(*unit, zone.clone());
+    Ok(Some(arrow_cast::cast(&coarse, &coarse_type)?))
+}
+
+/// [`floored`] for one value, as type `wanted`.
+pub(crate) fn floored_scalar(
+    value: &ScalarValue,
+    wanted: &DataType,
+) -> Result<Option<ScalarValue>> {
+    if value.is_null() || !matches!(value.data_type(), DataType::Timestamp(..)) {
+        return Ok(None);
+    }
+    let Some(coarse) = floored(&value.to_array()?, wanted)? else {
+        return Ok(None);
+    };
+    ScalarValue::try_from_array(&coarse, 0)?
+        .cast_to(wanted)
+        .map(Some)
 }
 
 /// Ticks of a unit in a second.
-pub(crate) fn per_second(unit: TimeUnit) -> i64 {
+fn per_second(unit: TimeUnit) -> i64 {
     match unit {
         TimeUnit::Second => 1,
         TimeUnit::Millisecond => 1_000,

@@ -435,6 +435,11 @@ impl Collector for EngineCollector {
         )?;
         counter(
             &mut encoder,
+            "object_store_warmed_bytes",
+            stats.warmed_bytes.get(),
+        )?;
+        counter(
+            &mut encoder,
             "object_store_requests",
             stats.store_requests.get(),
         )?;

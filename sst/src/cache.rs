@@ -54,6 +54,19 @@ impl<K: Hash + Eq, V: Clone> WeightedLru<K, V> {
         }
     }
 
+    pub(crate) fn weight(&self) -> usize {
+        self.weight
+    }
+
+    pub(crate) fn weight_max(&self) -> usize {
+        self.weight_max
+    }
+
+    /// Whether there is an entry; does not count as its use.
+    pub(crate) fn has(&self, key: &K) -> bool {
+        self.entries.contains(key)
+    }
+
     pub(crate) fn get(&mut self, key: &K) -> Option<V> {
         self.entries.get(key).map(|(value, _)| value.clone())
     }

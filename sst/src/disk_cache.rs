@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::cache::{BlockKey, FileId, WeightedLru};
 use crate::stats::SstStats;
@@ -75,11 +75,43 @@ impl DiskCache {
         None
     }
 
+    /// Whether there is a block; does not count as its use.
+    pub(crate) fn has(&self, key: BlockKey) -> bool {
+        self.index.lock().has(&key)
+    }
+
+    /// Whether `bytes` more fit into nine tenths: the rest is for what readers bring.
+    pub(crate) fn has_room(&self, bytes: u64) -> bool {
+        let index = self.index.lock();
+        index.weight() as u64 + bytes <= index.weight_max() as u64 / 10 * 9
+    }
+
     /// Keeps a block, unless too many writes are under way.
     pub(crate) fn put(self: &Arc<Self>, key: BlockKey, block: Bytes, stats: &Arc<SstStats>) {
-        let Ok(permit) = Arc::clone(&self.writes).try_acquire_owned() else {
-            return;
-        };
+        if let Ok(permit) = Arc::clone(&self.writes).try_acquire_owned() {
+            self.put_with(permit, key, block, stats);
+        }
+    }
+
+    /// Keeps a block, after those that are being written.
+    pub(crate) async fn put_in_turn(
+        self: &Arc<Self>,
+        key: BlockKey,
+        block: Bytes,
+        stats: &Arc<SstStats>,
+    ) {
+        if let Ok(permit) = Arc::clone(&self.writes).acquire_owned().await {
+            self.put_with(permit, key, block, stats);
+        }
+    }
+
+    fn put_with(
+        self: &Arc<Self>,
+        permit: OwnedSemaphorePermit,
+        key: BlockKey,
+        block: Bytes,
+        stats: &Arc<SstStats>,
+    ) {
         let (cache, stats) = (Arc::clone(self), Arc::clone(stats));
         tokio::task::spawn_blocking(move || {
             let _permit = permit;

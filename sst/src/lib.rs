@@ -17,6 +17,7 @@ mod series_key;
 mod sink;
 mod stats;
 mod store;
+mod warm;
 mod writer;
 
 pub use describe::{ColumnDescription, SstDescription, describe};

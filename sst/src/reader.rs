@@ -15,7 +15,7 @@ use parquet::file::metadata::ParquetMetaData;
 use crate::cache::FileId;
 use crate::metadata::SstMetadata;
 use crate::stats::ReadCounters;
-use crate::store::{FileRef, SstStore};
+use crate::store::{FileRef, Keep, SstStore};
 use crate::{SstError, SstFile};
 
 /// Reads one file through the caches of an [`SstStore`]. Its errors are `ParquetError::External`
@@ -25,7 +25,7 @@ pub struct SstReader {
     store: Arc<SstStore>,
     file: FileRef,
     counters: Arc<ReadCounters>,
-    keep: bool,
+    keep: Keep,
 }
 
 impl SstStore {
@@ -60,14 +60,14 @@ impl SstReader {
             store,
             file,
             counters,
-            keep: true,
+            keep: Keep::Everywhere,
         }
     }
 
     /// Blocks it fetches are not put into the caches.
     #[must_use]
     pub(crate) fn keeping_nothing(mut self) -> Self {
-        self.keep = false;
+        self.keep = Keep::Nowhere;
         self
     }
 

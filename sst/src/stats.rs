@@ -53,10 +53,12 @@ pub struct SstStats {
     pub disk: LevelStats,
     /// Footers, page indexes and series indexes.
     pub metadata: LevelStats,
-    /// Bytes read from the object store.
-    pub store_bytes: Counter,
     /// Requests sent to the object store.
     pub store_requests: Counter,
+    /// Bytes read from the object store.
+    pub store_bytes: Counter,
+    /// Of them, bytes fetched ahead of readers.
+    pub warmed_bytes: Counter,
     /// Objects found damaged.
     pub damaged: Counter,
 }

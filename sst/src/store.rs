@@ -91,12 +91,12 @@ type InFlight = AHashMap<BlockKey, watch::Receiver<Option<Bytes>>>;
 /// All SSTs of a process, read through shared caches.
 pub struct SstStore {
     store: Arc<dyn ObjectStore>,
-    block_bytes: u64,
+    pub(crate) block_bytes: u64,
     memory: BlockCache,
-    disk: Option<Arc<DiskCache>>,
+    pub(crate) disk: Option<Arc<DiskCache>>,
     metadata: Mutex<WeightedLru<CachedKey, Cached>>,
     in_flight: Mutex<InFlight>,
-    stats: Arc<SstStats>,
+    pub(crate) stats: Arc<SstStats>,
 }
 
 impl std::fmt::Debug for SstStore {
@@ -176,7 +176,7 @@ impl SstStore {
                         &metadata,
                         vec![range],
                         &ReadCounters::default(),
-                        true,
+                        Keep::Everywhere,
                     )
                     .await?
                     .pop()
@@ -256,14 +256,14 @@ impl SstStore {
         file.damaged(what)
     }
 
-    /// The bytes of `ranges`, each in one piece. `keep`: what is fetched goes into the caches.
+    /// The bytes of `ranges`, each in one piece.
     pub(crate) async fn read(
         &self,
         file: &FileRef,
         metadata: &SstMetadata,
         ranges: Vec<Range<u64>>,
         counters: &ReadCounters,
-        keep: bool,
+        keep: Keep,
     ) -> Result<Vec<Bytes>, SstError> {
         let mut wanted: Vec<u32> = Vec::new();
         for range in &ranges {
@@ -357,7 +357,7 @@ impl SstStore {
     }
 
     /// Splits `wanted` into blocks that this reader fetches and ones that another is fetching.
-    fn claim(
+    pub(crate) fn claim(
         &self,
         file: FileId,
         wanted: &[u32],
@@ -385,14 +385,14 @@ impl SstStore {
         )
     }
 
-    async fn fetch(
+    pub(crate) async fn fetch(
         &self,
         file: &FileRef,
         metadata: &SstMetadata,
         claims: Claims<'_>,
         blocks: &mut AHashMap<u32, Bytes>,
         counters: &ReadCounters,
-        keep: bool,
+        keep: Keep,
     ) -> Result<(), SstError> {
         if claims.claims.is_empty() {
             return Ok(());
@@ -428,11 +428,17 @@ impl SstStore {
                 };
                 // Copied: a slice would keep its neighbours in memory after they were evicted.
                 let bytes = Bytes::copy_from_slice(chunk);
-                if keep {
+                if keep == Keep::Everywhere {
                     self.memory.put(*key, bytes.clone(), &self.stats.memory);
                 }
-                if keep && let Some(disk) = &self.disk {
-                    disk.put(*key, bytes.clone(), &self.stats);
+                match (&self.disk, keep) {
+                    (Some(disk), Keep::Everywhere) => {
+                        disk.put(*key, bytes.clone(), &self.stats);
+                    }
+                    (Some(disk), Keep::OnDisk) => {
+                        disk.put_in_turn(*key, bytes.clone(), &self.stats).await;
+                    }
+                    _ => {}
                 }
                 let _ = sender.send(Some(bytes.clone()));
                 blocks.insert(key.block, bytes);
@@ -442,9 +448,18 @@ impl SstStore {
     }
 }
 
+/// Where what is fetched is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    Nowhere,
+    /// Not in memory.
+    OnDisk,
+    Everywhere,
+}
+
 /// Blocks that one reader fetches. Dropped early (an error, a cancelled query), those who wait
 /// see the sender gone and fetch for themselves.
-struct Claims<'a> {
+pub(crate) struct Claims<'a> {
     in_flight: &'a Mutex<InFlight>,
     claims: Vec<(BlockKey, watch::Sender<Option<Bytes>>)>,
 }

@@ -46,6 +46,7 @@ impl Stack {
     /// # Panics
     /// When it does not start.
     #[must_use]
+    #[expect(clippy::zombie_processes, reason = "the watcher outlives this process")]
     pub fn with_brokers(folder: &Path, brokers: usize) -> Self {
         let stack = Self {
             folder: folder.join("stack"),

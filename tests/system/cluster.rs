@@ -280,6 +280,99 @@ async fn a_frozen_leader_that_wakes_up_acknowledges_nothing_more() {
     cluster.replicas_agree(0).await;
 }
 
+/// What a replica that stands still may yet need is garbage to nobody: files of its leader's older
+/// manifests, and files that it wrote and has not published.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_that_stand_still_lose_no_file_to_garbage_collection() {
+    let (dir, stack) = stack();
+    let settings = [
+        ("SHOAL_ENGINE_SHARDS", "1"),
+        ("SHOAL_GC_RETENTION_S", "3"),
+        ("SHOAL_GC_INTERVAL_S", "1"),
+        ("SHOAL_QUERY_STATEMENT_TIMEOUT_MS", "2900"),
+    ];
+    let mut cluster = Cluster::start(&stack, dir.path(), "garbage", 2, &settings).await;
+    cluster.follow_all(1).await;
+    let shard = cluster.shard_ids(0).await.remove(0);
+    ledger_tables(&cluster.client(0), &["log".to_owned()]).await;
+    let mut rows = 0;
+    for round in 0..4_usize {
+        let (leads, follows) = (round % 2, (round + 1) % 2);
+        let leader = cluster.client(leads);
+        let insert = async |rows: u64| {
+            let insert = format!(
+                "INSERT INTO log SELECT 'b{round}', x FROM generate_series(1, {rows}) AS g(x)"
+            );
+            leader.sql(&insert).await.expect("insert");
+        };
+        insert(20_000).await;
+        leader.flush().await.expect("flush");
+        // The follower stands still with the view that it has, while its files are replaced.
+        cluster.nodes[follows].pause();
+        for _ in 0..4 {
+            insert(5_000).await;
+            leader.flush().await.expect("flush");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        leader
+            .post("/v1/admin/compact", &json!({}))
+            .await
+            .expect("/v1/admin/compact");
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        leader
+            .post("/v1/admin/gc", &json!({}))
+            .await
+            .expect("/v1/admin/gc");
+        cluster.nodes[follows].resume();
+        rows += 40_000;
+        let follower = cluster.client(follows);
+        let all = "SELECT count(*) FROM log";
+        let eventual = [("Shoal-Consistency", "eventual")];
+        let read = follower.sql_with(all, &eventual).await;
+        assert!(read.expect("its own view, or a newer one").count() <= rows);
+        assert_eq!(follower.count(all).await, rows, "round {round}");
+        // The leader stands still in the middle of writing files; the follower takes over and
+        // collects.
+        let flushing = tokio::spawn({
+            let leader = leader.clone();
+            async move {
+                let insert =
+                    "INSERT INTO log SELECT 'late', x FROM generate_series(1, 1000) AS g(x)";
+                let _ = leader.sql(insert).await;
+                let _ = leader.flush().await;
+            }
+        });
+        tokio::time::sleep(Duration::from_millis(30 * round as u64)).await;
+        cluster.nodes[leads].pause();
+        cluster.order(follows, &shard, "promote", follows).await;
+        follower
+            .post("/v1/admin/compact", &json!({}))
+            .await
+            .expect("/v1/admin/compact");
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        follower
+            .post("/v1/admin/gc", &json!({}))
+            .await
+            .expect("/v1/admin/gc");
+        cluster.nodes[leads].resume();
+        flushing.await.expect("the flush ends");
+        // Whether the late rows were written is settled by now.
+        rows = follower.count(all).await;
+        assert_eq!(leader.count(all).await, rows);
+    }
+    cluster.replicas_agree(0).await;
+    // A cold start finds every file that its manifest names.
+    for node in 0..2 {
+        cluster.nodes[node].stop().await;
+        cluster.nodes[node].restart().await;
+    }
+    assert_eq!(
+        cluster.client(0).count("SELECT count(*) FROM log").await,
+        rows
+    );
+    cluster.replicas_agree(1).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_leader_loses_nothing_and_doubles_nothing() {
     let (dir, stack) = stack();

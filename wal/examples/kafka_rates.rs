@@ -1,7 +1,9 @@
 //! How long an append to the Kafka log takes, and how much it takes, beside a bare producer of the
 //! same settings in the same run. Prints one JSON line a figure.
 //!
-//!     cargo run --release -p shoal-wal --example kafka_rates -- 127.0.0.1:9092 [REPLICAS]
+//!     cargo run --release -p shoal-wal --example kafka_rates -- 127.0.0.1:9092 [REPLICAS [BYTES]]
+//!
+//! With BYTES only single records of that size.
 
 use std::collections::VecDeque;
 use std::error::Error;
@@ -38,7 +40,11 @@ async fn run() -> Result<(), Failure> {
     let mut config = KafkaLogConfig::new(brokers, format!("rates{}", LogId::generate()));
     config.replication_factor = replicas;
     config.min_insync_replicas = replicas.div_ceil(2);
+    let bytes: Option<usize> = words.next().map(|w| w.parse()).transpose()?;
     let store = KafkaLogStore::open(config.clone())?;
+    if let Some(bytes) = bytes {
+        return one_at_a_time(&store, &config, bytes).await;
+    }
     for bytes in [200, 64 << 10] {
         one_at_a_time(&store, &config, bytes).await?;
     }

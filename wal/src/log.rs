@@ -29,7 +29,8 @@
 //!
 //! **Durability.** A record is readable only once it is durable: what a reader returned, every
 //! later reader of any process returns at the same offset, after any crash, until it is trimmed.
-//! So "my reader passed it" is a proof and "my receipt said so" is a hint.
+//! So "my reader passed it" is a proof. "My receipt said so" is one only to who knows everything below
+//! the offset that it tells: a verdict depends on that too.
 //!
 //! **Receipts.** Each append resolves exactly once:
 //! - `Ok(offset)`: durable at that offset. It may nonetheless stand there *twice*, at a later
@@ -199,6 +200,12 @@ pub trait Log: Send + Sync + std::fmt::Debug + 'static {
     /// Whether the end that [`Self::bounds`] tells is never stale: everything acknowledged before
     /// the call, by anybody, is below it. Then a strong read needs no `Barrier` record.
     fn end_is_barrier(&self) -> bool {
+        false
+    }
+
+    /// Whether a receipt proves what reading proves (the record is at that offset for ever) and
+    /// comes notably earlier, so that it is worth going by it.
+    fn receipts_come_first(&self) -> bool {
         false
     }
 

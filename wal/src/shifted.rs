@@ -102,6 +102,10 @@ impl Log for ShiftedLog {
         self.log.end_is_barrier()
     }
 
+    fn receipts_come_first(&self) -> bool {
+        self.log.receipts_come_first()
+    }
+
     async fn trim(&self, below: Offset) -> Result<(), LogError> {
         let below = Offset(below.0.saturating_sub(self.shift));
         self.log.trim(below).await

@@ -311,6 +311,10 @@ impl SimulatedLog {
 
 #[async_trait]
 impl Log for SimulatedLog {
+    fn receipts_come_first(&self) -> bool {
+        true
+    }
+
     fn append(&self, record: Bytes) -> AppendReceipt {
         let (sender, receipt) = oneshot::channel();
         let outcome = self.append_now(record);

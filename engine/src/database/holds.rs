@@ -46,13 +46,13 @@ impl Drop for Hold {
 }
 
 impl Holds {
-    fn until(&self, tables: &[TableId]) -> Option<Instant> {
+    fn until(&self, tables: impl Iterator<Item = TableId>) -> Option<Instant> {
         if self.count.load(Ordering::Acquire) == 0 {
             return None;
         }
         let held = self.tables.lock();
         let now = Instant::now();
-        let until = tables.iter().filter_map(|table| held.get(table).copied());
+        let until = tables.filter_map(|table| held.get(&table).copied());
         until.filter(|until| *until > now).max()
     }
 
@@ -62,7 +62,7 @@ impl Holds {
     /// [`WriteError::Overloaded`] after `patience`.
     pub(super) async fn wait(
         &self,
-        tables: &[TableId],
+        tables: impl Iterator<Item = TableId> + Clone,
         patience: Duration,
     ) -> Result<(), WriteError> {
         let deadline = Instant::now() + patience;
@@ -70,7 +70,7 @@ impl Holds {
             let released = self.released.notified();
             tokio::pin!(released);
             released.as_mut().enable();
-            let Some(until) = self.until(tables) else {
+            let Some(until) = self.until(tables.clone()) else {
                 return Ok(());
             };
             if Instant::now() >= deadline {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use shoal_types::ShardId;
 use tokio::task::JoinSet;
 
-use super::open::open_as;
+use super::open_shard::open_as;
 use super::{Role, Served, Shared, Slot};
 use crate::EngineError;
 use crate::shard::gc::GcReport;

@@ -21,15 +21,16 @@ use shoal_meta::{Catalog, MetaError, SchemaEntry, ShardEntry};
 use shoal_sst::{ObjectLayout, SstError, SstStore, SstStoreOptions};
 use shoal_types::{ShardId, TableId};
 use shoal_wal::record::{Payload, SchemaChange};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use super::open_shard::open_as;
 use super::{Backends, Database, Role, Served, Shared, Slot, Work};
 use crate::compaction::ByteBudget;
-use crate::embedded::FolderLock;
 use crate::env::{Env, MemoryBudget};
+use crate::folder_lock::FolderLock;
 use crate::shard::gc::list_objects;
-use crate::shard::open::{Listed, StopsIfDropped, open as open_shard};
+use crate::shard::open::Listed;
 use crate::shard::{Shard, Stopped};
 use crate::{EngineConfig, EngineError};
 
@@ -70,7 +71,8 @@ impl Database {
         let sst_options = SstStoreOptions {
             memory_bytes: config.cache_memory_bytes,
             metadata_bytes: config.cache_metadata_bytes,
-            ..SstStoreOptions::default()
+            block_bytes: config.cache_block_bytes,
+            disk: config.cache_disk.clone(),
         };
         let sst = SstStore::new(Arc::clone(&backends.store), &sst_options)
             .map_err(|e| EngineError::Invalid(format!("file cache: {e}")))?;
@@ -78,6 +80,7 @@ impl Database {
         let remote_schemas = LruCache::new(remote_schemas.unwrap_or(NonZeroUsize::MIN));
         let remote_schemas = Mutex::new(remote_schemas);
         let compaction_budget = Arc::new(ByteBudget::new(config.compaction_bytes_per_s));
+        let warm_budget = ByteBudget::new(config.cache_warm_bytes_per_s);
         let env = Arc::new(Env {
             config,
             logs: backends.logs,
@@ -91,6 +94,8 @@ impl Database {
             memory: MemoryBudget::default(),
             sst,
             compaction_budget,
+            warm_budget,
+            warming: Semaphore::new(1),
             wake: Notify::new(),
             _lock: lock,
         });
@@ -166,39 +171,6 @@ impl Database {
             }
         }
     }
-}
-
-/// Opens a shard in a role.
-///
-/// # Errors
-/// Why it cannot be served so; then it is not open.
-pub(super) async fn open_as(
-    env: Arc<Env>,
-    id: ShardId,
-    listed: Option<Arc<Listed>>,
-    role: Role,
-) -> Result<Arc<Shard>, EngineError> {
-    let shard = open_shard(env, id, listed).await?;
-    let mut unfinished = StopsIfDropped(Some(Arc::clone(&shard)));
-    if role == Role::Leader
-        && let Err(error) = shard.promote(0).await
-        // One that cannot read its log shows what it has.
-        && !shard.halted.is()
-    {
-        let stopped = shard.stopped();
-        shard.stop(Stopped::Closed);
-        shard.join().await;
-        return Err(match stopped {
-            // The reader of its log knows better what is wrong.
-            Some(why) => EngineError::ShardUnavailable {
-                shard: id,
-                why: why.why(),
-            },
-            None => error,
-        });
-    }
-    unfinished.0 = None;
-    Ok(shard)
 }
 
 pub(super) fn not_placed() -> Served {

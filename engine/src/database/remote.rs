@@ -288,8 +288,8 @@ impl Database {
         let led = self.shared.led_here(shard).map_err(as_write_error)?;
         if write.read_at.is_none() {
             let tables = write.parts.iter().flat_map(|part| &part.tables);
-            let tables: Vec<TableId> = tables.map(|table| table.table).collect();
-            self.shared.holds.wait(&tables, patience).await?;
+            let tables = tables.map(|table| table.table);
+            self.shared.holds.wait(tables, patience).await?;
         }
         self.wait_for_memory(patience).await?;
         let idempotent = write.write_id.is_some() || write.import.is_some();

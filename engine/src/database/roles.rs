@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use shoal_types::ShardId;
 
-use super::open::{drop_nameless, not_placed, open_as};
+use super::open::{drop_nameless, not_placed};
+use super::open_shard::open_as;
 use super::{Database, Role, Served};
 use crate::EngineError;
 use crate::shard::promote::Promoted;

@@ -125,8 +125,8 @@ impl Database {
         let mut rows = 0;
         let mut by_shard: BTreeMap<ShardId, Vec<RowBlock>> = BTreeMap::new();
         if options.read_at.is_none() {
-            let tables: Vec<_> = blocks.iter().map(|block| block.table).collect();
-            self.shared.holds.wait(&tables, patience).await?;
+            let tables = blocks.iter().map(|block| block.table);
+            self.shared.holds.wait(tables, patience).await?;
         }
         for block in blocks {
             block
@@ -180,7 +180,8 @@ impl Database {
         options: WriteOptions,
     ) -> Result<Commit, WriteError> {
         let patience = self.write_patience(&options);
-        self.shared.holds.wait(&[table.id], patience).await?;
+        let tables = std::iter::once(table.id);
+        self.shared.holds.wait(tables, patience).await?;
         let schema = match self.shared.current_schema(table).await {
             Ok(schema) => schema,
             Err(EngineError::NotFound { .. }) => return Err(self.dropped(table.id)),

@@ -1,4 +1,5 @@
-//! The reader of a shard's log: the only way in which rows, schemas and claims enter memory.
+//! The reader of a shard's log. Rows, schemas and claims enter memory here only: as they are read,
+//! or, what this replica appended itself, as the log confirms their place (`confirmed.rs`).
 //!
 //! For every batch: match each record with what this leader has in flight (epoch, writer, seq,
 //! crc) and take the rows decoded already, else decode it; then, under the lock, fold and apply
@@ -15,13 +16,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use shoal_rows::decode_blocks;
-use shoal_types::{Epoch, Offset, Seq, WriterId};
+use shoal_types::{Epoch, Offset, Seq, TimestampMs, WriterId};
 use shoal_wal::fold::Verdict;
 use shoal_wal::log::{LogError, LogReader};
 use shoal_wal::record::{Payload, Record, RecordError, Remains};
+use uuid::Uuid;
 
+use super::entry::LogEntry;
 use super::halt::{Halt, HaltKind};
-use super::state::{LogEntry, Released};
+use super::state::{Released, ShardState};
 use super::{Counters, Shard, Stopped};
 
 /// Records applied under one hold of the lock: bounds how long a reader of the state waits.
@@ -34,7 +37,9 @@ const ROWS_MAX: usize = 65_536;
 
 enum Step {
     Foreign,
-    Entry(Arc<LogEntry>),
+    /// Applied before it was read.
+    Known(u32),
+    Entry(Arc<LogEntry>, u32),
 }
 
 /// A sequenced record's verdict.
@@ -108,23 +113,36 @@ pub(crate) async fn run(shard: Arc<Shard>, mut reader: Box<dyn LogReader>) {
                 tokio::time::sleep(IO_PAUSE).await;
                 Ok(None)
             }
+            // The reader of a leader was slower than its flush and trim; it knows what is below.
+            Some(Err(error @ LogError::BelowStart { .. })) => match read_on(&shard).await {
+                Some(behind) => {
+                    reader = behind;
+                    Ok(None)
+                }
+                None => Err(error),
+            },
             Some(Err(error)) => Err(error),
         };
         // What came before a damaged place is applied before the replica halts there.
-        if let Some(earlier) = pending.take()
-            && finish(&shard, earlier).await.is_break()
-        {
-            return;
-        }
-        match begun {
-            Ok(Some(batch)) if batch.decoding.is_some() => pending = Some(batch),
-            Ok(Some(batch)) => {
-                if finish(&shard, batch).await.is_break() {
-                    return;
-                }
+        let mut done = match pending.take() {
+            Some(earlier) => finish(&shard, earlier).await,
+            None => ControlFlow::Continue(()),
+        };
+        if done.is_continue() {
+            match begun {
+                Ok(Some(batch)) if batch.decoding.is_some() => pending = Some(batch),
+                Ok(Some(batch)) => done = finish(&shard, batch).await,
+                Ok(None) => {}
+                Err(error) => done = ControlFlow::Break(end(&shard, error)),
             }
-            Ok(None) => {}
-            Err(error) => return end(&shard, error),
+        }
+        match done {
+            ControlFlow::Continue(()) => {}
+            ControlFlow::Break(None) => return,
+            ControlFlow::Break(Some(halt)) => match behind(&shard, halt).await {
+                Some(other) => reader = other,
+                None => return,
+            },
         }
         if shard.stop.is_cancelled() || shard.halted.is() {
             return;
@@ -132,8 +150,21 @@ pub(crate) async fn run(shard: Arc<Shard>, mut reader: Box<dyn LogReader>) {
     }
 }
 
-/// The log can be read no further.
-fn end(shard: &Shard, error: LogError) {
+/// A reader behind what was applied ahead of the last one; `None`: nothing was.
+async fn read_on(shard: &Shard) -> Option<Box<dyn LogReader>> {
+    let next = {
+        let mut state = shard.state.write();
+        if !state.confirmed.is_ahead() {
+            return None;
+        }
+        state.confirmed.reader_moved();
+        state.fold.next_offset()
+    };
+    shard.log.read(next).await.ok()
+}
+
+/// The log can be read no further. Gives the place of damage, if it is that.
+fn end(shard: &Shard, error: LogError) -> Option<Halt> {
     let place = || shard.place();
     match error {
         LogError::Closed => shard.stop(Stopped::Closed),
@@ -147,7 +178,7 @@ fn end(shard: &Shard, error: LogError) {
                 halt.at = from;
                 halt.end = Some(to);
             }
-            shard.halt(halt);
+            return Some(halt);
         }
         LogError::LostTail { end, .. } => {
             let what = format!("the log ends at {end}");
@@ -158,6 +189,32 @@ fn end(shard: &Shard, error: LogError) {
         }
         other => shard.stop(Stopped::Failed(other.to_string())),
     }
+    None
+}
+
+/// A reader behind a damaged place, where this replica has applied what stood there: it leads, and
+/// its next flush leaves the place behind for all. Else it halts.
+async fn behind(shard: &Arc<Shard>, halt: Halt) -> Option<Box<dyn LogReader>> {
+    if halt.at >= shard.state.read().fold.next_offset() {
+        shard.halt(halt);
+        return None;
+    }
+    let reader = read_on(shard).await;
+    if reader.is_none() {
+        shard.stop(Stopped::Reopen(halt.to_string()));
+        return None;
+    }
+    tracing::warn!(
+        shard = %shard.id, at = %halt.at, place = halt.place, what = halt.what,
+        "the log is damaged where this leader knows what stood; it is flushed now"
+    );
+    let (shard, at) = (Arc::clone(shard), halt.at);
+    tokio::spawn(async move {
+        if let Err(error) = shard.flush_beyond(at).await {
+            tracing::warn!(shard = %shard.id, %error, "not flushed yet, the next flush will do");
+        }
+    });
+    reader
 }
 
 impl Shard {
@@ -193,6 +250,7 @@ fn begin(shard: &Arc<Shard>, batch: Vec<(Offset, Bytes)>) -> Batch {
     let mut steps = Vec::with_capacity(batch.len());
     let mut unknown = Vec::new();
     let mut halt = None;
+    let next = shard.state.read().fold.next_offset();
     for (offset, bytes) in batch {
         match Record::peek(&bytes) {
             Err(RecordError::Foreign) => steps.push((offset, Some(Step::Foreign))),
@@ -200,16 +258,17 @@ fn begin(shard: &Arc<Shard>, batch: Vec<(Offset, Bytes)>) -> Batch {
                 halt = Some(shard.halt_of(Damage::of(offset, &error, &bytes)));
                 break;
             }
+            Ok(id) if offset < next => steps.push((offset, Some(Step::Known(id.crc)))),
             Ok(id) => match shard.pipeline.in_flight(&id) {
-                Some(entry) => steps.push((offset, Some(Step::Entry(entry)))),
+                Some(entry) => steps.push((offset, Some(Step::Entry(entry, id.crc)))),
                 None => {
-                    unknown.push((steps.len(), offset, bytes));
+                    unknown.push((steps.len(), offset, id.crc, bytes));
                     steps.push((offset, None));
                 }
             },
         }
     }
-    let size: usize = unknown.iter().map(|(_, _, bytes)| bytes.len()).sum();
+    let size: usize = unknown.iter().map(|(.., bytes)| bytes.len()).sum();
     let mut batch = Batch {
         steps,
         decoding: None,
@@ -225,8 +284,8 @@ fn begin(shard: &Arc<Shard>, batch: Vec<(Offset, Bytes)>) -> Batch {
 
 impl Batch {
     fn place(&mut self, shard: &Shard, decoded: Decoded) {
-        for (at, entry) in decoded.entries {
-            self.steps[at].1 = Some(Step::Entry(entry));
+        for (at, step) in decoded.steps {
+            self.steps[at].1 = Some(step);
         }
         if let Some((at, damage)) = decoded.damaged {
             self.steps.truncate(at);
@@ -250,11 +309,11 @@ impl Damage {
     }
 }
 
-/// Applies a batch. Break: nothing more is to be read.
-async fn finish(shard: &Arc<Shard>, mut batch: Batch) -> ControlFlow<()> {
+/// Applies a batch. Break: nothing more is to be read, or there is damage behind it.
+async fn finish(shard: &Arc<Shard>, mut batch: Batch) -> ControlFlow<Option<Halt>> {
     let stopped = |why| {
         shard.stop(Stopped::Failed(why));
-        ControlFlow::Break(())
+        ControlFlow::Break(None)
     };
     if let Some(decoding) = batch.decoding.take() {
         match decoding.await {
@@ -264,30 +323,30 @@ async fn finish(shard: &Arc<Shard>, mut batch: Batch) -> ControlFlow<()> {
     }
     for part in batch.steps.chunks(RECORDS_A_HOLD) {
         if shard.halted.is() {
-            return ControlFlow::Break(());
+            return ControlFlow::Break(None);
         }
-        if let Err(why) = apply_part(shard, part) {
+        if let Err(why) = advance(shard, |advancing| advancing.read(part)) {
             return stopped(why);
         }
         tokio::task::yield_now().await;
     }
     match batch.halt {
         None => ControlFlow::Continue(()),
-        Some(halt) => {
-            shard.halt(halt);
-            ControlFlow::Break(())
-        }
+        Some(halt) => ControlFlow::Break(Some(halt)),
     }
 }
 
-fn decode_all(unknown: Vec<(usize, Offset, Bytes)>) -> Decoded {
+fn decode_all(unknown: Vec<(usize, Offset, u32, Bytes)>) -> Decoded {
     let mut decoded = Decoded {
-        entries: Vec::with_capacity(unknown.len()),
+        steps: Vec::with_capacity(unknown.len()),
         damaged: None,
     };
-    for (at, offset, bytes) in unknown {
+    for (at, offset, crc, bytes) in unknown {
         match decode(&bytes) {
-            Ok(entry) => decoded.entries.push((at, Arc::new(entry))),
+            Ok(entry) => {
+                let step = Step::Entry(Arc::new(entry), crc);
+                decoded.steps.push((at, step));
+            }
             Err(what) => {
                 let damage = Damage {
                     offset,
@@ -336,62 +395,143 @@ fn decode(bytes: &Bytes) -> Result<LogEntry, String> {
     Ok(LogEntry { record, blocks })
 }
 
-fn apply_part(shard: &Arc<Shard>, part: &[(Offset, Option<Step>)]) -> Result<(), String> {
-    let now_ms = shard.env.clock.now_ms();
-    let mut judged = Vec::with_capacity(part.len());
-    let mut released = Released::default();
-    let mut rows = 0;
-    let mut foreign = 0;
-    let mut marks = Vec::new();
-    let (before, after, next, claim, unknown) = {
-        let mut state = shard.state.write();
-        let before = state.memory_bytes;
+/// What one hold of the lock has done.
+struct Advancing<'a> {
+    shard: &'a Shard,
+    state: &'a mut ShardState,
+    now_ms: TimestampMs,
+    judged: Vec<Judged>,
+    marks: Vec<Uuid>,
+    released: Released,
+    records: u64,
+    rows: u64,
+    foreign: u64,
+}
+
+impl Advancing<'_> {
+    /// The reader passes these.
+    fn read(&mut self, part: &[(Offset, Option<Step>)]) -> Result<(), String> {
         for (offset, step) in part {
+            let crc = match step {
+                Some(Step::Known(crc) | Step::Entry(_, crc)) => Some(*crc),
+                None | Some(Step::Foreign) => None,
+            };
+            self.state.confirmed.passed(*offset, crc)?;
+            if *offset < self.state.fold.next_offset() {
+                continue;
+            }
             match step {
                 None | Some(Step::Foreign) => {
-                    foreign += 1;
-                    state.fold.pass(*offset);
+                    self.foreign += 1;
+                    self.records += 1;
+                    self.state.fold.pass(*offset);
                 }
-                Some(Step::Entry(entry)) => {
-                    let record = &entry.record;
-                    check_genesis(shard, &state.topic, record)?;
-                    let verdict = state.apply(*offset, entry, now_ms, &mut released);
-                    if let Payload::Barrier(mark) = &record.payload {
-                        marks.push(*mark);
-                    }
-                    if verdict == Verdict::Apply {
-                        rows += entry.blocks.iter().map(|b| b.rows() as u64).sum::<u64>();
-                    }
-                    let sequenced = matches!(
-                        record.payload,
-                        Payload::Write(_) | Payload::Schema(_) | Payload::Manifest(_)
-                    );
-                    if sequenced {
-                        judged.push(Judged {
-                            epoch: record.epoch,
-                            writer: record.writer,
-                            seq: record.seq,
-                            offset: *offset,
-                            verdict,
-                        });
-                    }
-                }
+                Some(Step::Known(_)) => {}
+                Some(Step::Entry(entry, _)) => self.apply(*offset, entry)?,
+            }
+            self.follow()?;
+        }
+        Ok(())
+    }
+
+    /// Applies what is confirmed to stand next.
+    fn follow(&mut self) -> Result<(), String> {
+        loop {
+            let next = self.state.fold.next_offset();
+            match self.state.confirmed.take(next) {
+                Some(entry) => self.apply(next, &entry)?,
+                None => return Ok(()),
             }
         }
-        let next = state.fold.next_offset();
-        let unknown = state.unknown_manifest().is_some();
-        (
-            before,
-            state.memory_bytes,
-            next,
-            state.fold.claim(),
-            unknown,
-        )
+    }
+
+    fn apply(&mut self, offset: Offset, entry: &Arc<LogEntry>) -> Result<(), String> {
+        let record = &entry.record;
+        check_genesis(self.shard, &self.state.topic, record)?;
+        let verdict = self
+            .state
+            .apply(offset, entry, self.now_ms, &mut self.released);
+        self.records += 1;
+        if verdict == Verdict::Apply {
+            self.rows += entry.blocks.iter().map(|b| b.rows() as u64).sum::<u64>();
+        }
+        match &record.payload {
+            Payload::Barrier(mark) => self.marks.push(*mark),
+            Payload::Write(_) | Payload::Schema(_) | Payload::Manifest(_) => {
+                self.judged.push(Judged {
+                    epoch: record.epoch,
+                    writer: record.writer,
+                    seq: record.seq,
+                    offset,
+                    verdict,
+                });
+            }
+            Payload::Genesis(_) | Payload::Claim(_) => {}
+        }
+        Ok(())
+    }
+}
+
+/// The log confirmed that a record of this replica stands at `offset`.
+pub(crate) fn confirm(shard: &Shard, offset: Offset, entry: Arc<LogEntry>, crc: u32) {
+    if !shard.log.receipts_come_first() {
+        return;
+    }
+    let done = advance(shard, |advancing| {
+        if shard.halted.is() {
+            return Ok(());
+        }
+        let next = advancing.state.fold.next_offset();
+        advancing.state.confirmed.offer(offset, entry, crc, next);
+        advancing.follow()
+    });
+    if let Err(why) = done {
+        shard.stop(Stopped::Failed(why));
+    }
+}
+
+/// Applies under the lock, then tells who waits. Two tasks may be here at a time: the lock decides
+/// who comes first, and what is told afterwards may be told in any order.
+fn advance(
+    shard: &Shard,
+    work: impl FnOnce(&mut Advancing<'_>) -> Result<(), String>,
+) -> Result<(), String> {
+    let now_ms = shard.env.clock.now_ms();
+    let mut state = shard.state.write();
+    let before = state.memory_bytes;
+    let mut advancing = Advancing {
+        shard,
+        state: &mut state,
+        now_ms,
+        judged: Vec::new(),
+        marks: Vec::new(),
+        released: Released::default(),
+        records: 0,
+        rows: 0,
+        foreign: 0,
     };
+    work(&mut advancing)?;
+    let Advancing {
+        judged,
+        marks,
+        released,
+        records,
+        rows,
+        foreign,
+        ..
+    } = advancing;
+    let after = state.memory_bytes;
+    let next = state.fold.next_offset();
+    let claim = state.fold.claim();
+    let unknown = state.unknown_manifest().is_some();
+    drop(state);
     shard.env.memory.change(before, after);
     drop(released);
+    if records == 0 {
+        return Ok(());
+    }
     Counters::add(&shard.counters.rows_applied, rows);
-    Counters::add(&shard.counters.records_applied, part.len() as u64);
+    Counters::add(&shard.counters.records_applied, records);
     if foreign > 0 {
         Counters::add(&shard.counters.foreign_records, foreign);
         tracing::warn!(shard = %shard.id, foreign, "bytes in the log that are no record of ours");
@@ -400,7 +540,11 @@ fn apply_part(shard: &Arc<Shard>, part: &[(Offset, Option<Step>)]) -> Result<(),
     if shard.env.memory.used() > shard.env.config.memtable_bytes_max {
         shard.env.wake.notify_one();
     }
-    shard.applied.send_replace(next);
+    shard.applied.send_if_modified(|applied| {
+        let later = next > *applied;
+        *applied = next.max(*applied);
+        later
+    });
     if claim.0.closes_the_log() {
         // Whoever waits for a barrier waits for what is written to the new log, too.
         let what = format!("epoch {} closed it", claim.0);

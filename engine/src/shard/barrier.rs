@@ -19,7 +19,8 @@ use shoal_wal::record::Record;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::Shard;
+use super::entry::LogEntry;
+use super::{Shard, apply};
 use crate::{EngineError, ReadLevel};
 
 /// Pause after a barrier that could not be appended.
@@ -241,12 +242,16 @@ impl Shard {
         let mark = Uuid::new_v4();
         let (waiting, passed) = oneshot::channel();
         self.barriers.appended.lock().insert(mark, waiting);
-        let record = Record::barrier(mark, self.env.clock.now_ms());
-        let receipt = self.log.append(record.encode());
+        let entry = LogEntry::without_rows(Record::barrier(mark, self.env.clock.now_ms()));
+        let (bytes, crc) = entry.encode();
+        let receipt = self.log.append(bytes);
         let failed = async {
             match receipt_outcome(receipt).await {
-                // Delivered: it will be read.
-                Ok(_) => std::future::pending().await,
+                // It passes at once where everything below is applied, else it will be read.
+                Ok(offset) => {
+                    apply::confirm(self, offset, entry, crc);
+                    std::future::pending().await
+                }
                 Err(error) => error.to_string(),
             }
         };

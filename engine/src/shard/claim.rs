@@ -20,8 +20,9 @@ use shoal_wal::log::{LogError, receipt_outcome};
 use shoal_wal::record::{ManifestRef, Payload, Record};
 use tokio::sync::mpsc;
 
+use super::entry::LogEntry;
 use super::write::Delivery;
-use super::{Shard, Stopped};
+use super::{Shard, Stopped, apply};
 
 /// How long an unclear claim is waited for before a higher one is sent.
 const UNCLEAR_WAIT: Duration = Duration::from_millis(100);
@@ -49,6 +50,9 @@ pub(crate) async fn run(shard: Arc<Shard>, mut deliveries: mpsc::UnboundedReceiv
             outcome = receipt_outcome(one.receipt) => outcome,
         };
         if !shard.pipeline.delivered(one.epoch, one.seq, &outcome) {
+            if let Ok(offset) = outcome {
+                apply::confirm(&shard, offset, one.entry, one.crc);
+            }
             continue;
         }
         if let Err(LogError::Closed) = &outcome {
@@ -126,7 +130,9 @@ impl Shard {
             stamp_ms: self.env.clock.now_ms(),
             payload: Payload::Claim(self.newest_known()),
         };
-        let receipt = receipt_outcome(self.log.append(record.encode()));
+        let entry = LogEntry::without_rows(record);
+        let (bytes, crc) = entry.encode();
+        let receipt = receipt_outcome(self.log.append(bytes));
         let read_back = self.wait_for_claim(epoch, tenure);
         tokio::pin!(read_back);
         let judge = |mine| if mine { Claimed::Mine } else { Claimed::Ended };
@@ -136,7 +142,10 @@ impl Shard {
             () = self.stop.cancelled() => return Claimed::Ended,
             mine = &mut read_back => return judge(mine),
             outcome = receipt => match outcome {
-                Ok(_) => return judge(read_back.await),
+                Ok(offset) => {
+                    apply::confirm(self, offset, entry, crc);
+                    return judge(read_back.await);
+                }
                 Err(LogError::Full(what)) => return Claimed::Full(what),
                 Err(LogError::Closed) => {
                     self.stop(Stopped::Closed);

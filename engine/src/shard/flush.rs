@@ -82,7 +82,7 @@ impl Shard {
         self.flush().await.map(|_| ())
     }
 
-    async fn flush_now(&self) -> Result<Flushed, EngineError> {
+    async fn flush_now(self: &Arc<Self>) -> Result<Flushed, EngineError> {
         let mut publishing = self.publishing.lock().await;
         self.settle(&mut publishing).await?;
         let published = publishing.newest.replay_offset();
@@ -105,7 +105,7 @@ impl Shard {
         match self.publish(&mut publishing, edit).await {
             Ok(_) => {
                 let done = self.flushed(&begun);
-                self.trim(&publishing.newest).await;
+                self.trim_in_time(Arc::clone(&publishing.newest)).await;
                 Ok(done)
             }
             Err(error) => {

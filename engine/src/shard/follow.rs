@@ -15,7 +15,7 @@ use futures::StreamExt;
 use shoal_sst::SstFile;
 use shoal_wal::record::ManifestRef;
 
-use super::open::load_residue;
+use super::residue::load_residue;
 use super::state::Released;
 use super::{Shard, Stopped};
 use crate::EngineError;

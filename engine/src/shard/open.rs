@@ -11,7 +11,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use object_store::{ObjectStoreExt, path::Path};
 use parking_lot::{Mutex, RwLock};
 use shoal_meta::{MetaError, ShardEntry};
 use shoal_sst::SstError;
@@ -27,10 +26,10 @@ use super::barrier::Barriers;
 use super::halt::Halted;
 use super::pins::Pins;
 use super::publish::Publishing;
-use super::residue::Applied;
+use super::residue::load_residue;
 use super::state::ShardState;
 use super::write::Pipeline;
-use super::{Counters, Shard, Stopped, apply, claim, follow, residue};
+use super::{Counters, Shard, Stopped, apply, claim, follow, warm};
 use crate::EngineError;
 use crate::env::Env;
 use crate::manifest::format::Publisher;
@@ -94,6 +93,7 @@ pub(crate) async fn open(
     shard.start(apply::run(Arc::clone(&shard), reader));
     shard.start(claim::run(Arc::clone(&shard), to_deliver));
     shard.start(follow::run(Arc::clone(&shard)));
+    shard.start(warm::run(Arc::clone(&shard)));
     tracing::info!(
         shard = %id, manifest = %newest.version(), replay_offset = %newest.replay_offset(),
         "shard open"
@@ -273,28 +273,4 @@ fn check_files(newest: &ManifestState, listed: &Listed) -> Result<(), EngineErro
         }
     }
     Ok(())
-}
-
-/// The rows of a manifest's residue object; none, if it names none.
-///
-/// # Errors
-/// The store's, or [`SstError::Damaged`].
-pub(crate) async fn load_residue(
-    env: &Env,
-    manifest: &ManifestState,
-) -> Result<Vec<Applied>, EngineError> {
-    let Some(named) = &manifest.residue else {
-        return Ok(Vec::new());
-    };
-    let path = Path::from(named.path.as_str());
-    let read = async { env.store.get(&path).await?.bytes().await };
-    let bytes = read.await.map_err(|e| SstError::from_store(&path, e))?;
-    let damaged = |what| SstError::Damaged {
-        path: named.path.clone(),
-        what,
-    };
-    if crc32fast::hash(&bytes) != named.crc {
-        return Err(damaged("its checksum differs from the manifest's".to_owned()).into());
-    }
-    Ok(residue::decode(&bytes).map_err(damaged)?)
 }

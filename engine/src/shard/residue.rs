@@ -15,8 +15,14 @@
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes};
+use object_store::{ObjectStoreExt, path::Path};
 use shoal_rows::{RowBlock, decode_blocks, encode_blocks};
+use shoal_sst::SstError;
 use shoal_types::Offset;
+
+use crate::EngineError;
+use crate::env::Env;
+use crate::manifest::ManifestState;
 
 const MAGIC: &[u8; 8] = b"SHOALRES";
 const VERSION: u16 = 1;
@@ -96,4 +102,28 @@ pub(crate) fn decode(bytes: &Bytes) -> Result<Vec<Applied>, String> {
         at = begin + length;
     }
     Ok(all)
+}
+
+/// The rows of a manifest's residue object; none, if it names none.
+///
+/// # Errors
+/// The store's, or [`SstError::Damaged`].
+pub(crate) async fn load_residue(
+    env: &Env,
+    manifest: &ManifestState,
+) -> Result<Vec<Applied>, EngineError> {
+    let Some(named) = &manifest.residue else {
+        return Ok(Vec::new());
+    };
+    let path = Path::from(named.path.as_str());
+    let read = async { env.store.get(&path).await?.bytes().await };
+    let bytes = read.await.map_err(|e| SstError::from_store(&path, e))?;
+    let damaged = |what| SstError::Damaged {
+        path: named.path.clone(),
+        what,
+    };
+    if crc32fast::hash(&bytes) != named.crc {
+        return Err(damaged("its checksum differs from the manifest's".to_owned()).into());
+    }
+    Ok(decode(&bytes).map_err(damaged)?)
 }

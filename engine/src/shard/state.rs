@@ -17,8 +17,10 @@ use shoal_rows::RowBlock;
 use shoal_sst::SstFile;
 use shoal_types::{Incarnation, Offset, RowVersion, TableId, TableSchema, TimestampMs, WriterId};
 use shoal_wal::fold::{FoldState, Verdict, fold};
-use shoal_wal::record::{ManifestRef, Payload, Record, SchemaChange, WriteHeader};
+use shoal_wal::record::{ManifestRef, Payload, SchemaChange, WriteHeader};
 
+use super::confirmed::Confirmed;
+use super::entry::LogEntry;
 use super::residue::{Applied, ResidueTable};
 use crate::PredicateDelete;
 use crate::manifest::{FileEntry, ManifestState};
@@ -27,13 +29,6 @@ use crate::memtable::{MemtableView, TableMemtable};
 /// Fewer small tables than this get files of their own: that many small files hurt nobody, and
 /// rows in files can be read by anything that reads Parquet.
 const RESIDUE_TABLES_MIN: usize = 64;
-
-/// A record with its rows decoded.
-#[derive(Clone, Debug)]
-pub(crate) struct LogEntry {
-    pub record: Record,
-    pub blocks: Vec<Arc<RowBlock>>,
-}
 
 /// A memtable and what the shard has to know of it.
 #[derive(Debug)]
@@ -104,6 +99,8 @@ pub(crate) struct ShardState {
     pub topic: Option<String>,
     /// Rows a table may hold as residue, in bytes of memory.
     pub small_bytes_max: usize,
+    /// Own records that the log confirmed and that were not read back yet.
+    pub confirmed: Confirmed,
 }
 
 /// Rows taken out, to be freed outside the lock.
@@ -177,6 +174,7 @@ impl ShardState {
             dirty_since_ms: None,
             topic,
             small_bytes_max,
+            confirmed: Confirmed::default(),
             manifest,
         }
     }

@@ -7,7 +7,8 @@
 //! encoded before, outside of any lock.
 //!
 //! A record is acknowledged when both have happened, in either order: the log reported delivery,
-//! and this shard's own reader passed it with a verdict. Every verdict but "not in turn" is final
+//! and this shard folded it at its place in the log with a verdict (`confirmed.rs` says when it need
+//! not be read back for that). Every verdict but "not in turn" is final
 //! and *definite*. A record out of turn (its epoch was poisoned or is over) took no effect and is
 //! sent again by `claim.rs` under the next epoch.
 //!
@@ -27,7 +28,7 @@ use shoal_wal::record::{Payload, Record, RecordId};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::apply::Judged;
-use super::state::LogEntry;
+use super::entry::LogEntry;
 use super::{Counters, Shard, Stopped};
 use crate::WriteError;
 
@@ -87,6 +88,8 @@ pub(crate) struct Delivery {
     pub epoch: Epoch,
     pub seq: Seq,
     pub receipt: AppendReceipt,
+    pub entry: Arc<LogEntry>,
+    pub crc: u32,
 }
 
 /// Records between `write()` and their answers.
@@ -500,19 +503,22 @@ impl Shard {
     }
 
     fn append(&self, state: &mut State, mut in_flight: InFlight) {
-        let bytes = in_flight.entry.record.encode();
-        in_flight.crc = Record::peek(&bytes).map_or(0, |id| id.crc);
+        let (bytes, crc) = in_flight.entry.encode();
+        in_flight.crc = crc;
         in_flight.sends += 1;
         let (epoch, seq) = (state.epoch, state.next_seq);
         state.next_seq = seq.next();
         let receipt = self.log.append(bytes);
-        state.in_flight.insert((epoch, seq), in_flight);
-        // The task that takes these ends only with the shard.
-        let _ = self.pipeline.deliveries.send(Delivery {
+        let delivery = Delivery {
             epoch,
             seq,
             receipt,
-        });
+            entry: Arc::clone(&in_flight.entry),
+            crc,
+        };
+        state.in_flight.insert((epoch, seq), in_flight);
+        // The task that takes these ends only with the shard.
+        let _ = self.pipeline.deliveries.send(delivery);
     }
 
     /// The claim of `epoch` was read back: answers what was applied below it, sends the rest again

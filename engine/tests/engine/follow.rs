@@ -8,21 +8,26 @@ use std::time::Duration;
 use object_store::memory::InMemory;
 use parking_lot::Mutex;
 use shoal_engine::{
-    CommitToken, Database, EngineError, ReadLevel, Role, TableHandle, WriteError, WriteOptions,
+    CommitToken, Database, EngineConfig, EngineError, ReadLevel, Role, TableHandle, WriteError,
+    WriteOptions,
 };
 use shoal_types::{Epoch, Offset, TableMode};
 use shoal_wal::simulated::{Faults, SimulatedLogStore};
 
-use super::support::*;
+use super::support::{config as immediate, *};
+
+/// A follower may be a moment behind its leader without opening anew.
+fn config() -> EngineConfig {
+    EngineConfig {
+        trim_delay_ms: 2_000,
+        ..immediate()
+    }
+}
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn follow(world: &World, table: &TableHandle) -> Arc<Database> {
-    let db = world.open_node(config()).await;
-    let role = db.set_role(table.shard, Role::Follower, 0).await;
-    assert_eq!(role.expect("follow"), None);
-    assert_eq!(db.status()[0].role, "follower");
-    db
+    follow_with(world, table, config()).await
 }
 
 async fn until(db: &Database, what: &str, mut holds: impl FnMut() -> bool) {

@@ -9,6 +9,8 @@ mod follow;
 mod late;
 mod model;
 mod peers;
+mod receipts;
 mod remote;
 mod repair;
 mod support;
+mod warm;

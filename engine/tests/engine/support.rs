@@ -23,8 +23,8 @@ use object_store::{
 use parking_lot::Mutex;
 use shoal_engine::merge::{MergeOptions, file_run, memory_run, merge_runs};
 use shoal_engine::{
-    Backends, Commit, Database, EngineConfig, NewTable, Peers, ReadView, RowPredicate, TableHandle,
-    WriteError, WriteOptions,
+    Backends, Commit, Database, EngineConfig, NewTable, Peers, ReadView, Role, RowPredicate,
+    TableHandle, WriteError, WriteOptions,
 };
 use shoal_meta::{
     Limits, Listing, MemoryMetaStore, MetaError, MetaStore, Registration, Txn, Watch,
@@ -47,6 +47,7 @@ pub fn config() -> EngineConfig {
         shards: 1,
         gc_interval_s: 0,
         write_timeout_ms: 10_000,
+        trim_delay_ms: 0,
         ..EngineConfig::default()
     }
 }
@@ -294,6 +295,19 @@ impl World {
         let opened = Database::open_node(config, self.backends()).await;
         opened.expect("open")
     }
+}
+
+/// One more node, which follows the shard of a table.
+pub async fn follow_with(
+    world: &World,
+    table: &TableHandle,
+    config: EngineConfig,
+) -> Arc<Database> {
+    let db = world.open_node(config).await;
+    let role = db.set_role(table.shard, Role::Follower, 0).await;
+    assert_eq!(role.expect("follow"), None);
+    assert_eq!(db.status()[0].role, "follower");
+    db
 }
 
 /// A store whose puts fail on demand: before or after they took effect.

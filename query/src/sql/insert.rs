@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow_array::cast::AsArray;
-use arrow_array::types::Int64Type;
-use arrow_array::{ArrayRef, Decimal128Array, Int64Array, RecordBatch};
+use arrow_array::{ArrayRef, Decimal128Array, RecordBatch};
 use arrow_schema::{DataType, SchemaRef};
 use arrow_select::concat::concat_batches;
 use datafusion::common::ScalarValue;
@@ -23,7 +21,7 @@ use crate::QueryError;
 use crate::error::{Kind, Result};
 use crate::number::Number;
 use crate::table::ShoalTable;
-use crate::ticks::per_second;
+use crate::ticks::floored;
 
 /// Rows of a block, at most.
 const BLOCK_ROWS_MAX: usize = 65_536;
@@ -241,7 +239,8 @@ pub(super) fn cast_to(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordB
             {
                 return decimals_of(column, *precision, *scale, field.name());
             }
-            let column = &floored(column, field.data_type())?;
+            let coarse = floored(column, field.data_type())?;
+            let column = coarse.as_ref().unwrap_or(column);
             let options = arrow_cast::CastOptions {
                 safe: false,
                 ..Default::default()
@@ -259,25 +258,6 @@ pub(super) fn cast_to(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordB
         columns,
         &options,
     )?)
-}
-
-/// Timestamps in the coarser unit of `to`, by leaving digits out as literals are read: Arrow's cast
-/// would go towards 1970 from both sides, and so give moments before it to the next tick.
-fn floored(column: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
-    let (DataType::Timestamp(from, zone), DataType::Timestamp(unit, _)) = (column.data_type(), to)
-    else {
-        return Ok(Arc::clone(column));
-    };
-    let ticks = per_second(*from) / per_second(*unit);
-    if ticks <= 1 {
-        return Ok(Arc::clone(column));
-    }
-    let fine = arrow_cast::cast(column, &DataType::Int64)?;
-    let coarse: Int64Array = fine
-        .as_primitive::<Int64Type>()
-        .unary(|fine| fine.div_euclid(ticks));
-    let coarse_type = DataType::Timestamp(*unit, zone.clone());
-    Ok(arrow_cast::cast(&coarse, &coarse_type)?)
 }
 
 /// Doubles and text as `DECIMAL`, read as literals are: Arrow multiplies doubles by a power of ten,

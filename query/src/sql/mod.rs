@@ -7,6 +7,7 @@ mod copy;
 mod create;
 mod definition;
 mod insert;
+mod lists;
 mod named;
 mod names;
 mod parse;

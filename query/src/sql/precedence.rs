@@ -8,7 +8,7 @@ use datafusion::sql::sqlparser::ast::{
     BinaryOperator, Expr, Statement, UnaryOperator, Value, VisitMut, VisitorMut,
 };
 
-/// Puts all such conditions of a statement in order.
+/// Puts all such conditions of a statement in order, and makes lists of written-out arrays.
 pub(super) fn mend(statement: &mut Statement) {
     let _ = VisitMut::visit(statement, &mut Mender);
 }
@@ -19,6 +19,7 @@ impl VisitorMut for Mender {
     type Break = ();
 
     fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
+        super::lists::unpack(expr);
         if reaches_too_far(expr) {
             let taken = std::mem::replace(expr, Expr::Value(Value::Null.into()));
             let mut items = Vec::new();

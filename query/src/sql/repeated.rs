@@ -18,7 +18,7 @@ use datafusion::sql::sqlparser::ast::{
 use futures::StreamExt;
 
 use super::names::fold;
-use super::result_names::Names;
+use super::result_names::{Names, is_star};
 use crate::QueryError;
 use crate::error::Kind;
 
@@ -72,14 +72,8 @@ fn mark(body: &mut SetExpr, all: bool) -> bool {
 }
 
 fn mark_select(select: &mut Select, all: bool) -> bool {
-    let is_wildcard = |item: &SelectItem| {
-        matches!(
-            item,
-            SelectItem::Wildcard(_) | SelectItem::QualifiedWildcard(..)
-        )
-    };
     // Any name may be one of those that `*` stands for.
-    let has_wildcard = select.projection.iter().any(is_wildcard);
+    let has_wildcard = select.projection.iter().any(is_star);
     let mut seen = HashSet::new();
     let mut marked = false;
     for (i, item) in select.projection.iter_mut().enumerate() {

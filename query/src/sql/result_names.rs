@@ -14,6 +14,8 @@ use datafusion::sql::sqlparser::ast::{
 use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 
+use super::names::fold;
+
 /// The longest text that is parsed for its names alone.
 const BYTES_MAX: usize = 64 << 10;
 
@@ -90,12 +92,6 @@ fn of_query(query: &Query) -> Names {
             SetExpr::SetOperation { left, .. } => body = left,
             SetExpr::Query(query) => return of_query(query),
             SetExpr::Select(select) => {
-                let is_star = |item: &SelectItem| {
-                    matches!(
-                        item,
-                        SelectItem::Wildcard(_) | SelectItem::QualifiedWildcard(..)
-                    )
-                };
                 let items = &select.projection;
                 let first_star = items.iter().position(is_star).unwrap_or(items.len());
                 let left = items[..first_star].iter().map(of_item).collect();
@@ -119,6 +115,14 @@ fn of_query(query: &Query) -> Names {
     }
 }
 
+/// Whether an item stands for any number of columns.
+pub(super) fn is_star(item: &SelectItem) -> bool {
+    matches!(
+        item,
+        SelectItem::Wildcard(_) | SelectItem::QualifiedWildcard(..)
+    )
+}
+
 fn of_item(item: &SelectItem) -> Option<String> {
     match item {
         SelectItem::UnnamedExpr(Expr::Identifier(_) | Expr::CompoundIdentifier(_)) => None,
@@ -130,12 +134,7 @@ fn of_item(item: &SelectItem) -> Option<String> {
 }
 
 fn last(name: &ObjectName) -> Option<String> {
-    let ident = name.0.last()?.as_ident()?;
-    Some(if ident.quote_style.is_some() {
-        ident.value.clone()
-    } else {
-        ident.value.to_lowercase()
-    })
+    name.0.last()?.as_ident().map(fold)
 }
 
 /// A name and whether it is a good one: a cast prefers its operand's good name to its type.

@@ -4,6 +4,7 @@ mod bench;
 mod concurrency;
 mod decimals;
 mod faults;
+mod guards;
 mod limits;
 mod literals;
 mod pruning;

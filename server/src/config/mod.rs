@@ -164,7 +164,7 @@ keys! {
     "kafka.min_insync_replicas" kafka_min_insync_replicas: u64 = 2, Some(1..=16), "replicas",
         "How many of them must have a record before it counts. 1 is for development: a broken broker then loses acknowledged writes.";
     "kafka.acks" kafka_acks: Acks = Acks::All, None, "all or leader",
-        "Whose confirmation a write waits for before it is read back.";
+        "Whose confirmation a write waits for. With all it need not be read back where nothing unknown stands before it in the log; with leader it always is.";
     "kafka.commit_timeout_ms" kafka_commit_timeout_ms: u64 = 10_000, Some(100..=600_000), "ms",
         "After this long without enough confirmations a write fails with the commit-timeout error.";
     "kafka.queue_bytes_max" kafka_queue_bytes_max: ByteSize = ByteSize(64 * MIB), Some(MIB..=2 * GIB), "bytes",
@@ -259,6 +259,8 @@ keys! {
         "Bytes handed to the log and not yet applied, per shard; beyond it writes are pushed back (429).";
     "wal.write_timeout_ms" wal_write_timeout_ms: u64 = 30_000, Some(10..=3_600_000), "ms",
         "How long a write waits for its verdict before its outcome is reported as unknown.";
+    "wal.trim_delay_ms" wal_trim_delay_ms: u64 = 5_000, Some(0..=3_600_000), "ms",
+        "How long a node keeps records of a log that files have made superfluous. A follower that is later than this opens anew from files.";
 
     "compaction.window_s" compaction_window_s: u64 = 86_400, Some(60..=315_360_000), "s",
         "Width of the time windows within which files are merged.";
@@ -280,6 +282,12 @@ keys! {
         "Memory cache of file contents.";
     "cache.metadata_bytes" cache_metadata_bytes: ByteSize = ByteSize(64 * MIB), Some(MIB..=TIB), "bytes",
         "Memory cache of file footers and page indexes.";
+    "cache.disk_bytes" cache_disk_bytes: ByteSize = ByteSize(16 * GIB), Some(0..=1024 * TIB), "bytes",
+        "A node's cache of file contents on its own disk. 0: none. Not used by `shoal standalone`, whose files are there.";
+    "cache.disk_dir" cache_disk_dir: PathBuf = PathBuf::new(), None, "path",
+        "Folder of that cache. Empty: `cache` in the data folder.";
+    "cache.warm_bytes_per_s" cache_warm_bytes_per_s: ByteSize = ByteSize(64 * MIB), Some(0..=TIB), "bytes a second",
+        "A node fetches new files of its replicas onto that disk at this rate before anybody reads them. 0: never.";
 
     "query.memory_bytes_max" query_memory_bytes_max: ByteSize = ByteSize(512 * MIB), Some(16 * MIB..=TIB), "bytes",
         "Memory of all running statements together; sorts, joins and groupings beyond it spill to disk.";
@@ -348,6 +356,20 @@ impl Config {
         }
     }
 
+    /// A node's cache on its own disk.
+    #[must_use]
+    pub fn cache_disk(&self) -> Option<shoal_sst::DiskCacheOptions> {
+        let directory = if self.cache_disk_dir.as_os_str().is_empty() {
+            self.data_dir.join("cache")
+        } else {
+            self.cache_disk_dir.clone()
+        };
+        (self.cache_disk_bytes.0 > 0).then(|| shoal_sst::DiskCacheOptions {
+            directory,
+            bytes_max: self.cache_disk_bytes.usize(),
+        })
+    }
+
     /// The query layer's part.
     #[must_use]
     pub fn query(&self) -> shoal_query::QueryConfig {
@@ -378,6 +400,7 @@ impl Config {
             record_rows_max: count(self.wal_record_rows_max),
             inflight_bytes_max: self.wal_inflight_bytes_max.usize(),
             write_timeout_ms: self.wal_write_timeout_ms,
+            trim_delay_ms: self.wal_trim_delay_ms,
             compaction_window_s: self.compaction_window_s,
             compaction_runs_min: count(self.compaction_runs_min),
             compaction_tasks_max: count(self.compaction_tasks_max),
@@ -387,6 +410,7 @@ impl Config {
             gc_interval_s: self.gc_interval_s,
             cache_memory_bytes: self.cache_memory_bytes.usize(),
             cache_metadata_bytes: self.cache_metadata_bytes.usize(),
+            cache_warm_bytes_per_s: self.cache_warm_bytes_per_s.0,
             remote_schemas_max: count(self.cluster_remote_schemas_max),
             ..Default::default()
         }

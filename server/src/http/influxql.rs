@@ -66,10 +66,8 @@ async fn answer(
         names::check_influx(named, names::INFLUX_QUERY)?;
     }
     let find = |name: &str| {
-        url_pairs(query)
-            .chain(form.iter().cloned())
-            .find(|(k, _)| k == name)
-            .map(|(_, v)| v)
+        let mut all = pairs.iter().chain(&form);
+        all.find(|(k, _)| k == name).map(|(_, v)| v.clone())
     };
     let Some(text) = find("q").filter(|q| !q.trim().is_empty()) else {
         return Err(ApiError::invalid(

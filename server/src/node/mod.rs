@@ -50,6 +50,8 @@ use service::{NodeService, Requests, ServiceLimits};
 
 /// Shards that the first node of a cluster makes, unless configured.
 const SHARDS_DEFAULT: usize = 4;
+/// What is read from the object store at a time: a request costs more than these bytes.
+const REMOTE_BLOCK_BYTES: usize = 128 << 10;
 
 /// Why a node cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -217,6 +219,8 @@ impl Node {
         if engine.shards == 0 {
             engine.shards = SHARDS_DEFAULT;
         }
+        engine.cache_block_bytes = REMOTE_BLOCK_BYTES;
+        engine.cache_disk = config.cache_disk();
         let db = Database::open_node(engine, backends).await?;
         let roles = Roles::new(me, Arc::clone(&db), Arc::clone(&topology));
         let cluster = Arc::new(Cluster {

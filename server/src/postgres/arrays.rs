@@ -14,29 +14,18 @@ use datafusion::logical_expr::{
     ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
 
-/// Columns that are arrays or vectors of numbers.
+/// Columns that are arrays of numbers.
 const NUMBERS: &[&str] = &[
     "confdelsetcols",
     "confkey",
     "conkey",
     "extconfig",
-    "indclass",
-    "indcollation",
-    "indkey",
-    "indoption",
-    "partattrs",
-    "partclass",
-    "partcollation",
     "polroles",
-    "prattrs",
     "proallargtypes",
-    "proargtypes",
     "protrftypes",
-    "stxkeys",
-    "tgattr",
 ];
 
-/// Those of them that are vectors: subscripts begin with 0.
+/// Columns that are vectors of numbers: subscripts begin with 0.
 const VECTORS: &[&str] = &[
     "indclass",
     "indcollation",

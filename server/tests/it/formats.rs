@@ -79,7 +79,7 @@ async fn parameters_and_errors_say_what_they_are() {
         (
             json!({ "sql": "SELECT 1", "consistency": "sometimes" }),
             400,
-            "invalid_request",
+            "invalid_value",
         ),
         (
             json!({ "sql": "SELECT 1", "read_from": "follower" }),
@@ -89,7 +89,7 @@ async fn parameters_and_errors_say_what_they_are() {
         (
             json!({ "sql": "SELECT 1", "commit_tokens": ["x"] }),
             400,
-            "invalid_request",
+            "invalid_value",
         ),
     ] {
         let (got, body) = server.sql_raw(&request).await;

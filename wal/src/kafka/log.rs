@@ -17,6 +17,7 @@ use shoal_types::{Offset, ShardId};
 use tokio::sync::oneshot;
 
 use super::Shared;
+use super::config::Acks;
 use super::ledger::Ledger;
 use super::reader::KafkaReader;
 use super::reports::Reports;
@@ -172,6 +173,11 @@ fn find_leader(client: &Client<Reports>, topic: &str) {
 
 #[async_trait]
 impl Log for KafkaLog {
+    fn receipts_come_first(&self) -> bool {
+        // One broker's word is no proof: another one may take its place without the record.
+        self.shared.config.acks == Acks::All
+    }
+
     fn append(&self, record: Bytes) -> AppendReceipt {
         let (bytes, max) = (record.len(), self.shared.config.record_bytes_max);
         if bytes > max {

@@ -15,7 +15,7 @@ use shoal_wal::kafka::{KafkaLogConfig, KafkaLogStore};
 use shoal_wal::log::{Log, LogError, LogReader, LogStore, receipt_outcome};
 
 /// Far above what any healthy step takes.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Brokers of one test or of all.
 pub struct Stack {
