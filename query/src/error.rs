@@ -8,6 +8,7 @@ pub(crate) use planning::missing_table;
 use std::fmt;
 
 use shoal_engine::{EngineError, WriteError};
+use shoal_sst::SstError;
 use shoal_types::Retry;
 
 /// A statement that failed.
@@ -83,6 +84,7 @@ kinds! {
     DISK_FULL = "disk_full", "53100", Safe;
     UNAVAILABLE = "unavailable", "57P03", Safe;
     NOT_FRESH = "not_fresh", "57P03", Safe;
+    TOO_OLD = "snapshot_too_old", "72000", Safe;
     DAMAGED = "data_damaged", "XX001", Never;
     LOST = "data_lost", "XX001", Never;
     IO = "io_error", "58030", Safe;
@@ -125,6 +127,20 @@ impl QueryError {
     pub(crate) fn is_schema_change(&self) -> bool {
         self.is(Kind::SCHEMA_CHANGED)
     }
+
+    /// A file that the newest manifest names is not there.
+    pub(crate) fn lost(self) -> Self {
+        let what = format!(
+            "{}, and the newest manifest names it: it is lost",
+            self.message
+        );
+        Self::new(Kind::DAMAGED, what)
+    }
+
+    /// Whether a file of the statement's view was not there: a newer view may do.
+    pub(crate) fn is_too_old(&self) -> bool {
+        self.is(Kind::TOO_OLD)
+    }
 }
 
 impl fmt::Display for QueryError {
@@ -159,11 +175,7 @@ impl From<EngineError> for QueryError {
             EngineError::Schema(_) => Kind::INVALID_DEFINITION,
             EngineError::Invalid(_) => Kind::INVALID_VALUE,
             EngineError::Write(write) => return write.clone().into(),
-            EngineError::Sst(sst) => match sst {
-                shoal_sst::SstError::Damaged { .. } => Kind::DAMAGED,
-                shoal_sst::SstError::NoSpace { .. } => Kind::DISK_FULL,
-                _ => Kind::IO,
-            },
+            EngineError::Sst(sst) => return sst.into(),
             EngineError::ShardUnavailable { .. } | EngineError::ShuttingDown => Kind::UNAVAILABLE,
             EngineError::NotFresh { .. } => Kind::NOT_FRESH,
             EngineError::Manifest { .. } => Kind::DAMAGED,
@@ -175,6 +187,23 @@ impl From<EngineError> for QueryError {
         };
         let mut out = Self::new(kind, error.to_string());
         out.retry = retry;
+        out
+    }
+}
+
+impl From<&SstError> for QueryError {
+    fn from(error: &SstError) -> Self {
+        let kind = match error {
+            SstError::Damaged { .. } => Kind::DAMAGED,
+            SstError::NoSpace { .. } => Kind::DISK_FULL,
+            SstError::NotFound { .. } => Kind::TOO_OLD,
+            _ => Kind::IO,
+        };
+        let out = Self::new(kind, error.to_string());
+        if out.is_too_old() {
+            let hint = "run the statement again; if it fails again, the file is lost";
+            return out.with_hint(hint);
+        }
         out
     }
 }

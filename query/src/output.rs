@@ -72,6 +72,16 @@ pub struct QueryStats {
 }
 
 impl QueryStats {
+    /// The statement begins again: its views will be others.
+    pub(crate) fn restart(&self) {
+        self.positions.lock().clear();
+        self.served_by.lock().clear();
+        let files = [&self.files_total, &self.files_read, &self.bytes_total];
+        for counter in files {
+            counter.store(0, Ordering::Relaxed);
+        }
+    }
+
     pub(crate) fn add(counter: &AtomicU64, by: u64) {
         counter.fetch_add(by, Ordering::Relaxed);
     }

@@ -5,9 +5,13 @@ use std::time::Duration;
 
 use arrow_schema::DataType;
 use datafusion::common::ScalarValue;
+use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::session_state::SessionState;
+use datafusion::physical_plan::EmptyRecordBatchStream;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::prelude::SessionContext;
+use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use shoal_engine::{CommitToken, Read};
 use shoal_types::{Retry, WriteId};
@@ -22,6 +26,10 @@ use crate::{Output, Prepared, QueryEngine, QueryError, QueryStats, SessionOption
 
 /// How often a statement is planned anew because a table was altered while it was planned.
 const REPLANS_MAX: usize = 8;
+/// How often a query is planned anew because a file of its view was gone.
+const RENEWALS_MAX: u32 = 6;
+/// Pause before the first of them; it doubles.
+const RENEWAL_PAUSE: Duration = Duration::from_millis(20);
 
 /// A session: settings, and statements that run one at a time or side by side. Clones share them.
 #[derive(Clone)]
@@ -344,7 +352,8 @@ impl Session {
         })
     }
 
-    /// Runs a statement; again when a table was altered between planning and reading it.
+    /// Runs a statement; again when a table was altered between planning and reading it, or when
+    /// files of its view were gone before its first rows.
     async fn attempt(
         &self,
         guard: &StatementGuard,
@@ -352,6 +361,7 @@ impl Session {
         params: &[ScalarValue],
     ) -> Result<Outcome> {
         let mut replans = 0;
+        let mut renewals = 0;
         let mut learned = false;
         let db = self.engine.database();
         let schema = self.schema();
@@ -367,7 +377,22 @@ impl Session {
                 state,
                 params,
             };
-            match run.statement(statement).await {
+            let outcome = match run.statement(statement).await {
+                Ok(Outcome::Rows(stream)) => begun(stream).await.map(Outcome::Rows),
+                other => other,
+            };
+            match outcome {
+                Err(error) if error.is_too_old() && statement.kind == StatementKind::Query => {
+                    if !run.views()?.renew().await {
+                        return Err(error.lost());
+                    }
+                    if renewals == RENEWALS_MAX {
+                        return Err(error);
+                    }
+                    tokio::time::sleep(RENEWAL_PAUSE * 2_u32.pow(renewals)).await;
+                    renewals += 1;
+                    guard.stats.restart();
+                }
                 Err(error) if error.is_schema_change() && replans < REPLANS_MAX => replans += 1,
                 Err(error) if !learned => {
                     learned = true;
@@ -388,6 +413,16 @@ impl Session {
         let patience = guard.time_left().map_or(limit, |left| left.min(limit));
         freshness::read_of(&settings, &self.seen, kind, Some(patience))
     }
+}
+
+/// The same rows, once the first of them are there.
+async fn begun(mut stream: SendableRecordBatchStream) -> Result<SendableRecordBatchStream> {
+    let schema = stream.schema();
+    let Some(first) = stream.try_next().await? else {
+        return Ok(Box::pin(EmptyRecordBatchStream::new(schema)));
+    };
+    let rows = futures::stream::iter([Ok(first)]).chain(stream);
+    Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
 }
 
 /// A write that was cut off may have reached the log.

@@ -39,6 +39,28 @@ impl Database {
         }
     }
 
+    /// After a file of `view` was found missing, as happens to a replica that stood still for
+    /// longer than files are kept: brings the replica here to the newest manifest. Whether a view
+    /// taken now may do better; `false`: the newest manifest names the same files.
+    pub async fn renew(&self, view: &ReadView) -> bool {
+        let me = self.shared.peers().map(|peers| peers.me());
+        if view.served_by.node != me {
+            return true;
+        }
+        let Ok(shard) = self.shared.shard(view.shard) else {
+            return true;
+        };
+        let newest = tokio::time::timeout(self.shared.patience(), shard.reach_newest()).await;
+        match newest {
+            Ok(Ok(newest)) => view
+                .files
+                .iter()
+                .any(|file| !newest.paths().any(|path| path == file.path)),
+            Ok(Err(error)) => matches!(error, EngineError::ShardUnavailable { .. }),
+            Err(_) => false,
+        }
+    }
+
     /// The cache through which files are read; shared by flush, compaction and queries.
     #[must_use]
     pub fn sst_store(&self) -> Arc<SstStore> {

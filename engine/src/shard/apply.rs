@@ -62,7 +62,7 @@ struct Batch {
 
 /// Records that were decoded, up to the first that cannot be.
 struct Decoded {
-    entries: Vec<(usize, Arc<LogEntry>)>,
+    steps: Vec<(usize, Step)>,
     damaged: Option<(usize, Damage)>,
 }
 

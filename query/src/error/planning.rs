@@ -72,11 +72,7 @@ fn from_sources(error: &(dyn std::error::Error + 'static)) -> QueryError {
             return ours.clone();
         }
         if let Some(sst) = current.downcast_ref::<shoal_sst::SstError>() {
-            let kind = match sst {
-                shoal_sst::SstError::Damaged { .. } => Kind::DAMAGED,
-                _ => Kind::IO,
-            };
-            return QueryError::new(kind, sst.to_string());
+            return sst.into();
         }
         next = current.source();
     }

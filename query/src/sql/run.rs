@@ -192,7 +192,7 @@ impl Run<'_> {
     }
 
     /// The views of this attempt.
-    pub(super) fn views(&self) -> Result<Arc<StatementViews>> {
+    pub(crate) fn views(&self) -> Result<Arc<StatementViews>> {
         self.state
             .config()
             .get_extension::<StatementViews>()

@@ -68,6 +68,14 @@ impl StatementViews {
             .await?;
         Ok(Arc::clone(view))
     }
+
+    /// After a file of a view was found missing: whether views taken now may do better.
+    pub(crate) async fn renew(&self) -> bool {
+        let views = self.views.lock().await;
+        let taken: Vec<_> = views.values().filter_map(|cell| cell.get()).collect();
+        let renewed = taken.into_iter().map(|view| self.db.renew(view));
+        futures::future::join_all(renewed).await.contains(&true)
+    }
 }
 
 /// An error of the engine on its way through DataFusion.

@@ -9,6 +9,7 @@ mod limits;
 mod literals;
 mod pruning;
 mod reads;
+mod renewal;
 mod replaced;
 mod statements;
 mod stored_predicates;

@@ -172,7 +172,7 @@ fn status_of(code: &str) -> StatusCode {
         }
         "too_many_statements" | "overloaded" => StatusCode::TOO_MANY_REQUESTS,
         "disk_full" | "out_of_memory" => StatusCode::INSUFFICIENT_STORAGE,
-        "unavailable" | "not_fresh" => StatusCode::SERVICE_UNAVAILABLE,
+        "unavailable" | "not_fresh" | "snapshot_too_old" => StatusCode::SERVICE_UNAVAILABLE,
         "data_lost" => StatusCode::GONE,
         "data_damaged" | "io_error" | "internal" => StatusCode::INTERNAL_SERVER_ERROR,
         "not_supported" => StatusCode::NOT_IMPLEMENTED,
