@@ -35,6 +35,7 @@ pub use database::{
 pub use durable_store::DurableLocalStore;
 pub use error::{EngineError, WriteError};
 pub use folder_lock::FolderLock;
+pub use manifest::{Loss, LossKind};
 pub use peers::{Peers, Read, ReadPlace, RecordPart, ShardCommit, ShardWrite};
 pub use read_view::{PredicateDelete, ReadLevel, ReadView, RowPredicate};
 pub use remote_store::{RemoteStore, S3Config};

@@ -41,7 +41,7 @@ pub enum StartError {
         /// The folder.
         path: PathBuf,
         /// Why.
-        source: EngineError,
+        source: Box<EngineError>,
     },
     /// The query layer.
     #[error("cannot start the query layer: {0}")]
@@ -96,7 +96,7 @@ impl Standalone {
         .await
         .map_err(|source| StartError::Open {
             path: config.data_dir.clone(),
-            source,
+            source: Box::new(source),
         })?;
         match Self::serve(config, auth, Arc::clone(&db), None).await {
             Ok(running) => Ok(running),

@@ -25,6 +25,8 @@ enum Reading {
     Held,
     /// They show a barrier in the place of every record.
     Wrong,
+    /// They show every record with its last byte changed.
+    Damaged,
 }
 
 /// Logs whose readers can be held up.
@@ -121,14 +123,17 @@ impl LogReader for HeldReader {
             self.stash = Some(self.inner.next().await?);
         }
         let go_on = self.reading.wait_for(|reading| *reading != Reading::Held);
-        let wrong = go_on
-            .await
-            .map_err(|_| LogError::Closed)?
-            .eq(&Reading::Wrong);
+        let reading = *go_on.await.map_err(|_| LogError::Closed)?;
         let mut batch = self.stash.take().unwrap_or_default();
-        if wrong {
-            for (_, bytes) in &mut batch {
-                *bytes = Record::barrier(uuid::Uuid::nil(), 0).encode();
+        for (_, bytes) in &mut batch {
+            match reading {
+                Reading::On | Reading::Held => {}
+                Reading::Wrong => *bytes = Record::barrier(uuid::Uuid::nil(), 0).encode(),
+                Reading::Damaged => {
+                    let mut damaged = bytes.to_vec();
+                    *damaged.last_mut().expect("a record") ^= 1;
+                    *bytes = damaged.into();
+                }
             }
         }
         Ok(batch)
@@ -234,4 +239,37 @@ async fn a_log_that_shows_another_record_than_it_confirmed_stops_the_shard() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     panic!("{:?}", leader.status());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_knows_what_stood_at_a_damaged_place_leaves_it_behind() {
+    let logs = HeldLogs::new(55);
+    let (held, free) = logs.worlds();
+    let leader = held.open(config()).await;
+    let table = make(&leader, "t", TableMode::Append).await;
+    // All that came before is read.
+    tokio::time::sleep(MOMENT).await;
+    logs.reading.send_replace(Reading::Held);
+    for at in 0..3 {
+        let done = put(&leader, &table, &[("a", at, at)], WriteOptions::default()).await;
+        done.expect("confirmed");
+    }
+    let last = leader.status()[0].position;
+    logs.reading.send_replace(Reading::Damaged);
+    for turn in 0.. {
+        let status = leader.status().remove(0);
+        assert!(turn < 500, "{status:?}");
+        if status.replay_offset > last {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    logs.reading.send_replace(Reading::On);
+    let done = put(&leader, &table, &[("a", 3, 3)], WriteOptions::default()).await;
+    done.expect("it leads on");
+    assert_eq!(leader.status()[0].role, "leader");
+    let seen = list(&leader, &table).await;
+    assert_eq!(seen.len(), 4);
+    let follower = follow_with(&free, &table, config()).await;
+    assert_eq!(list(&follower, &table).await, seen);
 }

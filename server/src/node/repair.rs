@@ -152,7 +152,7 @@ impl Told {
 
 impl Orders {
     /// The replicas that answer, and the nodes that do not.
-    async fn told(
+    async fn heard_of(
         &self,
         assignment: &Assignment,
         shard: ShardId,
@@ -235,7 +235,7 @@ impl Orders {
     ) -> Result<RepairReport, OrderError> {
         let begun = Instant::now();
         let assignment = self.assignment(shard).await?;
-        let (told, silent) = self.told(&assignment, shard).await?;
+        let (told, silent) = self.heard_of(&assignment, shard).await?;
         let damaged = |told: &&Told| told.halt().is_some_and(|h| h.kind == HaltKind::Damaged);
         let places: Vec<&Halt> = told.iter().filter(damaged).filter_map(Told::halt).collect();
         if places.is_empty() {
@@ -335,7 +335,7 @@ impl Orders {
     ) -> Result<RepairReport, OrderError> {
         let begun = Instant::now();
         let assignment = self.assignment(shard).await?;
-        let (told, silent) = self.told(&assignment, shard).await?;
+        let (told, silent) = self.heard_of(&assignment, shard).await?;
         let furthest = told.iter().max_by_key(|t| {
             let leads = Some(t.node) == assignment.leader;
             (t.passed(), leads)

@@ -123,10 +123,10 @@ impl Schedules {
                 continue;
             }
             let verdict = fold(&mut state, Offset(i as u64), &self.record(sent));
-            if let (Verdict::Apply, Some(write)) = (verdict, sent.write) {
-                if std::mem::replace(&mut there[write as usize], true) {
-                    return false;
-                }
+            if let (Verdict::Apply, Some(write)) = (verdict, sent.write)
+                && std::mem::replace(&mut there[write as usize], true)
+            {
+                return false;
             }
         }
         let stood_in =
