@@ -137,6 +137,15 @@ pub enum WriteError {
         /// Why.
         why: String,
     },
+    /// The replica that is to lead the shard cannot read its log any further: not applied, and not
+    /// before an operator has done what the text says.
+    #[error("shard {shard} is not available: {why}")]
+    ShardHalted {
+        /// The shard.
+        shard: ShardId,
+        /// The place, and the remedy.
+        why: String,
+    },
     /// Another replica leads the shard: not applied; send it there.
     #[error("another replica leads shard {shard}")]
     NotLeader {
@@ -169,7 +178,8 @@ impl WriteError {
             | Self::Overloaded(_)
             | Self::NoSpace(_)
             | Self::NotLeader { .. }
-            | Self::ShardUnavailable { .. } => Retry::Safe,
+            | Self::ShardUnavailable { .. }
+            | Self::ShardHalted { .. } => Retry::Safe,
             Self::OutcomeUnknown(_) | Self::CommitTimeout { .. } => Retry::Unknown,
             Self::ExpiredId { .. }
             | Self::TooLargeForAtomic { .. }

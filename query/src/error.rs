@@ -216,7 +216,9 @@ impl From<WriteError> for QueryError {
             WriteError::StaleSchema { .. } => Kind::SCHEMA_CHANGED,
             WriteError::Overloaded(_) => Kind::OVERLOADED,
             WriteError::NoSpace(_) => Kind::DISK_FULL,
-            WriteError::ShardUnavailable { .. } | WriteError::NotLeader { .. } => Kind::UNAVAILABLE,
+            WriteError::ShardUnavailable { .. }
+            | WriteError::ShardHalted { .. }
+            | WriteError::NotLeader { .. } => Kind::UNAVAILABLE,
             WriteError::OutcomeUnknown(_) => Kind::UNKNOWN_OUTCOME,
             WriteError::CommitTimeout { .. } => Kind::COMMIT_TIMEOUT,
             WriteError::ExpiredId { .. } => Kind::EXPIRED_ID,

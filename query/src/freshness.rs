@@ -135,7 +135,8 @@ async fn tables_of(
     Ok(tables)
 }
 
-/// Sees to it that what the statement names is known here.
+/// Sees to it that what the statement names is known here. Gives the tables that it names; none
+/// where this process is alone.
 ///
 /// # Errors
 /// Meta's: names known here may be old.
@@ -144,9 +145,9 @@ pub(crate) async fn learn_names(
     state: &SessionState,
     schema: &str,
     statement: &Statement,
-) -> Result<()> {
+) -> Result<Vec<TableHandle>> {
     if !db.is_clustered() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let lists_names = matches!(
         statement.kind,
@@ -155,7 +156,7 @@ pub(crate) async fn learn_names(
     if lists_names {
         db.sync_names().await?;
     }
-    tables_of(db, state, schema, statement).await.map(|_| ())
+    tables_of(db, state, schema, statement).await
 }
 
 /// Statements that every client sends and that name nothing.

@@ -13,7 +13,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::prelude::SessionContext;
 use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
-use shoal_engine::{CommitToken, Read};
+use shoal_engine::{CommitToken, Read, ReadLevel};
 use shoal_types::{Retry, WriteId};
 
 use crate::error::{Kind, Result};
@@ -367,15 +367,22 @@ impl Session {
         let schema = self.schema();
         loop {
             let read = self.read_of(statement.kind, guard)?;
+            let waits = read.level != ReadLevel::Eventual;
             let state = self.statement_state(&guard.stats, read);
+            let mut named = Vec::new();
             if replans == 0 && !learned {
-                freshness::learn_names(db, &state, &schema, statement).await?;
+                named = freshness::learn_names(db, &state, &schema, statement).await?;
             }
             let run = Run {
                 session: self,
                 guard,
                 state,
                 params,
+            };
+            let _taken = if statement.kind == StatementKind::Query && waits {
+                run.views()?.begin(named)
+            } else {
+                Vec::new()
             };
             let outcome = match run.statement(statement).await {
                 Ok(Outcome::Rows(stream)) => begun(stream).await.map(Outcome::Rows),

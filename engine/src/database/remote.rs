@@ -27,8 +27,9 @@ impl Shared {
         let shard = self.shard(id)?;
         // Where this process is the one to lead, nobody else takes the write instead.
         let leads = self.slots.get(&id).map(|slot| *slot.wanted.lock()) == Some(Role::Leader);
-        if leads && shard.halted.is() {
-            return Err(shard.unavailable());
+        if leads && let Some(halt) = shard.halted.why() {
+            let why = halt.to_string();
+            return Err(WriteError::ShardHalted { shard: id, why }.into());
         }
         if self.env.peers.is_some() && !shard.leads() {
             return Err(WriteError::NotLeader { shard: id }.into());
@@ -37,13 +38,9 @@ impl Shared {
     }
 
     /// A write that would wait for this process to lead, which it cannot.
-    fn refuse_halted(&self, id: ShardId) -> Result<(), EngineError> {
+    fn refuse_halted(&self, id: ShardId) -> Result<(), WriteError> {
         match self.led_here(id) {
-            Err(error @ EngineError::ShardUnavailable { .. })
-                if self.shard(id).is_ok_and(|shard| shard.halted.is()) =>
-            {
-                Err(error)
-            }
+            Err(EngineError::Write(error @ WriteError::ShardHalted { .. })) => Err(error),
             _ => Ok(()),
         }
     }
@@ -70,7 +67,7 @@ impl Shared {
         };
         let deadline = tokio::time::Instant::now() + patience;
         loop {
-            self.refuse_halted(id).map_err(as_write_error)?;
+            self.refuse_halted(id)?;
             if let Ok(shard) = self.led_here(id) {
                 match shard.submit(payload(), Vec::new(), patience).await {
                     Err(WriteError::NotLeader { .. }) => {}
@@ -184,7 +181,7 @@ impl Shared {
         let deadline = tokio::time::Instant::now() + patience;
         let outcome = loop {
             if let Err(error) = self.refuse_halted(id) {
-                return vec![Err(as_write_error(error))];
+                return vec![Err(error)];
             }
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
             if let Ok(shard) = self.led_here(id) {

@@ -8,6 +8,7 @@ use shoal_engine::{Database, Read, ReadView, TableHandle};
 use shoal_sst::SstStore;
 use shoal_types::TableId;
 use tokio::sync::{Mutex, OnceCell};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::Result;
 use crate::{QueryError, QueryStats};
@@ -67,6 +68,19 @@ impl StatementViews {
             })
             .await?;
         Ok(Arc::clone(view))
+    }
+
+    /// Begins to take views of these tables, so that a wait for freshness goes on beside the planning.
+    /// Ends with the handles.
+    pub(crate) fn begin(self: &Arc<Self>, tables: Vec<TableHandle>) -> Vec<AbortOnDropHandle<()>> {
+        let begin = |table| {
+            let views = Arc::clone(self);
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                // A failure is met again by whoever plans with the view.
+                let _ = views.view(&table).await;
+            }))
+        };
+        tables.into_iter().map(begin).collect()
     }
 
     /// After a file of a view was found missing: whether views taken now may do better.
