@@ -36,6 +36,9 @@ pub struct LoadOptions {
     /// Send no faster than this; 0: as fast as is acknowledged.
     #[arg(long, default_value_t = 0, value_name = "ROWS")]
     pub rows_per_s: u64,
+    /// So many writes without a row go ahead, one after the other: what HTTP alone costs.
+    #[arg(long, default_value_t = 0)]
+    pub empty_writes: u32,
     /// How often a refused or broken request is sent again before the run fails.
     #[arg(long, default_value_t = 20)]
     pub retries: u32,
@@ -122,6 +125,23 @@ fn compress(lines: &[u8]) -> Result<Vec<u8>, BenchError> {
         .map_err(|e| BenchError::Usage(format!("gzip: {e}")))
 }
 
+/// Sends writes without a row; prints `ingest.empty_*` figures.
+async fn send_empty(client: &Client, writes: u32, report: &mut Report) -> Result<(), BenchError> {
+    let mut latencies = Latencies::new();
+    for _ in 0..writes {
+        let sent = Stopwatch::start();
+        let answer = client.write(Bytes::new(), false).await?;
+        if answer.status >= 300 {
+            let url = client.write_url();
+            return Err(BenchError::refused(&url, answer.status, &answer.body));
+        }
+        latencies.record(sent.elapsed());
+    }
+    report.print("ingest.empty_p50_ms", latencies.quantile_ms(0.5), "ms");
+    report.print("ingest.empty_p99_ms", latencies.quantile_ms(0.99), "ms");
+    Ok(())
+}
+
 /// Loads the workload; prints `ingest.*` figures.
 pub(crate) async fn run(
     client: &Client,
@@ -129,6 +149,9 @@ pub(crate) async fn run(
     options: &LoadOptions,
     report: &mut Report,
 ) -> Result<(), BenchError> {
+    if options.empty_writes > 0 {
+        send_empty(client, options.empty_writes, report).await?;
+    }
     let mut generator = Generator::new(workload);
     let source = if options.pregenerate {
         let mut requests = Vec::new();

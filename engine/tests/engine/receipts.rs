@@ -25,8 +25,8 @@ enum Reading {
     Held,
     /// They show a barrier in the place of every record.
     Wrong,
-    /// They show every record with its last byte changed.
-    Damaged,
+    /// They show records up to this offset with their last byte changed.
+    Damaged(Offset),
 }
 
 /// Logs whose readers can be held up.
@@ -125,11 +125,12 @@ impl LogReader for HeldReader {
         let go_on = self.reading.wait_for(|reading| *reading != Reading::Held);
         let reading = *go_on.await.map_err(|_| LogError::Closed)?;
         let mut batch = self.stash.take().unwrap_or_default();
-        for (_, bytes) in &mut batch {
+        for (offset, bytes) in &mut batch {
             match reading {
                 Reading::On | Reading::Held => {}
+                Reading::Damaged(last) if *offset > last => {}
                 Reading::Wrong => *bytes = Record::barrier(uuid::Uuid::nil(), 0).encode(),
-                Reading::Damaged => {
+                Reading::Damaged(_) => {
                     let mut damaged = bytes.to_vec();
                     *damaged.last_mut().expect("a record") ^= 1;
                     *bytes = damaged.into();
@@ -255,7 +256,7 @@ async fn a_leader_that_knows_what_stood_at_a_damaged_place_leaves_it_behind() {
         done.expect("confirmed");
     }
     let last = leader.status()[0].position;
-    logs.reading.send_replace(Reading::Damaged);
+    logs.reading.send_replace(Reading::Damaged(last));
     for turn in 0.. {
         let status = leader.status().remove(0);
         assert!(turn < 500, "{status:?}");

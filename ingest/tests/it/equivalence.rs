@@ -2,7 +2,7 @@
 //!
 //! Where the two differ on purpose (the crate's behaviour first):
 //! - accepts a tag twice; unsigned integers above the largest BIGINT; floats that overflow to
-//!   infinity; names `time`, `__…` or with control characters; a name as tag and field: refused
+//!   infinity; names of more than 255 bytes, `time`, `__…` or with control characters; a name as tag and field: refused
 //!   here;
 //! - accepts unescaped commas in tag and field keys: refused here;
 //! - accepts a field twice with two types, and a comma behind a line's only field: refused here;
@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use influxdb_line_protocol::{FieldValue, ParsedLine, parse_lines};
 use proptest::prelude::*;
+use shoal_types::NAME_BYTES_MAX;
 
 use crate::support::{NOW_NS, Row, Value, all_rows, parse};
 
@@ -87,17 +88,16 @@ fn check(line: &str) {
         None => {}
         Some(Ok(parsed)) => match expected(parsed) {
             Some(row) if found.is_empty() => {
+                let mut names = row.tags.keys().chain(row.fields.keys());
                 // Commas in keys: whether they were escaped is gone in the crate's result.
-                let comma = row
-                    .tags
-                    .keys()
-                    .chain(row.fields.keys())
-                    .any(|n| n.contains(','));
+                let comma = names.clone().any(|n| n.contains(','));
+                let long =
+                    row.table.len() > NAME_BYTES_MAX || names.any(|n| n.len() > NAME_BYTES_MAX);
                 // The crate takes a comma behind the only field for its end.
                 let trailing = row.fields.len() == 1
                     && ours.errors.first[0].reason == "a field's name is empty";
                 assert!(
-                    comma || trailing,
+                    comma || trailing || long,
                     "{line:?} is refused here: {:?}",
                     ours.errors.first
                 );
@@ -127,6 +127,8 @@ fn lines_that_once_differed_are_judged_as_documented() {
     ] {
         check(line);
     }
+    check(&format!("a {}=1", "c".repeat(NAME_BYTES_MAX + 1)));
+    check(&format!("{} c=1", "a".repeat(NAME_BYTES_MAX + 1)));
 }
 
 fn name() -> impl Strategy<Value = String> {
