@@ -4,6 +4,7 @@
 //! maintenance of all shards of the process. A row reaches memory only through the fold of its
 //! shard's log; a file becomes visible only through a manifest named by an applied record.
 
+mod background;
 mod checksum;
 pub mod compaction;
 mod config;

@@ -16,3 +16,4 @@ pub mod node;
 pub mod postgres;
 pub mod standalone;
 mod starting;
+mod to_the_end;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use shoal_tests::{Client, Cluster, Ledger, Outcome, Stack};
 use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
 
 /// Few shards keep a test short; several show that a statement crosses nodes.
 const SMALL: &[(&str, &str)] = &[("SHOAL_ENGINE_SHARDS", "2")];
@@ -88,8 +89,26 @@ async fn any_node_takes_any_request() {
         }
     }
     third.flush().await.expect("flush");
+    // Upkeep is done by whoever leads, for tables of both shards.
+    let keep_up = async |what: &str, scope: Value| -> Value {
+        let done = third.post(&format!("/v1/admin/{what}"), &scope).await;
+        serde_json::from_str(&done.unwrap_or_else(|f| panic!("{what}: {f:?}"))).expect("JSON")
+    };
+    for table in ["append0", "append1"] {
+        for file in 0..2 {
+            let insert = format!("INSERT INTO {table} VALUES ('2024-01-03', 'f{file}', {file})");
+            third.sql(&insert).await.expect("insert");
+            third.flush().await.expect("flush");
+        }
+        let one = keep_up("compact", json!({"table": table})).await;
+        assert!(one["files_in"].as_u64() >= Some(2), "{table}: {one}");
+    }
+    let all = keep_up("compact", json!({})).await;
+    assert_eq!(all["state"], "done", "{all}");
+    let found = keep_up("gc", json!({"dry_run": true})).await;
+    assert!(found["kept"].as_u64() >= Some(4), "{found}");
     for client in &clients {
-        assert_eq!(client.count("SELECT count(*) FROM append0").await, 3);
+        assert_eq!(client.count("SELECT count(*) FROM append0").await, 5);
         client
             .sql("DROP TABLE IF EXISTS append2")
             .await
@@ -171,6 +190,55 @@ async fn reads_are_as_fresh_as_they_were_asked_for_wherever_they_are_made() {
     assert!(wrong.is_err_and(|f| f.text.contains("bounded=500ms")));
 }
 
+/// Clients that write numbered batches into two tables until they are told to stop, and a ledger of
+/// what became of each.
+struct Writers {
+    ledger: Arc<Mutex<Ledger>>,
+    next: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Writers {
+    /// So many at a time, over these clients in turn.
+    async fn start(clients: Vec<Client>, count: usize) -> Self {
+        let tables = vec!["one".to_owned(), "two".to_owned()];
+        ledger_tables(&clients[0], &tables).await;
+        let mut writers = Self {
+            ledger: Arc::new(Mutex::new(Ledger::new(tables, 10))),
+            next: Arc::default(),
+            stop: Arc::default(),
+            tasks: Vec::new(),
+        };
+        let start = |_| {
+            tokio::spawn(write_on(
+                clients.clone(),
+                Arc::clone(&writers.ledger),
+                Arc::clone(&writers.next),
+                Arc::clone(&writers.stop),
+            ))
+        };
+        writers.tasks = (0..count).map(start).collect();
+        writers
+    }
+
+    /// Waits until so many more batches were begun.
+    async fn progress(&self, more: u64) {
+        let goal = self.next.load(Ordering::Relaxed) + more;
+        while self.next.load(Ordering::Relaxed) < goal {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn end(self) -> Arc<Mutex<Ledger>> {
+        self.stop.store(true, Ordering::Relaxed);
+        for task in self.tasks {
+            task.await.expect("a writer");
+        }
+        self.ledger
+    }
+}
+
 /// Writes numbered batches until told to stop; notes what became of each.
 async fn write_on(
     clients: Vec<Client>,
@@ -210,30 +278,8 @@ async fn a_frozen_leader_that_wakes_up_acknowledges_nothing_more() {
     let (dir, stack) = stack();
     let mut cluster = Cluster::start(&stack, dir.path(), "frozen", 2, SMALL).await;
     cluster.follow_all(1).await;
-    let tables = vec!["one".to_owned(), "two".to_owned()];
-    ledger_tables(&cluster.client(0), &tables).await;
-    let ledger = Arc::new(Mutex::new(Ledger::new(tables, 10)));
-    let (next, stop) = (
-        Arc::new(AtomicU64::new(0)),
-        Arc::new(AtomicBool::new(false)),
-    );
-    let clients = vec![cluster.client(0), cluster.client(1)];
-    let writers: Vec<_> = (0..4)
-        .map(|_| {
-            tokio::spawn(write_on(
-                clients.clone(),
-                Arc::clone(&ledger),
-                Arc::clone(&next),
-                Arc::clone(&stop),
-            ))
-        })
-        .collect();
-    let progress = async |beyond: u64| {
-        while next.load(Ordering::Relaxed) < beyond {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    progress(40).await;
+    let writers = Writers::start(vec![cluster.client(0), cluster.client(1)], 4).await;
+    writers.progress(40).await;
     cluster.nodes[0].pause();
     for shard in cluster.shard_ids(1).await {
         let promoted = cluster.order(1, &shard, "promote", 1).await;
@@ -246,12 +292,8 @@ async fn a_frozen_leader_that_wakes_up_acknowledges_nothing_more() {
         .await
         .expect("written through the new leader");
     cluster.nodes[0].resume();
-    let seen = next.load(Ordering::Relaxed);
-    progress(seen + 40).await;
-    stop.store(true, Ordering::Relaxed);
-    for writer in writers {
-        writer.await.expect("a writer");
-    }
+    writers.progress(40).await;
+    let ledger = writers.end().await;
     // Its flushes and manifests fail, or are the new leader's.
     cluster
         .client(0)
@@ -378,45 +420,19 @@ async fn a_killed_leader_loses_nothing_and_doubles_nothing() {
     let (dir, stack) = stack();
     let mut cluster = Cluster::start(&stack, dir.path(), "killed", 3, SMALL).await;
     cluster.follow_all(1).await;
-    let tables = vec!["one".to_owned(), "two".to_owned()];
-    ledger_tables(&cluster.client(2), &tables).await;
-    let ledger = Arc::new(Mutex::new(Ledger::new(tables, 10)));
-    let (next, stop) = (
-        Arc::new(AtomicU64::new(0)),
-        Arc::new(AtomicBool::new(false)),
-    );
     // A node without a replica forwards all of it.
-    let clients = vec![cluster.client(2)];
-    let writers: Vec<_> = (0..4)
-        .map(|_| {
-            tokio::spawn(write_on(
-                clients.clone(),
-                Arc::clone(&ledger),
-                Arc::clone(&next),
-                Arc::clone(&stop),
-            ))
-        })
-        .collect();
-    let progress = async |more: u64| {
-        let goal = next.load(Ordering::Relaxed) + more;
-        while next.load(Ordering::Relaxed) < goal {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
+    let writers = Writers::start(vec![cluster.client(2)], 4).await;
     for round in 0..3 {
         let (old, new) = (round % 2, (round + 1) % 2);
-        progress(40).await;
+        writers.progress(40).await;
         cluster.nodes[old].kill();
         for shard in cluster.shard_ids(new).await {
             cluster.order(new, &shard, "promote", new).await;
         }
-        progress(40).await;
+        writers.progress(40).await;
         cluster.nodes[old].restart().await;
     }
-    stop.store(true, Ordering::Relaxed);
-    for writer in writers {
-        writer.await.expect("a writer");
-    }
+    let ledger = writers.end().await;
     cluster.replicas_agree(2).await;
     let mut ledger = ledger.lock().await;
     for node in 0..3 {
@@ -576,43 +592,17 @@ async fn of_three_brokers_one_after_another_may_be_killed() {
     let stack = Stack::with_brokers(dir.path(), 3);
     let cluster = Cluster::start(&stack, dir.path(), "brokers", 2, SMALL).await;
     cluster.follow_all(1).await;
-    let tables = vec!["one".to_owned(), "two".to_owned()];
-    ledger_tables(&cluster.client(0), &tables).await;
-    let ledger = Arc::new(Mutex::new(Ledger::new(tables, 10)));
-    let (next, stop) = (
-        Arc::new(AtomicU64::new(0)),
-        Arc::new(AtomicBool::new(false)),
-    );
-    let clients = vec![cluster.client(0), cluster.client(1)];
-    let writers: Vec<_> = (0..2)
-        .map(|_| {
-            tokio::spawn(write_on(
-                clients.clone(),
-                Arc::clone(&ledger),
-                Arc::clone(&next),
-                Arc::clone(&stop),
-            ))
-        })
-        .collect();
-    let progress = async |more: u64| {
-        let goal = next.load(Ordering::Relaxed) + more;
-        while next.load(Ordering::Relaxed) < goal {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
+    let writers = Writers::start(vec![cluster.client(0), cluster.client(1)], 2).await;
     for broker in ["kafka1", "kafka2", "kafka3"] {
-        progress(20).await;
+        writers.progress(20).await;
         stack.act(&["kill", broker]);
         // Two of three confirm; a partition that the killed one led gets another leader.
-        progress(40).await;
+        writers.progress(40).await;
         stack.act(&["start", broker]);
         // A replica that lags is not in sync yet; writes go on with the other two.
-        progress(20).await;
+        writers.progress(20).await;
     }
-    stop.store(true, Ordering::Relaxed);
-    for writer in writers {
-        writer.await.expect("a writer");
-    }
+    let ledger = writers.end().await;
     cluster.replicas_agree(0).await;
     let mut ledger = ledger.lock().await;
     for node in 0..2 {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use object_store::path::Path;
-use shoal_types::{Epoch, Offset, ShardId};
+use shoal_types::{Epoch, Offset, ShardId, TableId};
 use shoal_wal::local::LocalLogStats;
 
 use super::{CommitToken, Database, Role, Served, Shared, Slot, TableHandle};
@@ -234,10 +234,7 @@ impl Database {
         let outcomes = futures::future::join_all(shards.iter().map(|s| s.flush())).await;
         let mut all = Flushed::default();
         for outcome in outcomes {
-            let one = outcome?;
-            all.files += one.files;
-            all.bytes += one.bytes;
-            all.rows += one.rows;
+            all.add(outcome?);
         }
         if shard.is_none() {
             self.all_served()?;
@@ -253,18 +250,31 @@ impl Database {
     pub async fn compact(&self, table: Option<&TableHandle>) -> Result<Compacted, EngineError> {
         let mut all = Compacted::default();
         match table {
-            Some(table) => {
-                let shard = self.shared.shard(table.shard)?;
-                all.add(shard.compact_fully(table.id).await?);
-            }
+            Some(table) => all.add(self.compact_here(table.shard, Some(table.id)).await?),
             None => {
-                for shard in self.shared.open_shards() {
-                    for table in shard.tables_with_files() {
-                        all.add(shard.compact_fully(table).await?);
-                    }
+                for shard in self.shared.led_shards() {
+                    all.add(self.compact_here(shard.id, None).await?);
                 }
                 self.all_served()?;
             }
+        }
+        Ok(all)
+    }
+
+    /// As [`Self::compact`], for one shard, which this process must lead.
+    ///
+    /// # Errors
+    /// As [`Self::compact`]; [`WriteError::NotLeader`].
+    pub async fn compact_here(
+        &self,
+        shard: ShardId,
+        table: Option<TableId>,
+    ) -> Result<Compacted, EngineError> {
+        let led = self.shared.led_here(shard)?;
+        let tables = table.map_or_else(|| led.tables_with_files(), |table| vec![table]);
+        let mut all = Compacted::default();
+        for table in tables {
+            all.add(led.compact_fully(table).await?);
         }
         Ok(all)
     }

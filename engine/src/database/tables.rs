@@ -9,7 +9,7 @@ use shoal_types::{Incarnation, TableId, TableSchema};
 use shoal_wal::record::SchemaChange;
 
 use super::{Database, NewTable, Shared, TableHandle};
-use crate::shard::flush::to_the_end;
+use crate::background::to_the_end;
 use crate::{EngineError, WriteError};
 
 /// How often a change is tried when others change the same thing.

@@ -19,9 +19,9 @@ use std::sync::Arc;
 use shoal_sst::SstFile;
 use shoal_types::{TableId, TableSchema, TimestampMs};
 
-use super::flush::{on_blocking_thread, to_the_end};
 use super::state::{ShardState, needed_deletes, needs, version_before};
 use super::{Counters, Shard};
+use crate::background::{on_own_thread, to_the_end};
 use crate::compaction::{CompactionJob, PickConfig, TtlCut, expired, pick, pick_full};
 use crate::manifest::format::{Edit, FileEntry, TableEdit};
 use crate::manifest::{ManifestState, TableFiles};
@@ -31,7 +31,7 @@ use crate::{EngineError, PredicateDelete};
 const FULL_ROUNDS_MAX: u32 = 8;
 
 /// What compactions did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Compacted {
     /// Merges published.
     pub jobs: u64,
@@ -46,7 +46,8 @@ pub struct Compacted {
 }
 
 impl Compacted {
-    pub(crate) fn add(&mut self, other: Self) {
+    /// Counts another's work in.
+    pub fn add(&mut self, other: Self) {
         self.jobs += other.jobs;
         self.files_in += other.files_in;
         self.files_out += other.files_out;
@@ -174,7 +175,7 @@ impl Shard {
             }
         };
         let producer = self.producer();
-        let (plan, outputs) = on_blocking_thread(move || async move {
+        let (plan, outputs) = on_own_thread(move || async move {
             let outputs = producer
                 .compact(
                     &plan.job,

@@ -25,6 +25,7 @@ use super::pins::Producing;
 use super::state::{Frozen, FrozenTable, needed_deletes, version_before};
 use super::{Counters, Shard, residue};
 use crate::EngineError;
+use crate::background::{on_own_thread, to_the_end};
 use crate::manifest::ManifestState;
 use crate::manifest::format::{Edit, FileEntry, LogIdentity, Residue, ResidueEdit, TableEdit};
 
@@ -50,7 +51,7 @@ impl Begun {
 }
 
 /// What a flush did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Flushed {
     /// Files written.
     pub files: u64,
@@ -58,6 +59,15 @@ pub struct Flushed {
     pub bytes: u64,
     /// Rows in files.
     pub rows: u64,
+}
+
+impl Flushed {
+    /// Counts another's work in.
+    pub fn add(&mut self, other: Self) {
+        self.files += other.files;
+        self.bytes += other.bytes;
+        self.rows += other.rows;
+    }
 }
 
 impl Shard {
@@ -262,7 +272,7 @@ impl Shard {
             return Ok((id, Vec::new()));
         };
         let producer = self.producer_in(term);
-        let files = on_blocking_thread(move || async move {
+        let files = on_own_thread(move || async move {
             producer
                 .flush_memtable(
                     &table.view,
@@ -328,35 +338,6 @@ impl Shard {
         );
         done
     }
-}
-
-/// Runs work as a task of its own, which a caller that goes away does not stop.
-///
-/// # Errors
-/// The work's own; [`EngineError::Invalid`] if it panicked.
-pub(crate) async fn to_the_end<T: Send + 'static>(
-    work: impl Future<Output = Result<T, EngineError>> + Send + 'static,
-) -> Result<T, EngineError> {
-    tokio::spawn(work)
-        .await
-        .unwrap_or_else(|e| Err(EngineError::Invalid(format!("background work failed: {e}"))))
-}
-
-/// Runs work that computes between its waits where it may block a thread.
-///
-/// # Errors
-/// The work's own; [`EngineError::Invalid`] if it panicked.
-pub(crate) async fn on_blocking_thread<T, F>(
-    work: impl FnOnce() -> F + Send + 'static,
-) -> Result<T, EngineError>
-where
-    T: Send + 'static,
-    F: Future<Output = Result<T, EngineError>>,
-{
-    let runtime = tokio::runtime::Handle::current();
-    tokio::task::spawn_blocking(move || runtime.block_on(work()))
-        .await
-        .unwrap_or_else(|e| Err(EngineError::Invalid(format!("background work failed: {e}"))))
 }
 
 pub(super) fn flush_edit(base: &ManifestState, begun: &Begun) -> Edit {

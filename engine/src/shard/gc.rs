@@ -21,9 +21,9 @@ use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 use shoal_sst::{ObjectLayout, SstError, SstName};
 use shoal_types::{ManifestVersion, TimestampMs};
 
-use super::flush::to_the_end;
 use super::{Counters, Shard};
 use crate::EngineError;
+use crate::background::to_the_end;
 use crate::manifest::ManifestState;
 use crate::manifest::format::{Edit, Obsolete};
 
@@ -31,7 +31,7 @@ use crate::manifest::format::{Edit, Obsolete};
 const CLOCK_SLACK_MS: u64 = 60_000;
 
 /// What garbage collection did, or would do.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct GcReport {
     /// Nothing was deleted, only looked for.
     pub dry_run: bool,
@@ -43,6 +43,16 @@ pub struct GcReport {
     pub orphans: u64,
     /// Objects not named any more but kept for now (retention, or a statement reads them).
     pub kept: u64,
+}
+
+impl GcReport {
+    /// Counts another's finds in.
+    pub fn add(&mut self, other: Self) {
+        self.deleted.extend(other.deleted);
+        self.manifests += other.manifests;
+        self.orphans += other.orphans;
+        self.kept += other.kept;
+    }
 }
 
 /// Which obsolete objects may be deleted now. Pure.

@@ -53,7 +53,7 @@ impl Shard {
     /// stopped; the store's and meta's. This replica follows on.
     pub(crate) async fn promote(self: &Arc<Self>, term_min: u64) -> Result<Promoted, EngineError> {
         let shard = Arc::clone(self);
-        super::flush::to_the_end(async move { shard.promote_now(term_min).await }).await
+        crate::background::to_the_end(async move { shard.promote_now(term_min).await }).await
     }
 
     async fn promote_now(self: &Arc<Self>, term_min: u64) -> Result<Promoted, EngineError> {

@@ -18,10 +18,11 @@ use std::sync::Arc;
 
 use shoal_types::{LogId, Offset, WriterId};
 
-use super::flush::{Begun, flush_edit, to_the_end};
+use super::flush::{Begun, flush_edit};
 use super::publish::Publishing;
 use super::{Shard, Stopped};
 use crate::EngineError;
+use crate::background::to_the_end;
 use crate::manifest::ManifestState;
 use crate::manifest::format::{Edit, LogIdentity, Loss, LossKind};
 use crate::manifest::publish::{prepare, publish};

@@ -30,11 +30,11 @@ pub fn run(args: StandaloneArgs) -> CliResult {
 
 /// What a server runs on.
 pub(super) fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
-    // Two threads more than cores: a statement that keeps every core busy must not keep probes,
-    // acknowledgements and cancels waiting.
-    let threads = std::thread::available_parallelism().map_or(1, usize::from) + 2;
+    // Statements run on threads of their own, and long parsing leaves its thread to others. More
+    // threads than cores only wake each other in vain.
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
     tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads)
+        .worker_threads(threads.max(2))
         // Deep plans recurse.
         .thread_stack_size(8 << 20)
         .enable_all()

@@ -224,18 +224,15 @@ impl Command {
 pub async fn flush(State(state): State<Arc<AppState>>, command: Command) -> Answer {
     let scope: Scope = command.read(&state, Scope::FIELDS, &[]).await?;
     let shard = scope.table(&state)?.map(|table| table.shard);
-    let (files, bytes, rows) = match &state.cluster {
+    let flushed = match &state.cluster {
         Some(cluster) => super::cluster::flush(&state, cluster, shard).await?,
-        None => {
-            let flushed = state.db.flush(shard).await?;
-            (flushed.files, flushed.bytes, flushed.rows)
-        }
+        None => state.db.flush(shard).await?,
     };
     Ok(Json(json!({
         "state": "done",
-        "files": files,
-        "bytes": bytes,
-        "rows": rows,
+        "files": flushed.files,
+        "bytes": flushed.bytes,
+        "rows": flushed.rows,
     })))
 }
 
@@ -243,7 +240,10 @@ pub async fn flush(State(state): State<Arc<AppState>>, command: Command) -> Answ
 pub async fn compact(State(state): State<Arc<AppState>>, command: Command) -> Answer {
     let scope: Scope = command.read(&state, Scope::FIELDS, &[]).await?;
     let table = scope.table(&state)?;
-    let done = state.db.compact(table.as_ref()).await?;
+    let done = match &state.cluster {
+        Some(cluster) => super::cluster::compact(&state, cluster, table.as_ref()).await?,
+        None => state.db.compact(table.as_ref()).await?,
+    };
     Ok(Json(json!({
         "state": "done",
         "jobs": done.jobs,
@@ -345,7 +345,10 @@ struct GcRequest {
 /// Deletes what no manifest names any more, or says what it would delete.
 pub async fn gc(State(state): State<Arc<AppState>>, command: Command) -> Answer {
     let request: GcRequest = command.read(&state, &["dry_run"], &["dry_run"]).await?;
-    let report = state.db.gc(request.dry_run).await?;
+    let report = match &state.cluster {
+        Some(cluster) => cluster.orders.collect(request.dry_run).await?,
+        None => state.db.gc(request.dry_run).await?,
+    };
     serde_json::to_value(&report)
         .map(Json)
         .map_err(|e| ApiError::internal(format!("cannot show the report: {e}")))

@@ -9,6 +9,7 @@ use axum::extract::{Path, RawQuery, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use shoal_engine::{Compacted, Flushed, TableHandle};
 use shoal_types::{NodeId, Retry, ShardId};
 
 use super::AppState;
@@ -241,16 +242,32 @@ pub(super) async fn flush(
     state: &AppState,
     cluster: &Cluster,
     shard: Option<ShardId>,
-) -> Result<(u64, u64, u64), ApiError> {
+) -> Result<Flushed, ApiError> {
     let shards = match shard {
         Some(shard) => vec![shard],
         None => state.db.shard_ids(),
     };
     let flushed = shards.into_iter().map(|shard| cluster.orders.flush(shard));
     let flushed = futures::future::try_join_all(flushed).await?;
-    Ok(flushed.into_iter().fold((0, 0, 0), |all, one| {
-        (all.0 + one.0, all.1 + one.1, all.2 + one.2)
-    }))
+    let mut all = Flushed::default();
+    flushed.into_iter().for_each(|one| all.add(one));
+    Ok(all)
+}
+
+/// Merges files at the leaders: of one table, or of all.
+pub(super) async fn compact(
+    state: &AppState,
+    cluster: &Cluster,
+    table: Option<&TableHandle>,
+) -> Result<Compacted, ApiError> {
+    if let Some(table) = table {
+        return Ok(cluster.orders.compact(table.shard, Some(table.id)).await?);
+    }
+    let mut all = Compacted::default();
+    for shard in state.db.shard_ids() {
+        all.add(cluster.orders.compact(shard, None).await?);
+    }
+    Ok(all)
 }
 
 /// Where one partition is served, for `/v1/route`.

@@ -19,6 +19,7 @@ pub mod peers;
 pub mod repair;
 pub mod roles;
 pub mod service;
+mod upkeep;
 pub mod wire;
 
 use std::net::SocketAddr;

@@ -250,31 +250,6 @@ impl Orders {
         Ok(sum)
     }
 
-    /// Writes rows in memory of a shard to files, at its leader; `{"files","bytes","rows"}`.
-    ///
-    /// # Errors
-    /// [`OrderError`].
-    pub async fn flush(&self, shard: ShardId) -> Result<(u64, u64, u64), OrderError> {
-        let assignment = self.assignment(shard).await?;
-        let Some(leader) = assignment.leader else {
-            return Err(OrderError::Unavailable(format!(
-                "no node leads shard {shard}"
-            )));
-        };
-        if leader == self.me {
-            let flushed = self.db.flush(Some(shard)).await;
-            let flushed = flushed.map_err(|e| OrderError::Unavailable(e.to_string()))?;
-            return Ok((flushed.files, flushed.bytes, flushed.rows));
-        }
-        match self
-            .ask(leader, &Ask::Flush { shard }, OBEY_TIMEOUT)
-            .await?
-        {
-            Answer::Flushed { files, bytes, rows } => Ok((files, bytes, rows)),
-            _ => Err(OrderError::Invalid("an answer of another kind".into())),
-        }
-    }
-
     pub(super) async fn assignment(&self, shard: ShardId) -> Result<Assignment, OrderError> {
         let found = self.topology.read_assignment(shard).await?;
         found.ok_or_else(|| {

@@ -192,14 +192,11 @@ impl NodeService {
                 ))
             }
             Ask::ExamineLog { shard } => Answer::Log(Box::new(self.db.examine_log(shard).await?)),
-            Ask::Flush { shard } => {
-                let flushed = self.db.flush(Some(shard)).await?;
-                Answer::Flushed {
-                    files: flushed.files,
-                    bytes: flushed.bytes,
-                    rows: flushed.rows,
-                }
+            Ask::Flush { shard } => Answer::Flushed(self.db.flush(Some(shard)).await?),
+            Ask::Compact { shard, table } => {
+                Answer::Compacted(self.db.compact_here(shard, table).await?)
             }
+            Ask::Collect { dry_run } => Answer::Collected(Box::new(self.db.gc(dry_run).await?)),
         })
     }
 }

@@ -13,7 +13,10 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use shoal_engine::{EngineError, GiveUp, LogFound, Promoted, Read, Repaired, WriteError};
+use shoal_engine::{
+    Compacted, EngineError, Flushed, GcReport, GiveUp, LogFound, Promoted, Read, Repaired,
+    WriteError,
+};
 use shoal_meta::Assignment;
 use shoal_types::{Offset, Retry, ShardId, TableId, TableSchema, WriteId};
 use shoal_wal::record::{ImportChunk, SchemaChange, TableWrite};
@@ -120,6 +123,18 @@ pub enum Ask {
         /// The shard.
         shard: ShardId,
     },
+    /// To the leader: merge files.
+    Compact {
+        /// The shard.
+        shard: ShardId,
+        /// Of one table; `None`: of all.
+        table: Option<TableId>,
+    },
+    /// Delete what nobody needs of the shards that you lead.
+    Collect {
+        /// Only look.
+        dry_run: bool,
+    },
     /// To the leader: write a manifest that replays from beyond this position.
     FlushBeyond {
         /// The shard.
@@ -182,15 +197,12 @@ pub enum Answer {
     Replicas(String),
     /// A checksum, as JSON.
     Checksum(String),
-    /// Files and bytes written.
-    Flushed {
-        /// Files.
-        files: u64,
-        /// Their bytes.
-        bytes: u64,
-        /// Their rows.
-        rows: u64,
-    },
+    /// What a flush wrote.
+    Flushed(Flushed),
+    /// What compactions did.
+    Compacted(Compacted),
+    /// What garbage collection did.
+    Collected(Box<GcReport>),
     /// What a repair came to.
     Repaired(Box<Repaired>),
     /// A shard's log.

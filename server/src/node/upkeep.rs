@@ -1,0 +1,113 @@
+//! Upkeep by hand: `flush`, `compact` and `gc` go to the nodes that lead.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use shoal_engine::{Compacted, EngineError, Flushed, GcReport};
+use shoal_types::{NodeId, ShardId, TableId};
+
+use super::orders::{OrderError, Orders};
+use super::wire::{Answer, Ask};
+
+/// How long a node may take to write its memory to files.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long to merge files, or to look through all objects.
+const UPKEEP_TIMEOUT: Duration = Duration::from_secs(3600);
+
+fn failed(error: EngineError) -> OrderError {
+    OrderError::Unavailable(error.to_string())
+}
+
+fn another_kind<T>() -> Result<T, OrderError> {
+    Err(OrderError::Invalid("an answer of another kind".into()))
+}
+
+impl Orders {
+    async fn leader(&self, shard: ShardId) -> Result<NodeId, OrderError> {
+        let leader = self.assignment(shard).await?.leader;
+        leader.ok_or_else(|| OrderError::Unavailable(format!("no node leads shard {shard}")))
+    }
+
+    /// Asks a node something that may take long, for as long as it is heard of.
+    async fn ask_while_heard_of(
+        &self,
+        node: NodeId,
+        ask: &Ask,
+        limit: Duration,
+    ) -> Result<Answer, OrderError> {
+        let mut changes = self.topology.subscribe();
+        let gone = changes.wait_for(|snapshot| !snapshot.nodes.contains_key(&node));
+        tokio::select! {
+            biased;
+            answer = self.ask(node, ask, limit) => answer,
+            _ = gone => Err(OrderError::Unavailable(format!(
+                "node {node}, which leads, is not heard of any more"
+            ))),
+        }
+    }
+
+    /// Writes a shard's rows in memory to files, at its leader.
+    ///
+    /// # Errors
+    /// [`OrderError`].
+    pub async fn flush(&self, shard: ShardId) -> Result<Flushed, OrderError> {
+        let leader = self.leader(shard).await?;
+        if leader == self.me {
+            return self.db.flush(Some(shard)).await.map_err(failed);
+        }
+        let ask = Ask::Flush { shard };
+        match self.ask_while_heard_of(leader, &ask, FLUSH_TIMEOUT).await? {
+            Answer::Flushed(flushed) => Ok(flushed),
+            _ => another_kind(),
+        }
+    }
+
+    /// Merges a shard's files, or those of one table in it, at its leader.
+    ///
+    /// # Errors
+    /// [`OrderError`].
+    pub async fn compact(
+        &self,
+        shard: ShardId,
+        table: Option<TableId>,
+    ) -> Result<Compacted, OrderError> {
+        let leader = self.leader(shard).await?;
+        if leader == self.me {
+            return self.db.compact_here(shard, table).await.map_err(failed);
+        }
+        let ask = Ask::Compact { shard, table };
+        match self
+            .ask_while_heard_of(leader, &ask, UPKEEP_TIMEOUT)
+            .await?
+        {
+            Answer::Compacted(compacted) => Ok(compacted),
+            _ => another_kind(),
+        }
+    }
+
+    /// Deletes what nobody needs of any shard, at one leader after the other.
+    ///
+    /// # Errors
+    /// The first that cannot; what was deleted before is.
+    pub async fn collect(&self, dry_run: bool) -> Result<GcReport, OrderError> {
+        let mut all = GcReport {
+            dry_run,
+            ..GcReport::default()
+        };
+        let assignments = &self.topology.snapshot().assignments;
+        let leaders: BTreeSet<NodeId> = assignments.values().filter_map(|a| a.leader).collect();
+        for node in leaders {
+            let one = if node == self.me {
+                self.db.gc(dry_run).await.map_err(failed)?
+            } else {
+                let ask = Ask::Collect { dry_run };
+                match self.ask_while_heard_of(node, &ask, UPKEEP_TIMEOUT).await? {
+                    Answer::Collected(report) => *report,
+                    _ => return another_kind(),
+                }
+            };
+            all.add(one);
+        }
+        Ok(all)
+    }
+}
