@@ -25,6 +25,7 @@ mod settings;
 mod sql;
 mod sums;
 mod table;
+mod text;
 mod threads;
 mod ticks;
 
@@ -33,12 +34,13 @@ pub use config::{QueryConfig, SessionOptions};
 pub use engine::QueryEngine;
 pub use error::QueryError;
 pub use freshness::commit_tokens;
-pub use literals::{bytea, fit, read_text, read_timestamp};
+pub use literals::{fit, read_timestamp};
 pub use output::{Output, Prepared, QueryStats, StatementKind};
 pub use predicate::SqlPredicate;
 pub use running::{QueryId, RunningStatement};
 pub use session::Session;
 pub use sql::{Names, check_complexity};
+pub use text::{bytea, read_text};
 
 /// The DataFusion that this crate was built with.
 pub use datafusion;

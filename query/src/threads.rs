@@ -6,7 +6,6 @@
 //! Here they only delay other statements; time limits and cancellation are kept by the caller's
 //! side, which waits on its own threads.
 
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use arrow_array::RecordBatch;
@@ -19,7 +18,6 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::QueryError;
 use crate::error::{Kind, Result};
-use crate::running::StatementGuard;
 
 /// Threads for each part that a statement runs in: so many statements may hold their threads for
 /// long before others wait for one.
@@ -79,11 +77,12 @@ impl StatementThreads {
         done.unwrap_or_else(|e| Err(QueryError::new(Kind::INTERNAL, died(&e.to_string()))))
     }
 
-    /// Reads `stream` there, a few batches ahead of whoever polls the result.
+    /// Reads `stream` there, a few batches ahead of whoever polls the result. `guard` is kept until
+    /// its work has ended.
     pub(crate) fn pump(
         &self,
         mut stream: SendableRecordBatchStream,
-        guard: Arc<StatementGuard>,
+        guard: impl Send + 'static,
     ) -> Pumped {
         let (sender, receiver) = mpsc::channel(BATCHES_AHEAD);
         let task = self.spawn(async move {

@@ -16,7 +16,7 @@ use datafusion::error::Result;
 use datafusion::logical_expr::expr::InList;
 use datafusion::logical_expr::{Between, BinaryExpr, Expr, ExprSchemable, Operator, lit};
 
-use crate::literals::read_text;
+use crate::text::read_text;
 
 /// Rewrites all such comparisons in an expression whose types were coerced. `zone` is the
 /// session's.

@@ -5,6 +5,7 @@
 //! command line.
 
 pub mod auth;
+mod chain;
 mod civil;
 pub mod cli;
 pub mod config;

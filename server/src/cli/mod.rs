@@ -17,6 +17,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+pub(crate) use crate::chain::chain;
+
 /// ShoalDB: a shared-storage time-series and SQL database.
 #[derive(Debug, Parser)]
 #[command(name = "shoal", version, max_term_width = 100)]
@@ -113,21 +115,6 @@ pub(crate) fn grouped(number: u64) -> String {
         out.push(digit);
     }
     out
-}
-
-/// An error with its sources, each said once.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        let said = inner.to_string();
-        if !text.contains(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        source = inner.source();
-    }
-    text
 }
 
 /// Runs the process's command line.

@@ -98,7 +98,7 @@ impl Links {
                 let channel = endpoint
                     .connect()
                     .await
-                    .map_err(|e| not_sent(crate::cli::chain(&e)))?;
+                    .map_err(|e| not_sent(crate::chain::chain(&e)))?;
                 let mut channels = self.channels.lock();
                 channels
                     .entry(address.to_owned())

@@ -5,39 +5,9 @@ use std::ops::Range;
 
 use pgwire::messages::data::DataRow;
 
-use super::copy_options::{self, Refused};
+use super::copy_options;
+pub use super::copy_options::{Copy, Format};
 use super::lexer;
-
-/// How rows are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// Fields between tabs, backslash escapes, `\N` for NULL.
-    Text,
-    /// Fields between commas, quotes where needed, nothing for NULL.
-    Csv,
-}
-
-/// A parsed `COPY` over the connection.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Copy {
-    /// The table as written, or a query in parentheses.
-    pub source: String,
-    /// The column list as written, with its parentheses; empty: all columns.
-    pub columns: String,
-    /// How rows are written.
-    pub format: Format,
-    /// Why it is not begun.
-    pub refused: Option<Refused>,
-    pub(super) delimiter: u8,
-    pub(super) null: String,
-    pub(super) quote: u8,
-    pub(super) escape: u8,
-    pub(super) header: bool,
-    /// Whether the header line must name the columns in their order.
-    pub(super) header_match: bool,
-    /// Columns whose values are always quoted; an empty list: all.
-    pub(super) force_quote: Option<Vec<String>>,
-}
 
 impl Copy {
     /// Reads a `COPY` statement; `None`: it is not one over the connection. `true`: FROM STDIN.

@@ -3,7 +3,6 @@
 
 use pgwire::error::PgWireError;
 
-use super::copy::{Copy, Format};
 use super::{errors, lexer};
 use crate::nearest::nearest;
 
@@ -38,6 +37,37 @@ const OLD_WORDS: &[&str] = &[
     "quote",
     "where",
 ];
+
+/// How rows are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Fields between tabs, backslash escapes, `\N` for NULL.
+    Text,
+    /// Fields between commas, quotes where needed, nothing for NULL.
+    Csv,
+}
+
+/// A parsed `COPY` over the connection.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Copy {
+    /// The table as written, or a query in parentheses.
+    pub source: String,
+    /// The column list as written, with its parentheses; empty: all columns.
+    pub columns: String,
+    /// How rows are written.
+    pub format: Format,
+    /// Why it is not begun.
+    pub refused: Option<Refused>,
+    pub(super) delimiter: u8,
+    pub(super) null: String,
+    pub(super) quote: u8,
+    pub(super) escape: u8,
+    pub(super) header: bool,
+    /// Whether the header line must name the columns in their order.
+    pub(super) header_match: bool,
+    /// Columns whose values are always quoted; an empty list: all.
+    pub(super) force_quote: Option<Vec<String>>,
+}
 
 /// Why a `COPY` is not begun.
 #[derive(Clone, Debug, PartialEq, Eq)]
