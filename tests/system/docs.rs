@@ -71,3 +71,25 @@ fn the_guide_lists_every_configuration_key_as_the_program_prints_it() {
         "docs/configuration.md is not what `shoal config --defaults` prints; run this test with SHOAL_UPDATE_DOCS=1"
     );
 }
+
+#[test]
+fn the_configuration_of_the_composition_is_good() {
+    let compose = page("deploy/compose/compose.yaml");
+    let keys: Vec<&str> = compose
+        .lines()
+        .filter_map(|line| line.trim().split_once(": "))
+        .map(|(key, _)| key)
+        .filter(|key| key.starts_with("SHOAL_"))
+        .collect();
+    assert!(keys.len() >= 5, "only {keys:?} were found");
+    let file = root().join("deploy/compose/shoal.toml");
+    let output = shoal_command(&["config", "--config", file.to_str().expect("a path")])
+        .envs(keys.iter().map(|key| (key, "a-name")))
+        .output()
+        .expect("run shoal");
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    for key in keys {
+        assert!(!said.contains(&format!("{key} is no key")), "{said}");
+    }
+}

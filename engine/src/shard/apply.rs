@@ -490,13 +490,15 @@ pub(crate) fn confirm(shard: &Shard, offset: Offset, entry: Arc<LogEntry>, crc: 
     }
 }
 
-/// Applies under the lock, then tells who waits. Two tasks may be here at a time: the lock decides
-/// who comes first, and what is told afterwards may be told in any order.
+/// Applies under the lock, then tells who waits. The reader and whoever confirms may both be here:
+/// what one applied is told before the other applies more. Else a claim could be told before the
+/// records below it, and their writers be told that they were overtaken, or they be sent again.
 fn advance(
     shard: &Shard,
     work: impl FnOnce(&mut Advancing<'_>) -> Result<(), String>,
 ) -> Result<(), String> {
     let now_ms = shard.env.clock.now_ms();
+    let _telling = shard.telling.lock();
     let mut state = shard.state.write();
     let before = state.memory_bytes;
     let mut advancing = Advancing {

@@ -168,6 +168,8 @@ impl Shard {
                 return false;
             }
             if self.state.read().fold.claim() == (epoch, tenure) {
+                // What was applied below it is told first.
+                drop(self.telling.lock());
                 return true;
             }
             tokio::select! {

@@ -106,6 +106,8 @@ pub(crate) struct Shard {
     pub tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     pub stop: CancellationToken,
     stopped: Mutex<Option<Stopped>>,
+    /// Held from applying records until all who wait for them are told. Taken before `state`.
+    pub telling: Mutex<()>,
     /// Why it reads its log no further and goes on to show what it has.
     pub halted: Halted,
     /// A flush must bring the replay offset beyond this.

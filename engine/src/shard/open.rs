@@ -84,6 +84,7 @@ pub(crate) async fn open(
         tasks: Mutex::default(),
         stop: CancellationToken::new(),
         stopped: Mutex::default(),
+        telling: Mutex::default(),
         halted: Halted::default(),
         flush_past: Mutex::default(),
         deposed: AtomicBool::new(false),

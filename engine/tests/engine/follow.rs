@@ -259,10 +259,18 @@ async fn one_barrier_serves_all_that_wait_and_none_that_came_later() {
     );
 }
 
-/// Two nodes take turns in leading under load; every acknowledged row is there once, on both.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+/// Two nodes take turns in leading under load; every acknowledged row is there once, on both. Several
+/// pairs at a time: what goes wrong between two threads does so where these are interrupted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
 async fn promotions_under_load_lose_and_double_nothing() {
-    let logs = SimulatedLogStore::new(25);
+    let pairs = (25..31).map(|seed| tokio::spawn(take_turns(seed)));
+    for pair in futures::future::join_all(pairs).await {
+        pair.expect("a pair");
+    }
+}
+
+async fn take_turns(seed: u64) {
+    let logs = SimulatedLogStore::new(seed);
     logs.set_faults(Faults {
         lost_ack: 0.01,
         late: 0.01,
