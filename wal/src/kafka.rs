@@ -229,6 +229,18 @@ impl KafkaLogStore {
         self.shared.producer.fail_for_test();
     }
 
+    /// Has the client fetch nothing of any topic, and say nothing of it.
+    ///
+    /// # Errors
+    /// The client's.
+    #[doc(hidden)]
+    pub fn stop_fetching_for_test(&self) -> Result<(), String> {
+        self.shared
+            .consumers
+            .pause_for_test()
+            .map_err(|e| e.to_string())
+    }
+
     /// The name of a log's topic.
     #[must_use]
     pub fn topic_name(&self, shard: ShardId, log: LogId) -> String {

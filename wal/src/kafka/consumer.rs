@@ -102,6 +102,11 @@ impl Consumers {
         assignment.map_err(|e| LogError::Io(format!("cannot read topic {topic}: {e}")))
     }
 
+    /// Has the first consumer fetch nothing more.
+    pub(super) fn pause_for_test(&self) -> KafkaResult<()> {
+        self.first.client.pause(&self.first.client.assignment()?)
+    }
+
     /// A consumer that does not read the topic yet; it counts as reading it from now on.
     fn member_without(&self, topic: &str) -> Result<Arc<Member>, LogError> {
         if self.first.topics.lock().insert(topic.to_owned()) {
@@ -175,6 +180,8 @@ impl Member {
         let at = i64::try_from(from).unwrap_or(i64::MAX);
         list.add_partition_offset(topic, 0, At::Offset(at))?;
         member.client.incremental_assign(&list)?;
+        // A pause outlives the assignment that it was for.
+        member.client.resume(&list)?;
         Ok(assignment)
     }
 }

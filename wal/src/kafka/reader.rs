@@ -7,6 +7,8 @@
 //! - After a damaged batch it goes on behind it: the reader does not.
 //! - After an error that ends its fetching it waits for ever: the reader asks the broker what is
 //!   the case, and either reports it or points the client at its position again.
+//! - Now and then it stops fetching after a broker came back, and says nothing: a reader to which
+//!   nothing comes asks the broker whether there is something, and begins anew if so.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -19,6 +21,7 @@ use rdkafka::message::Message;
 use rdkafka::types::RDKafkaErrorCode as Code;
 use shoal_types::Offset;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::consumer::Assignment;
 use super::log::KafkaLog;
@@ -30,6 +33,11 @@ const READ_BYTES_MAX: usize = 8 << 20;
 const READ_RECORDS_MAX: usize = 4096;
 /// How often a waiting reader looks without being told to. It should never find anything.
 const LOOK_ANYWAY: Duration = Duration::from_secs(1);
+
+/// A reader to which nothing comes for so long asks the broker where the log ends.
+const QUIET_MAX: Duration = Duration::from_secs(5);
+/// What the client may take to bring what the broker has.
+const BRING_WAIT: Duration = Duration::from_secs(2);
 
 /// How long is waited for a record behind a damaged batch, which as a rule was fetched with it.
 const NEXT_WAIT: Duration = Duration::from_millis(500);
@@ -47,6 +55,10 @@ pub(super) struct KafkaReader {
     failed: Option<LogError>,
     /// Returned once all that came before it is handed out.
     trouble: Option<KafkaError>,
+    /// When it is asked next whether the client has stopped fetching.
+    look_at: Instant,
+    /// The broker has something at this position that the client did not bring.
+    withheld: Option<u64>,
     gauge: Arc<ReaderGauge>,
 }
 
@@ -60,6 +72,8 @@ impl KafkaReader {
             wake: Arc::new(Notify::new()),
             failed: None,
             trouble: None,
+            look_at: Instant::now() + QUIET_MAX,
+            withheld: None,
             gauge,
         };
         reader.assign().await?;
@@ -77,7 +91,34 @@ impl KafkaReader {
             .shared
             .blocking(move || shared.consumers.assign(&topic, next, &wake));
         self.assignment = Some(assigned.await??);
+        self.look_at = Instant::now() + QUIET_MAX;
+        self.withheld = None;
         Ok(())
+    }
+
+    /// Nothing came for a while. Where the broker has had something for a while, too, the client is
+    /// pointed at this position again.
+    async fn look_for_a_stall(&mut self) {
+        let Ok((_, end)) = self.log.ask_bounds().await else {
+            // It is away, and will be asked again.
+            self.look_at = Instant::now() + QUIET_MAX;
+            return;
+        };
+        if end <= self.next {
+            self.look_at = Instant::now() + QUIET_MAX;
+            self.withheld = None;
+        } else if self.withheld == Some(self.next) {
+            tracing::warn!(
+                topic = self.log.topic.name,
+                position = self.next,
+                end,
+                "the Kafka client has stopped fetching and is begun anew"
+            );
+            self.assignment = None;
+        } else {
+            self.look_at = Instant::now() + BRING_WAIT;
+            self.withheld = Some(self.next);
+        }
     }
 
     /// Takes what is in the queue. Empty: there is nothing, or `trouble`.
@@ -114,6 +155,7 @@ impl KafkaReader {
             }
         }
         if !records.is_empty() {
+            self.look_at = Instant::now() + QUIET_MAX;
             self.note(&records, bytes);
         }
         records
@@ -227,7 +269,7 @@ impl KafkaReader {
     /// The first thing that comes: a record's offset, or damage; `None`: nothing within `wait`.
     async fn first_delivered(&self, wait: Duration) -> Option<Result<u64, ()>> {
         let assignment = self.assignment.as_ref()?;
-        let deadline = tokio::time::Instant::now() + wait;
+        let deadline = Instant::now() + wait;
         loop {
             match assignment.queue().poll(Duration::ZERO) {
                 Some(Ok(message)) => {
@@ -242,7 +284,7 @@ impl KafkaReader {
                     }
                     _ => tracing::debug!(%error, "looking for the end of damage"),
                 },
-                None if tokio::time::Instant::now() >= deadline => return None,
+                None if Instant::now() >= deadline => return None,
                 None => {
                     let _ = tokio::time::timeout_at(deadline, self.woken()).await;
                 }
@@ -294,6 +336,9 @@ impl LogReader for KafkaReader {
             }
             let Some(error) = self.trouble.clone() else {
                 self.woken().await;
+                if Instant::now() >= self.look_at {
+                    self.look_for_a_stall().await;
+                }
                 continue;
             };
             // Kept until it is settled: this call may be dropped meanwhile.

@@ -297,3 +297,19 @@ async fn tls_and_sasl_settings_reach_the_broker() {
     assert!(matches!(listed, Err(LogError::Io(_))), "{listed:?}");
     assert!(stranger.stats().client_errors > 0);
 }
+
+/// As the client was seen to do after its broker came back: it fetches nothing, and says nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_stops_fetching_is_begun_anew() {
+    let stack = Stack::up(1, &[]);
+    let store = open(&stack.config());
+    let (_, _, log) = make(&store).await;
+    let reading = follow(log.read(Offset(1)).await.expect("reads"), "the end");
+    append(&*log, "before").await.expect("taken");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    store.stop_fetching_for_test().expect("paused");
+    append(&*log, "the end").await.expect("taken");
+    let found = in_time(reading).await.expect("no panic");
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert_eq!(store.stats().reader_resets, 1);
+}
