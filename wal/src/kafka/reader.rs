@@ -99,7 +99,13 @@ impl KafkaReader {
     /// Nothing came for a while. Where the broker has had something for a while, too, the client is
     /// pointed at this position again.
     async fn look_for_a_stall(&mut self) {
-        let Ok((_, end)) = self.log.ask_bounds().await else {
+        let bounds = tokio::select! {
+            biased;
+            // The client brings something after all.
+            () = self.wake.notified() => return,
+            bounds = self.log.ask_bounds() => bounds,
+        };
+        let Ok((_, end)) = bounds else {
             // It is away, and will be asked again.
             self.look_at = Instant::now() + QUIET_MAX;
             return;
