@@ -14,9 +14,6 @@ use crate::scan::{Value, without_backslashes};
 /// Strings up to this length stand in their view.
 const INLINE_BYTES_MAX: usize = 12;
 
-/// What a column of strings makes room for at first, unless told; few lines need less.
-const BLOCK_BYTES: usize = 8 << 10;
-
 /// What a column's name stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
@@ -299,13 +296,11 @@ impl TableBuilder {
     pub(crate) fn finish(self) -> PendingTable {
         let rows = self.times.len();
         let series = self.starts.len() - 1;
-        let column = || match self.canonical.len() {
-            small @ 1..BLOCK_BYTES => {
-                StringViewBuilder::with_capacity(series).with_fixed_block_size(small as u32)
-            }
-            _ => StringViewBuilder::with_capacity(series),
-        };
-        let mut columns: Vec<_> = self.tags.iter().map(|_| column()).collect();
+        let mut columns: Vec<_> = self
+            .tags
+            .iter()
+            .map(|_| StringViewBuilder::with_capacity(series))
+            .collect();
         for bounds in self.starts.windows(2) {
             let mut rest = &self.canonical[bounds[0]..bounds[1]];
             let mut next = read_tag(&mut rest);

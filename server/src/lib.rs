@@ -17,4 +17,3 @@ pub mod node;
 pub mod postgres;
 pub mod standalone;
 mod starting;
-mod to_the_end;

@@ -101,6 +101,19 @@ async fn session(client: &Client, table: &str, token: &str) -> Result<u64, Strin
     read.map(|answer| answer.count()).map_err(|f| f.text)
 }
 
+/// Waits until a node says that a shard's log can be replaced.
+async fn says_adopt_log(cluster: &Cluster, node: usize, shard: &str) {
+    cluster
+        .until(node, "it says so", "/v1/admin/shards", |shards| {
+            let mut shards = shards.as_array().into_iter().flatten();
+            shards.any(|s| {
+                let why = s["why"].as_str();
+                s["id"] == shard && why.is_some_and(|why| why.contains("adopt-log"))
+            })
+        })
+        .await;
+}
+
 /// Two tables on two shards.
 async fn tables(client: &Client) {
     for table in ["one", "two"] {
@@ -294,17 +307,7 @@ async fn a_lost_log_is_replaced_and_tokens_of_what_it_held_are_refused() {
     }
     for node in 0..2 {
         insert(&cluster.client(node), "two", 0).await;
-        cluster
-            .until(node, "it says so", "/v1/admin/shards", |shards| {
-                let mut shards = shards.as_array().into_iter().flatten();
-                shards.any(|s| {
-                    s["id"] == shard.as_str()
-                        && s["why"]
-                            .as_str()
-                            .is_some_and(|why| why.contains("adopt-log"))
-                })
-            })
-            .await;
+        says_adopt_log(&cluster, node, &shard).await;
     }
     let url = cluster.client(1).base().to_owned();
     let (good, said) = admin(&url, &["adopt-log", &shard]);
@@ -367,17 +370,7 @@ async fn what_running_nodes_have_read_outlives_their_log() {
     let token = insert(&client, "one", 20).await;
     let (shard, _) = parts(&token);
     lose_log(&stack, "kept", &shard);
-    cluster
-        .until(0, "it says so", "/v1/admin/shards", |shards| {
-            let mut shards = shards.as_array().into_iter().flatten();
-            shards.any(|s| {
-                s["id"] == shard.as_str()
-                    && s["why"]
-                        .as_str()
-                        .is_some_and(|why| why.contains("adopt-log"))
-            })
-        })
-        .await;
+    says_adopt_log(&cluster, 0, &shard).await;
     let url = cluster.client(1).base().to_owned();
     let mut tries = 0;
     loop {

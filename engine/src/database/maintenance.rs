@@ -251,8 +251,7 @@ async fn look(shared: &Shared, slot: &Slot, shard: Arc<Shard>) -> Option<Served>
             return None;
         }
     }
-    let why = "a newer manifest leads past the place at which it halted";
-    shard.stop(Stopped::Reopen(why.into()));
+    shard.stop_to_go_on();
     shard.join().await;
     // Who repaired it leads it, unless this process is alone or is told otherwise.
     let leads = *slot.wanted.lock() == Role::Leader;

@@ -29,7 +29,7 @@ pub struct Repaired {
 }
 
 impl Database {
-    fn slot(&self, shard: ShardId) -> Result<&Slot, EngineError> {
+    pub(super) fn slot(&self, shard: ShardId) -> Result<&Slot, EngineError> {
         let slot = self.shared.slots.get(&shard);
         slot.ok_or_else(|| EngineError::NotFound {
             what: "shard",

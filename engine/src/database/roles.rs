@@ -24,13 +24,7 @@ impl Database {
         role: Role,
         term_min: u64,
     ) -> Result<Option<Promoted>, EngineError> {
-        let Some(slot) = self.shared.slots.get(&shard) else {
-            return Err(EngineError::NotFound {
-                what: "shard",
-                name: shard.to_string(),
-                nearest: None,
-            });
-        };
+        let slot = self.slot(shard)?;
         let _turn = slot.turn.lock().await;
         *slot.wanted.lock() = role;
         let mut open = slot.shard().ok();
@@ -41,8 +35,7 @@ impl Database {
             // An operator may have led it past the place; that is told in the store, and by a new
             // assignment.
             if shard.may_go_on().await? {
-                let why = "a newer manifest leads past the place at which it halted";
-                shard.stop(Stopped::Reopen(why.into()));
+                shard.stop_to_go_on();
                 open = None;
             }
         }

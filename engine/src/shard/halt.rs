@@ -166,6 +166,12 @@ impl Shard {
         Ok(halt.kind == HaltKind::Damaged && newest.replay_offset() > halt.at)
     }
 
+    /// Ends this replica, so that another one goes on from the newest manifest.
+    pub(crate) fn stop_to_go_on(&self) {
+        let why = "a newer manifest leads past the place at which it halted";
+        self.stop(Stopped::Reopen(why.into()));
+    }
+
     /// Whatever is wrong with a log: whether an operator can go on with another one.
     pub(crate) fn lost_its_log(&self) -> bool {
         let lost = [HaltKind::LostTail, HaltKind::Gone];

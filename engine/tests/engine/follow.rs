@@ -30,16 +30,6 @@ async fn follow(world: &World, table: &TableHandle) -> Arc<Database> {
     follow_with(world, table, config()).await
 }
 
-async fn until(db: &Database, what: &str, mut holds: impl FnMut() -> bool) {
-    for _ in 0..1000 {
-        if holds() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("not within ten seconds: {what}: {:?}", db.status());
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_shows_what_was_acknowledged_and_lets_go_of_what_is_in_files() {
     let logs = SimulatedLogStore::new(21);

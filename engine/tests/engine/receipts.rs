@@ -230,16 +230,11 @@ async fn a_log_that_shows_another_record_than_it_confirmed_stops_the_shard() {
     let done = put(&leader, &table, &[("a", 1, 1)], WriteOptions::default()).await;
     done.expect("confirmed");
     logs.reading.send_replace(Reading::Wrong);
-    for _ in 0..500 {
-        let status = leader.status();
-        if let Some(trouble) = &status[0].why
-            && trouble.contains("shows another one")
-        {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("{:?}", leader.status());
+    until(&leader, "it stops", || {
+        let why = leader.status()[0].why.clone();
+        why.is_some_and(|why| why.contains("shows another one"))
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -257,14 +252,10 @@ async fn a_leader_that_knows_what_stood_at_a_damaged_place_leaves_it_behind() {
     }
     let last = leader.status()[0].position;
     logs.reading.send_replace(Reading::Damaged(last));
-    for turn in 0.. {
-        let status = leader.status().remove(0);
-        assert!(turn < 500, "{status:?}");
-        if status.replay_offset > last {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until(&leader, "it flushes", || {
+        leader.status()[0].replay_offset > last
+    })
+    .await;
     logs.reading.send_replace(Reading::On);
     let done = put(&leader, &table, &[("a", 3, 3)], WriteOptions::default()).await;
     done.expect("it leads on");

@@ -39,16 +39,6 @@ async fn values(db: &Database, table: &TableHandle, level: &ReadLevel) -> Vec<i6
     rows.into_iter().map(|((_, at), _)| at).collect()
 }
 
-async fn until(db: &Database, what: &str, mut holds: impl FnMut() -> bool) {
-    for _ in 0..1000 {
-        if holds() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("not within ten seconds: {what}: {:?}", db.status());
-}
-
 /// The offset of the last record of this kind.
 fn last(logs: &SimulatedLogStore, table: &TableHandle, of: fn(&Payload) -> bool) -> Offset {
     let records = logs.records(table.shard).into_iter().rev();

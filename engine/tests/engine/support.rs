@@ -5,6 +5,7 @@ use std::fmt::{Debug, Display};
 use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Int64Type, TimestampNanosecondType};
@@ -238,7 +239,7 @@ pub async fn embedded(dir: &FilePath, config: EngineConfig) -> Arc<Database> {
         match opened {
             Ok(db) => return db,
             Err(e) if e.to_string().contains("in use") => {
-                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
             Err(e) => panic!("{e}"),
         }
@@ -308,6 +309,16 @@ pub async fn follow_with(
     assert_eq!(role.expect("follow"), None);
     assert_eq!(db.status()[0].role, "follower");
     db
+}
+
+pub async fn until(db: &Database, what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("not within ten seconds: {what}: {:?}", db.status());
 }
 
 /// A store whose puts fail on demand: before or after they took effect.
@@ -468,7 +479,7 @@ impl MetaStore for SlowMeta {
         &self,
         key: &str,
         value: Vec<u8>,
-        ttl: std::time::Duration,
+        ttl: Duration,
     ) -> std::result::Result<Registration, MetaError> {
         self.inner.register(key, value, ttl).await
     }
@@ -484,7 +495,7 @@ impl MetaStore for SlowMeta {
     async fn commit(&self, txn: Txn) -> std::result::Result<u64, MetaError> {
         let revision = self.inner.commit(txn).await?;
         let delay_ms = self.delay_ms.load(Ordering::SeqCst);
-        tokio::time::sleep(std::time::Duration::from_millis(delay_ms)).await;
+        tokio::time::sleep(Duration::from_millis(delay_ms)).await;
         Ok(revision)
     }
 }

@@ -28,15 +28,6 @@ struct SkipRequest {
     reason: String,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct AdoptRequest {
-    #[serde(default)]
-    accept_loss: bool,
-    #[serde(default)]
-    reason: String,
-}
-
 /// Goes on behind damaged records.
 ///
 /// # Errors
@@ -77,13 +68,9 @@ pub async fn adopt_log(
     Path(shard): Path<String>,
     command: Command,
 ) -> Result<Response, ApiError> {
-    let request: AdoptRequest = command
+    let accepting: Accepting = command
         .read(&state, &["accept_loss", "reason"], &["accept_loss"])
         .await?;
-    let accepting = Accepting {
-        accept_loss: request.accept_loss,
-        reason: request.reason,
-    };
     let report = match &state.cluster {
         Some(cluster) => {
             let shard = cluster.orders.shard(&shard)?;

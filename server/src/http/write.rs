@@ -26,7 +26,6 @@ use super::error::ApiError;
 use super::ingest::{REBUILDS_MAX, commit_headers, write_options};
 use super::names;
 use crate::auth::{serde_urlencoded_value, url_pairs};
-use crate::to_the_end::to_the_end;
 
 /// InfluxDB 1.x: `db`, `rp`, `precision`. A retention policy is ignored: retention is a table's
 /// TTL here.
@@ -176,18 +175,18 @@ async fn store(
             errors: parsed.errors,
         });
     }
-    // A client that goes away must not stop the catalog halfway.
-    let work = {
+    // A task of its own: a client that goes away must not stop the catalog halfway.
+    let task = {
         let state = Arc::clone(state);
-        async move {
+        tokio::spawn(async move {
             let stored = store_parsed(&state, &target, parsed, size).await;
             drop(body);
             stored
-        }
+        })
     };
-    let stored = to_the_end(work)
+    let stored = task
         .await
-        .map_err(|_| ApiError::internal("the write broke off"))??;
+        .map_err(|e| ApiError::internal(format!("the write broke off: {e}")))??;
     state
         .metrics
         .rows_written("lp", stored.rows, size as u64, stored.errors.total);

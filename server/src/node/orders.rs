@@ -96,6 +96,11 @@ pub struct Orders {
     links: Arc<Links>,
 }
 
+/// A node answered something else than it was asked.
+pub(super) fn another_kind<T>() -> Result<T, OrderError> {
+    Err(OrderError::Invalid("an answer of another kind".into()))
+}
+
 pub(super) fn rounded_ms(took: Duration) -> f64 {
     (took.as_secs_f64() * 1e6).round() / 1e3
 }
@@ -178,7 +183,7 @@ impl Orders {
         } else {
             match self.ask(node, &Ask::Replicas, ASK_TIMEOUT).await? {
                 Answer::Replicas(text) => text,
-                _ => return Err(OrderError::Invalid("an answer of another kind".into())),
+                _ => return another_kind(),
             }
         };
         let list: Vec<Value> =
@@ -242,7 +247,7 @@ impl Orders {
             let ask = Ask::Checksum { shard, position };
             match self.ask(node, &ask, OBEY_TIMEOUT).await? {
                 Answer::Checksum(text) => serde_json::from_str(&text),
-                _ => return Err(OrderError::Invalid("an answer of another kind".into())),
+                _ => return another_kind(),
             }
         }
         .map_err(|e| OrderError::Invalid(e.to_string()))?;
@@ -299,7 +304,7 @@ impl Orders {
         };
         match self.ask(node, &ask, OBEY_TIMEOUT).await {
             Ok(Answer::Obeyed(promoted)) => Ok(promoted),
-            Ok(_) => Err(OrderError::Invalid("an answer of another kind".into())),
+            Ok(_) => another_kind(),
             Err(error) => Err(OrderError::Unfinished(error.to_string())),
         }
     }

@@ -11,12 +11,12 @@
 
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use shoal_engine::{GiveUp, Halt, HaltKind, Loss, Repaired, ShardStatus};
 use shoal_meta::Assignment;
 use shoal_types::{NodeId, Offset, ShardId};
 
-use super::orders::{OrderError, Orders, rounded_ms};
+use super::orders::{OrderError, Orders, another_kind, rounded_ms};
 use super::roles::Repair;
 use super::wire::{Answer, Ask};
 
@@ -91,7 +91,8 @@ impl RepairReport {
 }
 
 /// What an operator asks for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Accepting {
     /// Whether the loss is accepted.
     pub accept_loss: bool,
@@ -219,7 +220,7 @@ impl Orders {
         };
         match self.ask(node, &ask, REPAIR_TIMEOUT).await? {
             Answer::Repaired(done) => Ok(*done),
-            _ => Err(OrderError::Invalid("an answer of another kind".into())),
+            _ => another_kind(),
         }
     }
 
@@ -354,7 +355,7 @@ impl Orders {
                 .await?
             {
                 Answer::Log(found) => *found,
-                _ => return Err(OrderError::Invalid("an answer of another kind".into())),
+                _ => return another_kind(),
             }
         };
         let Some(lost) = &found.lost else {

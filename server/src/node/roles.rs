@@ -82,6 +82,15 @@ impl Roles {
         }
     }
 
+    fn obeyed(&self, shard: ShardId) -> Result<&Mutex<Obeyed>, EngineError> {
+        let obeyed = self.shards.get(&shard);
+        obeyed.ok_or_else(|| EngineError::NotFound {
+            what: "shard",
+            name: shard.to_string(),
+            nearest: None,
+        })
+    }
+
     /// Takes the role that an assignment gives this node; returns when it has it.
     ///
     /// # Errors
@@ -91,13 +100,7 @@ impl Roles {
         shard: ShardId,
         assignment: &Assignment,
     ) -> Result<Option<Promoted>, EngineError> {
-        let Some(obeyed) = self.shards.get(&shard) else {
-            return Err(EngineError::NotFound {
-                what: "shard",
-                name: shard.to_string(),
-                nearest: None,
-            });
-        };
+        let obeyed = self.obeyed(shard)?;
         let mut obeyed = obeyed.lock().await;
         if assignment.version < obeyed.version {
             return Ok(None);
@@ -118,13 +121,7 @@ impl Roles {
         assignment: &Assignment,
         repair: Repair,
     ) -> Result<Repaired, EngineError> {
-        let Some(obeyed) = self.shards.get(&shard) else {
-            return Err(EngineError::NotFound {
-                what: "shard",
-                name: shard.to_string(),
-                nearest: None,
-            });
-        };
+        let obeyed = self.obeyed(shard)?;
         // What the topology says of it waits until this is done.
         let mut obeyed = obeyed.lock().await;
         if assignment.version < obeyed.version || self.role_in(assignment) != Role::Leader {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use shoal_engine::{Compacted, EngineError, Flushed, GcReport};
 use shoal_types::{NodeId, ShardId, TableId};
 
-use super::orders::{OrderError, Orders};
+use super::orders::{OrderError, Orders, another_kind};
 use super::wire::{Answer, Ask};
 
 /// How long a node may take to write its memory to files.
@@ -16,10 +16,6 @@ const UPKEEP_TIMEOUT: Duration = Duration::from_secs(3600);
 
 fn failed(error: EngineError) -> OrderError {
     OrderError::Unavailable(error.to_string())
-}
-
-fn another_kind<T>() -> Result<T, OrderError> {
-    Err(OrderError::Invalid("an answer of another kind".into()))
 }
 
 impl Orders {
