@@ -140,6 +140,10 @@ impl std::str::FromStr for CommitToken {
         let shard = next()?.parse().map_err(|_| ())?;
         let mut number = || next()?.parse().map_err(|_| ());
         let (term, claim, offset) = (number()?, number()?, number()?);
+        // No record stands there: nothing could come after it.
+        if offset == u64::MAX {
+            return Err(());
+        }
         match parts.next() {
             None => Ok(Self {
                 shard,

@@ -15,11 +15,14 @@ use tokio::sync::{Notify, Semaphore};
 use crate::compaction::ByteBudget;
 use crate::folder_lock::FolderLock;
 use crate::peers::Peers;
+use crate::shard::parts::PartLimits;
 use crate::{EngineConfig, RowPredicate};
 
 /// Shared by all shards.
 pub(crate) struct Env {
     pub config: EngineConfig,
+    /// Where requests are cut that may be sent again.
+    pub stable_limits: PartLimits,
     pub logs: Arc<dyn LogStore>,
     pub store: Arc<dyn ObjectStore>,
     pub layout: ObjectLayout,

@@ -7,6 +7,7 @@ mod etcd;
 mod feed;
 mod identity;
 mod memory;
+mod record_limits;
 mod store;
 mod topology;
 
@@ -15,6 +16,7 @@ pub use embedded::{EmbeddedMetaStore, META_FILE_FORMAT};
 pub use etcd::{EtcdConfig, EtcdMetaStore, EtcdTls};
 pub use identity::{ClusterIdentity, Configured, join_cluster};
 pub use memory::{MemoryBackup, MemoryMetaStore};
+pub use record_limits::{RecordLimits, settle_record_limits};
 pub use store::{
     Change, Compare, Entry, Limits, Listing, Lost, MetaError, MetaStore, Op, Registration, Txn,
     Watch, WatchEvent,

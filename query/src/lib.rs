@@ -39,6 +39,7 @@ pub use output::{Output, Prepared, QueryStats, StatementKind};
 pub use predicate::SqlPredicate;
 pub use running::{QueryId, RunningStatement};
 pub use session::Session;
+pub use settings::parse_timeout;
 pub use sql::{Names, check_complexity};
 pub use text::{bytea, read_text};
 

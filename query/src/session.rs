@@ -42,6 +42,8 @@ pub struct Session {
     write_id: Option<WriteId>,
     named: Arc<Mutex<NamedStatements>>,
     seen: Seen,
+    /// What `SET LOCAL` has changed, as it was.
+    before_local: Arc<Mutex<Vec<(String, String)>>>,
 }
 
 impl std::fmt::Debug for Session {
@@ -69,6 +71,7 @@ impl Session {
             write_id: None,
             named: Arc::default(),
             seen: Seen::default(),
+            before_local: Arc::default(),
             engine,
         };
         session.apply_settings();
@@ -222,6 +225,31 @@ impl Session {
     /// From now on reads of level `session` see these commits.
     pub fn has_seen(&self, tokens: &[CommitToken]) {
         self.seen.add(tokens);
+    }
+
+    /// Notes what a setting is, for [`Self::end_transaction`] to put it back.
+    pub(crate) fn keep_until_transaction_ends(&self, name: &str) -> Result<()> {
+        let value = self.setting(name)?;
+        let mut kept = self.before_local.lock();
+        // Of several within a transaction the first knows how it was before; bounded by the number
+        // of settings.
+        if kept.iter().all(|(known, _)| known != name) {
+            kept.push((name.to_owned(), value));
+        }
+        Ok(())
+    }
+
+    /// Undoes what `SET LOCAL` did; for the protocol that knows where a transaction ends.
+    pub fn end_transaction(&self) {
+        let kept = std::mem::take(&mut *self.before_local.lock());
+        for (name, value) in kept {
+            if is_commit_tokens(&name) {
+                self.seen.clear();
+            }
+            if let Err(error) = self.set(&name, &value) {
+                tracing::error!(name, value, error = %error.message, "a setting is not put back");
+            }
+        }
     }
 
     pub(crate) fn set_values(&self, name: &str, values: &[String]) -> Result<()> {
@@ -416,9 +444,37 @@ impl Session {
     /// How a statement of this session reads, as its settings say.
     pub(crate) fn read_of(&self, kind: StatementKind, guard: &StatementGuard) -> Result<Read> {
         let settings = self.settings.lock().clone();
+        let patience = self.patience(guard);
+        let read = freshness::read_of(&settings, &self.seen, kind, Some(patience))?;
+        if let ReadLevel::Session(tokens) = &read.level {
+            self.check_tokens(tokens)?;
+        }
+        Ok(read)
+    }
+
+    /// How long a statement waits for a shard. A little less than it may run: what the shard has
+    /// to say is to be told before the statement is ended for its time.
+    pub(crate) fn patience(&self, guard: &StatementGuard) -> Duration {
         let limit = Duration::from_millis(self.engine.database().config().write_timeout_ms);
-        let patience = guard.time_left().map_or(limit, |left| left.min(limit));
-        freshness::read_of(&settings, &self.seen, kind, Some(patience))
+        guard.time_left().map_or(limit, |left| {
+            let margin = (left / 10).min(TELL_MARGIN_MAX);
+            left.saturating_sub(margin).min(limit)
+        })
+    }
+
+    /// Tokens of shards that this database has not would be met by anything.
+    fn check_tokens(&self, tokens: &[CommitToken]) -> Result<()> {
+        let db = self.engine.database();
+        let foreign = tokens.iter().find(|token| !db.knows_shard(token.shard));
+        foreign.map_or(Ok(()), |token| {
+            Err(QueryError::new(
+                Kind::INVALID_VALUE,
+                format!("the commit token {token} is of a shard that this cluster does not have"),
+            )
+            .with_hint(
+                "send only tokens that this cluster gave, or read with consistency = 'strong'",
+            ))
+        })
     }
 }
 
@@ -441,6 +497,9 @@ fn after_write(kind: StatementKind, mut error: QueryError) -> QueryError {
     }
     error
 }
+
+/// What a statement's time limit leaves, at most, for telling why a shard was not ready.
+const TELL_MARGIN_MAX: Duration = Duration::from_millis(500);
 
 /// The setting that holds what the session has seen; not among the others, for clones of a session
 /// share it.

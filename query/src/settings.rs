@@ -238,13 +238,15 @@ fn check_consistency(value: &str) -> Result<()> {
 }
 
 /// Milliseconds, or a number with `us`, `ms`, `s`, `min`, `h`, `d`.
-pub(crate) fn parse_timeout(text: &str) -> Result<u64> {
+pub fn parse_timeout(text: &str) -> Result<u64> {
     let text = text.trim();
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let bad = || {
         QueryError::new(
             Kind::INVALID_VALUE,
-            format!("{text:?} is not a time such as 500, '500ms', '10s' or '5min'"),
+            format!(
+                "{text:?} is not a time such as 500, '500ms', '10s' or '5min'; units are us, ms, s, min, h and d"
+            ),
         )
     };
     let number: u64 = text[..digits].parse().map_err(|_| bad())?;
@@ -252,7 +254,7 @@ pub(crate) fn parse_timeout(text: &str) -> Result<u64> {
         "" | "ms" => 1,
         "us" => return Ok(number.div_ceil(1000)),
         "s" => 1000,
-        "min" => 60_000,
+        "min" | "m" => 60_000,
         "h" => 3_600_000,
         "d" => 86_400_000,
         _ => return Err(bad()),

@@ -176,16 +176,21 @@ impl Cluster {
     /// # Panics
     /// When it does not become ready.
     pub async fn add_node(&mut self, settings: &[(&str, &str)]) {
-        let data_dir = self.folder.join(format!("n{}", self.nodes.len()));
+        let mut node = self.prepare_node(&format!("n{}", self.nodes.len()), settings);
+        node.restart().await;
+        self.nodes.push(node);
+    }
+
+    /// A node with a data folder of that name that is not started yet.
+    #[must_use]
+    pub fn prepare_node(&self, folder: &str, settings: &[(&str, &str)]) -> Server {
         let all: Vec<(&str, &str)> = self
             .settings
             .iter()
             .map(|(k, v)| (k.as_str(), v.as_str()))
             .chain(settings.iter().copied())
             .collect();
-        let mut node = Server::prepare_node(&data_dir, &self.config, &all);
-        node.restart().await;
-        self.nodes.push(node);
+        Server::prepare_node(&self.folder.join(folder), &self.config, &all)
     }
 
     /// A client of a node.

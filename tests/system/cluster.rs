@@ -175,15 +175,48 @@ async fn reads_are_as_fresh_as_they_were_asked_for_wherever_they_are_made() {
     let token = leader.sql_with("INSERT INTO t VALUES (100)", &[]).await;
     let token = token.expect("insert");
     let token = token.header("Shoal-Commit-Token");
-    let unknown = format!("{}.999", token.rsplit_once('.').expect("a token").0);
-    let ahead = [
+    let parts: Vec<&str> = token.split('.').collect();
+    let [shard, term, claim, offset] = parts[..] else {
+        panic!("{token}");
+    };
+    let later_epoch = format!(
+        "{shard}.{}.{claim}.{offset}",
+        term.parse::<u64>().expect("term") + 1
+    );
+    let foreign = format!("01ARZ3NDEKTSV4RRFFQ69G5FAV.{term}.{claim}.{offset}");
+    let last = format!("{shard}.{term}.{claim}.{}", u64::MAX);
+    for (token, why) in [
+        ("nonsense", "no commit token"),
+        (later_epoch.as_str(), "has not had at that position"),
+        (foreign.as_str(), "does not have"),
+        (last.as_str(), "no commit token"),
+    ] {
+        let headers = [
+            ("Shoal-Consistency", "session"),
+            ("Shoal-Read-From", "follower"),
+            ("Shoal-Commit-Token", token),
+        ];
+        let refused = follower.sql_with(all, &headers).await;
+        let refused = refused.expect_err("it cannot be met");
+        assert!(refused.text.contains(why), "{token}: {refused:?}");
+    }
+    // What is not there yet is told before the time is up, also by the second of two headers.
+    let ahead = format!("{shard}.{term}.{claim}.{}", u64::from(u32::MAX));
+    let headers = [
         ("Shoal-Consistency", "session"),
-        ("Shoal-Read-From", "follower"),
-        ("Shoal-Commit-Token", "nonsense"),
+        ("Shoal-Timeout", "2s"),
+        ("Shoal-Commit-Token", token),
+        ("Shoal-Commit-Token", ahead.as_str()),
     ];
-    let refused = follower.sql_with(all, &ahead).await;
-    assert!(refused.is_err_and(|f| f.text.contains("no commit token")));
-    assert!(unknown.contains('.'));
+    let refused = follower.sql_with(all, &headers).await;
+    let refused = refused.expect_err("nobody has written that");
+    assert!(refused.text.contains("the session has seen"), "{refused:?}");
+    let twice = [
+        ("Shoal-Consistency", "eventual"),
+        ("Shoal-Consistency", "strong"),
+    ];
+    let refused = follower.sql_with(all, &twice).await;
+    assert!(refused.is_err_and(|f| f.text.contains("more than once")));
     let wrong = follower
         .sql_with(all, &[("Shoal-Consistency", "fresh")])
         .await;

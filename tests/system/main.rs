@@ -3,6 +3,7 @@
 mod bad_input;
 mod clients;
 mod cluster;
+mod cluster_clients;
 mod cluster_damage;
 mod cluster_script;
 mod damage;

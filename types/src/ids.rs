@@ -137,9 +137,11 @@ impl FromStr for WriteId {
                 ))
             };
         }
-        Ulid::from_string(text)
-            .map(|u| Self(u.0))
-            .map_err(|_| format!("write id {text:?} is neither a UUIDv7 nor a ULID"))
+        let ulid = Ulid::from_string(text).ok().map(|u| Self(u.0));
+        // 26 digits of 5 bits are 130: the first digit has three (ULID spec, "overflow errors").
+        let fits = text.starts_with(|c: char| c.is_ascii_digit() && c < '8');
+        ulid.filter(|_| fits)
+            .ok_or_else(|| format!("write id {text:?} is neither a UUIDv7 nor a ULID"))
     }
 }
 
@@ -168,5 +170,9 @@ mod tests {
         assert!(ulid.created_ms() > 0);
         assert!(Uuid::new_v4().to_string().parse::<WriteId>().is_err());
         assert!("nonsense".parse::<WriteId>().is_err());
+        let most = format!("7{}", "Z".repeat(25));
+        assert_eq!(most.parse::<WriteId>(), Ok(WriteId(u128::MAX)));
+        let beyond = format!("8{}", "Z".repeat(25));
+        assert!(beyond.parse::<WriteId>().is_err());
     }
 }

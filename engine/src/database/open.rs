@@ -17,7 +17,7 @@ use futures::TryStreamExt;
 use lru::LruCache;
 use object_store::{ObjectStore, path::Path};
 use parking_lot::{Mutex, RwLock};
-use shoal_meta::{Catalog, MetaError, SchemaEntry, ShardEntry};
+use shoal_meta::{Catalog, MetaError, RecordLimits, SchemaEntry, ShardEntry, settle_record_limits};
 use shoal_sst::{ObjectLayout, SstError, SstStore, SstStoreOptions};
 use shoal_types::{ShardId, TableId};
 use shoal_wal::record::{Payload, SchemaChange};
@@ -31,6 +31,7 @@ use crate::env::{Env, MemoryBudget};
 use crate::folder_lock::FolderLock;
 use crate::shard::gc::list_objects;
 use crate::shard::open::Listed;
+use crate::shard::parts::PartLimits;
 use crate::shard::{Shard, Stopped};
 use crate::{EngineConfig, EngineError};
 
@@ -67,6 +68,11 @@ impl Database {
         role: Role,
     ) -> Result<Arc<Self>, EngineError> {
         let layout = ObjectLayout::new("", &config.cluster_name);
+        let mine = RecordLimits {
+            bytes: config.record_bytes_max as u64,
+            rows: config.record_rows_max as u64,
+        };
+        let settled = settle_record_limits(&*backends.meta, &config.cluster_name, mine).await?;
         let catalog = Catalog::open(backends.meta, &config.cluster_name).await?;
         let sst_options = SstStoreOptions {
             memory_bytes: config.cache_memory_bytes,
@@ -82,6 +88,7 @@ impl Database {
         let compaction_budget = Arc::new(ByteBudget::new(config.compaction_bytes_per_s));
         let warm_budget = ByteBudget::new(config.cache_warm_bytes_per_s);
         let env = Arc::new(Env {
+            stable_limits: PartLimits::stable(settled),
             config,
             logs: backends.logs,
             store: backends.store,

@@ -237,6 +237,8 @@ impl Database {
             match self.read_view_at(table, &read.level, patience).await {
                 // It was closed meanwhile.
                 Err(EngineError::ShardUnavailable { .. }) => {}
+                // It is another one's to answer now.
+                Ok(_) if !fits(&shard, read.place) => {}
                 other => return other,
             }
         }
@@ -548,6 +550,12 @@ impl Database {
             told.retain(|status| status.placed);
         }
         all
+    }
+
+    /// Whether the cluster has this shard.
+    #[must_use]
+    pub fn knows_shard(&self, shard: ShardId) -> bool {
+        self.shared.slots.contains_key(&shard)
     }
 
     /// All shards of the cluster, ascending by id.

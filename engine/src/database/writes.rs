@@ -309,10 +309,12 @@ impl Database {
         by_shard: BTreeMap<ShardId, Vec<RowBlock>>,
         options: &WriteOptions,
     ) -> Result<Vec<Outgoing>, WriteError> {
-        let config = &self.shared.env.config;
-        let limits = PartLimits {
-            bytes_max: config.record_bytes_max,
-            rows_max: config.record_rows_max.clamp(1, 65_536),
+        let env = &self.shared.env;
+        let numbered = options.write_id.is_some() || options.import.is_some();
+        let limits = if numbered && !options.atomic {
+            env.stable_limits
+        } else {
+            PartLimits::of(&env.config)
         };
         let mut outgoing = Vec::with_capacity(by_shard.len());
         for (shard, blocks) in by_shard {

@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use super::entry::LogEntry;
 use super::{Shard, apply};
-use crate::{EngineError, ReadLevel};
+use crate::{CommitToken, EngineError, ReadLevel};
 
 /// Pause after a barrier that could not be appended.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -117,7 +117,10 @@ impl Shard {
                     })?;
                 // What was given up while this waited was passed without being applied.
                 let mut mine = tokens.iter().filter(|token| token.shard == self.id);
-                mine.try_for_each(|token| self.refuse_lost(token.offset))
+                mine.try_for_each(|token| {
+                    self.refuse_lost(token.offset)?;
+                    self.refuse_unheard_of(token)
+                })
             }
         }
     }
@@ -138,6 +141,18 @@ impl Shard {
                 loss.reason
             ),
         })
+    }
+
+    /// Whoever was told a token was told it by a leader whose claim stands below it.
+    fn refuse_unheard_of(&self, token: &CommitToken) -> Result<(), EngineError> {
+        let (epoch, _) = self.state.read().fold.claim();
+        if token.epoch <= epoch {
+            return Ok(());
+        }
+        Err(EngineError::Invalid(format!(
+            "the commit token {token} is of an epoch that shard {} has not had at that position (it is {epoch}): it was given by another database, or by one that was since restored from a backup",
+            self.id
+        )))
     }
 
     fn not_fresh(&self, what: String) -> EngineError {

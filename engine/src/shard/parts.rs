@@ -1,7 +1,11 @@
 //! Cutting a request's rows for one shard into records (PROTOCOLS §1, "atomic unit").
 //!
-//! Pure: the same rows and limits give the same parts, so that a retry with the same write id cuts
-//! at the same places and every part meets its own number in the fold's window.
+//! Pure: the same rows and limits give the same parts. A retry with the same write id must be cut
+//! at the same places, so that every part meets its own number in the fold's window, whatever
+//! became of the configuration and of the table's columns meanwhile. So such requests are cut at
+//! limits that never change, and by bytes that depend on the request's own values alone: columns
+//! that it does not name are NULL and count nothing, and no part is halved because its encoding
+//! turned out too large.
 
 use std::sync::Arc;
 
@@ -9,17 +13,50 @@ use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef, UInt32Array};
 use arrow_schema::DataType;
 use bytes::Bytes;
+use shoal_meta::RecordLimits;
 use shoal_rows::{BlockColumn, RowBlock, Series, encode_blocks};
 use shoal_wal::record::TableWrite;
 
-use crate::WriteError;
+use crate::{EngineConfig, WriteError};
 
 /// Limits of one record.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PartLimits {
+    /// Of an encoded record.
     pub bytes_max: usize,
     pub rows_max: usize,
+    /// Of the values of a record, before they are encoded.
+    pub value_bytes_max: usize,
 }
+
+impl PartLimits {
+    /// Of requests that are sent once. Encoding makes records smaller than the values, never much
+    /// larger: parts are cut at four times the limit, and again if that was too much.
+    pub(crate) fn of(config: &EngineConfig) -> Self {
+        Self {
+            bytes_max: config.record_bytes_max,
+            rows_max: config.record_rows_max.clamp(1, ROWS_MAX),
+            value_bytes_max: config.record_bytes_max.saturating_mul(4),
+        }
+    }
+
+    /// Of requests that may be sent again: what is cut at three quarters of the limit fits, however
+    /// badly it shrinks.
+    pub(crate) fn stable(limits: RecordLimits) -> Self {
+        let bytes_max = usize::try_from(limits.bytes).unwrap_or(usize::MAX);
+        let rows_max = usize::try_from(limits.rows).unwrap_or(usize::MAX);
+        Self {
+            bytes_max,
+            rows_max: rows_max.clamp(1, ROWS_MAX),
+            value_bytes_max: bytes_max / 4 * 3,
+        }
+    }
+}
+
+/// Rows of a record, at most (PROTOCOLS §1).
+const ROWS_MAX: usize = 65_536;
+/// What a table costs in a record's header, as a rule: counted alike however many columns it has.
+const TABLE_BYTES: usize = 1024;
 
 /// Rows of one record, encoded.
 #[derive(Clone, Debug)]
@@ -56,17 +93,18 @@ pub(crate) fn cut(blocks: Vec<RowBlock>, limits: PartLimits) -> Result<Vec<Part>
     let mut parts = Vec::new();
     let mut group: Vec<Arc<RowBlock>> = Vec::new();
     let (mut rows, mut bytes) = (0, 0);
-    // Compression makes records smaller than the rows in memory, never much larger; a group is
-    // closed at four times the limit and cut further if its encoding turns out too large.
-    let group_bytes_max = limits.bytes_max.saturating_mul(4);
     for block in blocks {
         let row_bytes = (value_bytes(&block) / block.rows().max(1)).max(1);
         // Also when rows shrink well: a record is decoded into memory as a whole.
-        let rows_max = limits.rows_max.min(group_bytes_max / row_bytes).max(1);
+        let rows_max = limits
+            .rows_max
+            .min(limits.value_bytes_max / row_bytes)
+            .max(1);
         for piece in slices(block, rows_max) {
             let piece_rows = piece.rows();
-            let piece_bytes = piece_rows.saturating_mul(row_bytes);
-            let over = rows + piece_rows > limits.rows_max || bytes + piece_bytes > group_bytes_max;
+            let piece_bytes = TABLE_BYTES + piece_rows.saturating_mul(row_bytes);
+            let over =
+                rows + piece_rows > limits.rows_max || bytes + piece_bytes > limits.value_bytes_max;
             if over && !group.is_empty() {
                 encode_group(std::mem::take(&mut group), limits, &mut parts)?;
                 (rows, bytes) = (0, 0);
@@ -82,8 +120,8 @@ pub(crate) fn cut(blocks: Vec<RowBlock>, limits: PartLimits) -> Result<Vec<Part>
     Ok(parts)
 }
 
-/// Bytes of a block's values. Of the values, not of the buffers that hold them: those depend on how
-/// the request was read, and a retry must be cut at the same places.
+/// Bytes of a block's values. Of the values, not of the buffers that hold them, which depend on how
+/// the request was read; and not of NULLs, which stand for columns that were added meanwhile.
 fn value_bytes(block: &RowBlock) -> usize {
     let series = block.series.values.iter().map(array_bytes).sum::<usize>();
     let values = block.columns.iter().map(|c| array_bytes(&c.values));
@@ -98,7 +136,8 @@ fn array_bytes(values: &ArrayRef) -> usize {
         DataType::BinaryView => values.as_binary_view().lengths().map(|n| n as usize).sum(),
         _ => 0,
     };
-    text + values.len() * data_type.primitive_width().unwrap_or(16)
+    let there = values.len() - values.null_count();
+    text + there * data_type.primitive_width().unwrap_or(16)
 }
 
 fn slices(block: RowBlock, rows_max: usize) -> Vec<RowBlock> {
@@ -245,13 +284,54 @@ mod tests {
         }
     }
 
+    fn limits(bytes_max: usize, rows_max: usize) -> PartLimits {
+        PartLimits::of(&EngineConfig {
+            record_bytes_max: bytes_max,
+            record_rows_max: rows_max,
+            ..EngineConfig::default()
+        })
+    }
+
+    #[test]
+    fn a_retry_is_cut_alike_after_columns_were_added_and_however_badly_its_rows_shrink() {
+        let limits = PartLimits::stable(RecordLimits {
+            bytes: 64 << 10,
+            rows: 5000,
+        });
+        let rows_of = |block: RowBlock| {
+            let parts = cut(vec![block], limits).expect("cut");
+            for part in &parts {
+                assert!(part.body.len() + header_bytes(&part.tables) <= limits.bytes_max);
+            }
+            let rows = |p: &Part| p.blocks.iter().map(|b| b.rows()).sum::<usize>();
+            parts.iter().map(rows).collect::<Vec<_>>()
+        };
+        let random = || {
+            let text = |_| uuid::Uuid::new_v4().simple().to_string().repeat(8);
+            Arc::new(StringViewArray::from_iter_values((0..3000).map(text)))
+        };
+        let mut first = block(3000);
+        first.columns[0].values = random();
+        let mut again = first.clone();
+        for id in 3..40 {
+            again.columns.push(BlockColumn {
+                id: ColumnId(id),
+                values: Arc::new(Int64Array::new_null(3000)),
+                set: None,
+            });
+        }
+        again.series.columns.push(ColumnId(40));
+        let nulls = StringViewArray::new_null(again.series.len);
+        again.series.values.push(Arc::new(nulls));
+        let cuts = rows_of(first);
+        assert!(cuts.len() > 4, "{cuts:?}");
+        assert_eq!(rows_of(again), cuts);
+    }
+
     #[test]
     fn a_large_request_becomes_parts_that_hold_every_row_once_in_order() {
         for (rows_max, bytes_max) in [(100, 1 << 20), (5000, 4096)] {
-            let limits = PartLimits {
-                bytes_max,
-                rows_max,
-            };
+            let limits = limits(bytes_max, rows_max);
             let parts = cut(vec![block(1000)], limits).expect("cut");
             assert!(parts.len() > 1);
             let mut times = Vec::new();
@@ -271,10 +351,7 @@ mod tests {
     #[test]
     fn rows_that_shrink_well_are_cut_by_their_size_in_memory_too() {
         let text = "x".repeat(4096);
-        let limits = PartLimits {
-            bytes_max: 64 << 10,
-            rows_max: 5000,
-        };
+        let limits = limits(64 << 10, 5000);
         let wide = |spare: usize| {
             let mut values = Vec::with_capacity(1000 + spare);
             values.extend((0..1000).map(|_| text.as_str()));
@@ -299,11 +376,7 @@ mod tests {
 
     #[test]
     fn a_row_beyond_the_limit_is_refused() {
-        let limits = PartLimits {
-            bytes_max: 64,
-            rows_max: 10,
-        };
-        let error = cut(vec![block(1)], limits).expect_err("too large");
+        let error = cut(vec![block(1)], limits(64, 10)).expect_err("too large");
         assert!(matches!(error, WriteError::RowTooLarge { .. }), "{error}");
     }
 }

@@ -186,7 +186,7 @@ impl Run<'_> {
         WriteOptions {
             write_id,
             atomic: write_id.is_some(),
-            timeout: self.guard.time_left(),
+            timeout: Some(self.session.patience(self.guard)),
             ..WriteOptions::default()
         }
     }

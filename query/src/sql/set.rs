@@ -1,10 +1,11 @@
 //! `SET`, `RESET`, `USE`, and the transaction statements that clients send.
 //!
 //! There are no transactions of several statements: each statement is atomic for each record it
-//! writes, `BEGIN` and `COMMIT` are taken and mean nothing, and `ROLLBACK` undoes nothing.
+//! writes, `BEGIN` and `COMMIT` are taken and mean nothing but the end of `SET LOCAL`, and
+//! `ROLLBACK` undoes nothing.
 
 use datafusion::sql::parser::ResetStatement;
-use datafusion::sql::sqlparser::ast::{Expr, ObjectName, Set, Use};
+use datafusion::sql::sqlparser::ast::{ContextModifier, Expr, ObjectName, Set, Use};
 
 use super::names::{parts, position_of};
 use super::types::literal_text;
@@ -17,8 +18,17 @@ impl Run<'_> {
     pub(super) fn set(&self, set: &Set) -> Result<Outcome> {
         match set {
             Set::SingleAssignment {
-                variable, values, ..
-            } => self.assign(&dotted(variable)?, values)?,
+                scope,
+                variable,
+                values,
+                ..
+            } => {
+                let name = dotted(variable)?;
+                if *scope == Some(ContextModifier::Local) {
+                    self.session.keep_until_transaction_ends(&name)?;
+                }
+                self.assign(&name, values)?;
+            }
             Set::ParenthesizedAssignments { variables, values } => {
                 for (variable, value) in variables.iter().zip(values) {
                     self.assign(&dotted(variable)?, std::slice::from_ref(value))?;

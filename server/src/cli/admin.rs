@@ -72,6 +72,8 @@ enum Order {
         /// The follower.
         #[arg(long, value_name = "NODE")]
         to: Option<String>,
+        #[command(flatten)]
+        wait: Wait,
     },
     /// Have a node follow the shard; answers when it has caught up.
     AddFollower(Target),
@@ -121,6 +123,16 @@ struct Target {
     /// The node.
     #[arg(long, value_name = "NODE")]
     to: String,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+#[derive(Debug, clap::Args)]
+struct Wait {
+    /// Answer when it is done; orders always do.
+    #[arg(long)]
+    #[expect(dead_code, reason = "scripts may say what is the rule")]
+    wait: bool,
 }
 
 impl Order {
@@ -128,7 +140,7 @@ impl Order {
     fn request(&self) -> (String, Value) {
         let path = |shard: &str, order: &str| format!("/v1/admin/shards/{shard}/{order}");
         match self {
-            Self::Promote { shard, to } => (path(shard, "promote"), json!({ "to": to })),
+            Self::Promote { shard, to, .. } => (path(shard, "promote"), json!({ "to": to })),
             Self::AddFollower(t) => (path(&t.shard, "add-follower"), json!({ "to": t.to })),
             Self::RemoveFollower(t) => (path(&t.shard, "remove-follower"), json!({ "to": t.to })),
             Self::Move(t) => (path(&t.shard, "move"), json!({ "to": t.to })),

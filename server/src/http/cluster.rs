@@ -29,9 +29,7 @@ impl From<OrderError> for ApiError {
             OrderError::Unavailable(_) | OrderError::Meta(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable", Retry::Safe)
             }
-            OrderError::Unfinished(_) => {
-                (StatusCode::GATEWAY_TIMEOUT, "outcome_unknown", Retry::Safe)
-            }
+            OrderError::Unfinished(_) => (StatusCode::GATEWAY_TIMEOUT, "unfinished", Retry::Safe),
         };
         Self::new(status, code, retry, error.to_string())
     }

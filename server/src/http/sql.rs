@@ -116,28 +116,42 @@ struct Freshness {
 
 impl Freshness {
     fn read(request: &SqlRequest, headers: &HeaderMap) -> Result<Self, ApiError> {
-        let header = |name: &str| {
-            let value = headers.get(name).and_then(|v| v.to_str().ok());
-            value.map(str::to_owned)
+        // A header that cannot be read must not be taken for none: rows would be older than asked.
+        let all = |name: &'static str| {
+            let values = headers.get_all(name).iter().map(|value| {
+                let text = value.to_str().map(str::to_owned);
+                text.map_err(|_| {
+                    ApiError::invalid("invalid_request", format!("{name} is not text"))
+                })
+            });
+            values.collect::<Result<Vec<_>, _>>()
+        };
+        let one = |name: &'static str| match all(name)?.as_slice() {
+            [] => Ok(None),
+            [one] => Ok(Some(one.clone())),
+            _ => Err(ApiError::invalid(
+                "invalid_request",
+                format!("{name} is given more than once"),
+            )),
         };
         let texts = match &request.commit_tokens {
             Some(Tokens::One(text)) => vec![text.clone()],
             Some(Tokens::Many(texts)) => texts.clone(),
-            None => header("Shoal-Commit-Token").into_iter().collect(),
+            None => all("Shoal-Commit-Token")?,
         };
         let mut tokens = Vec::new();
         for text in texts {
             tokens.extend(commit_tokens(&text)?);
         }
         Ok(Self {
-            level: request
-                .consistency
-                .clone()
-                .or_else(|| header("Shoal-Consistency")),
-            place: request
-                .read_from
-                .clone()
-                .or_else(|| header("Shoal-Read-From")),
+            level: match &request.consistency {
+                Some(level) => Some(level.clone()),
+                None => one("Shoal-Consistency")?,
+            },
+            place: match &request.read_from {
+                Some(place) => Some(place.clone()),
+                None => one("Shoal-Read-From")?,
+            },
             tokens,
         })
     }

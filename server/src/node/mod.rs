@@ -47,10 +47,13 @@ use links::Links;
 use orders::Orders;
 use peers::Router;
 use roles::Roles;
-use service::{NodeService, Requests, ServiceLimits};
+use service::{NodeService, Requests, ServiceSettings};
+use wire::{Answer, Ask};
 
 /// Shards that the first node of a cluster makes, unless configured.
 const SHARDS_DEFAULT: usize = 4;
+/// How long another process of this node's id may take to answer.
+const ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// What is read from the object store at a time: a request costs more than these bytes.
 const REMOTE_BLOCK_BYTES: usize = 128 << 10;
 
@@ -88,6 +91,16 @@ pub enum NodeError {
     /// The database.
     #[error("cannot open the database: {0}")]
     Database(#[from] EngineError),
+    /// Another process is this node, and answers.
+    #[error(
+        "node {node} is running at {address}: a data folder must not be copied while its node lives; empty this one, so that it becomes a node of its own"
+    )]
+    Running {
+        /// The node.
+        node: NodeId,
+        /// Where it answers.
+        address: String,
+    },
     /// Another process is this node.
     #[error("another process has registered as node {0}: two must not share a data folder's id")]
     Overtaken(NodeId),
@@ -201,6 +214,7 @@ impl Node {
         let links = Arc::new(links.map_err(|why| {
             ConfigError::Together(format!("auth.token cannot be sent to other nodes: {why}"))
         })?);
+        refuse_a_second(me, &topology, &links).await?;
         let router = Router::new(
             me,
             labels.get("zone").cloned(),
@@ -251,6 +265,7 @@ impl Node {
             cluster,
             labels,
             lock: Some(lock),
+            process: Ulid::new(),
         };
         match starting.serve().await {
             Ok(node) => Ok(node),
@@ -290,6 +305,25 @@ impl Node {
     }
 }
 
+/// A copied data folder has the id of the node that it was copied from. That one is left alone; one
+/// that does not answer any more is this node's last start, and is followed.
+async fn refuse_a_second(me: NodeId, topology: &Topology, links: &Links) -> Result<(), NodeError> {
+    let snapshot = topology.snapshot();
+    let Some(entry) = snapshot.nodes.get(&me) else {
+        return Ok(());
+    };
+    let asked = links.ask(&entry.grpc, &Ask::Process);
+    match tokio::time::timeout(ALIVE_TIMEOUT, asked).await {
+        Ok(Ok(Ok(Answer::Process(process)))) if process == entry.process => {
+            Err(NodeError::Running {
+                node: me,
+                address: entry.grpc.clone(),
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Others are told an address: one that means "all of this machine's" would lead them to themselves.
 fn check_reachable(config: &Config) -> Result<(), ConfigError> {
     let listeners = [
@@ -317,6 +351,7 @@ struct Starting<'a> {
     cluster: Arc<Cluster>,
     labels: std::collections::BTreeMap<String, String>,
     lock: Option<FolderLock>,
+    process: Ulid,
 }
 
 impl Starting<'_> {
@@ -345,7 +380,8 @@ impl Starting<'_> {
             Arc::clone(&self.auth),
             cluster.identity.id.to_string(),
             Arc::clone(&cluster.requests),
-            &ServiceLimits {
+            &ServiceSettings {
+                process: self.process,
                 view_bytes_max: config.cluster_view_bytes_max.0,
                 write_bytes_max: config.http_ingest_bytes_max.usize(),
             },
@@ -436,7 +472,7 @@ impl Starting<'_> {
         };
         NodeEntry {
             id: self.cluster.me,
-            process: Ulid::new(),
+            process: self.process,
             role: "node".into(),
             http: http.map(shown).unwrap_or_default(),
             pg: postgres.map(shown).unwrap_or_default(),

@@ -50,7 +50,9 @@ pub enum OrderError {
     #[error("{0}")]
     Unavailable(String),
     /// The assignment is changed, the node has not answered; it obeys when it can.
-    #[error("the shard is assigned so, but {0}; the node takes its role when it can")]
+    #[error(
+        "the shard is assigned so, but {0}; the node takes its role when it can, another order changes that (`shoal admin shards` shows who is assigned)"
+    )]
     Unfinished(String),
     /// etcd.
     #[error("etcd: {0}")]

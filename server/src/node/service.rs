@@ -17,6 +17,7 @@ use futures::{Stream, StreamExt, stream};
 use shoal_engine::{Database, EncodedView, EngineError, RecordPart, ShardWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Request, Response, Status, Streaming};
+use ulid::Ulid;
 
 use super::orders;
 use super::roles::{Repair, Roles};
@@ -34,6 +35,7 @@ pub struct NodeService {
     roles: Arc<Roles>,
     auth: Arc<Auth>,
     cluster_id: String,
+    process: Ulid,
     view_bytes_max: u64,
     write_bytes_max: usize,
     requests: Arc<Requests>,
@@ -66,7 +68,9 @@ impl Requests {
 }
 
 /// What a service needs to know.
-pub struct ServiceLimits {
+pub struct ServiceSettings {
+    /// This start of the node.
+    pub process: Ulid,
     /// Bytes of one view's rows.
     pub view_bytes_max: u64,
     /// Bytes of one request's rows.
@@ -81,15 +85,16 @@ impl NodeService {
         auth: Arc<Auth>,
         cluster_id: String,
         requests: Arc<Requests>,
-        limits: &ServiceLimits,
+        settings: &ServiceSettings,
     ) -> FlightServiceServer<Self> {
         FlightServiceServer::new(Self {
             db,
             roles,
             auth,
             cluster_id,
-            view_bytes_max: limits.view_bytes_max,
-            write_bytes_max: limits.write_bytes_max,
+            process: settings.process,
+            view_bytes_max: settings.view_bytes_max,
+            write_bytes_max: settings.write_bytes_max,
             requests,
         })
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -155,6 +160,7 @@ impl NodeService {
             Ask::Obey { shard, assignment } => {
                 Answer::Obeyed(self.roles.obey(shard, &assignment).await?)
             }
+            Ask::Process => Answer::Process(self.process),
             Ask::Replicas => {
                 let status = serde_json::to_string(&self.db.status());
                 Answer::Replicas(status.map_err(|e| EngineError::Invalid(e.to_string()))?)

@@ -32,14 +32,28 @@ impl Orders {
         limit: Duration,
     ) -> Result<Answer, OrderError> {
         let mut changes = self.topology.subscribe();
+        if !changes.borrow().nodes.contains_key(&node) {
+            return Err(OrderError::Unavailable(self.leads_and_is_gone(node)));
+        }
         let gone = changes.wait_for(|snapshot| !snapshot.nodes.contains_key(&node));
         tokio::select! {
             biased;
             answer = self.ask(node, ask, limit) => answer,
-            _ = gone => Err(OrderError::Unavailable(format!(
-                "node {node}, which leads, is not heard of any more"
-            ))),
+            _ = gone => Err(OrderError::Unavailable(self.leads_and_is_gone(node))),
         }
+    }
+
+    fn leads_and_is_gone(&self, node: NodeId) -> String {
+        let snapshot = self.topology.snapshot();
+        let led = snapshot.assignments.iter();
+        let led = led
+            .filter(|(_, a)| a.leader == Some(node))
+            .map(|(id, _)| id.to_string());
+        let led: Vec<String> = led.collect();
+        format!(
+            "node {node}, which leads {}, is not heard of; start it, or `shoal admin shard promote` a follower",
+            led.join(", ")
+        )
     }
 
     /// Writes a shard's rows in memory to files, at its leader.
@@ -84,7 +98,7 @@ impl Orders {
     /// Deletes what nobody needs of any shard, at one leader after the other.
     ///
     /// # Errors
-    /// The first that cannot; what was deleted before is.
+    /// Which leaders could not, once all were asked; what the others deleted is.
     pub async fn collect(&self, dry_run: bool) -> Result<GcReport, OrderError> {
         let mut all = GcReport {
             dry_run,
@@ -92,18 +106,33 @@ impl Orders {
         };
         let assignments = &self.topology.snapshot().assignments;
         let leaders: BTreeSet<NodeId> = assignments.values().filter_map(|a| a.leader).collect();
+        let (mut done, mut troubles) = (0, Vec::new());
         for node in leaders {
-            let one = if node == self.me {
-                self.db.gc(dry_run).await.map_err(failed)?
-            } else {
-                let ask = Ask::Collect { dry_run };
-                match self.ask_while_heard_of(node, &ask, UPKEEP_TIMEOUT).await? {
-                    Answer::Collected(report) => *report,
-                    _ => return another_kind(),
+            match self.collect_at(node, dry_run).await {
+                Ok(one) => {
+                    all.add(one);
+                    done += 1;
                 }
-            };
-            all.add(one);
+                Err(error) => troubles.push(error.to_string()),
+            }
         }
-        Ok(all)
+        if troubles.is_empty() {
+            return Ok(all);
+        }
+        Err(OrderError::Unavailable(format!(
+            "{}; {done} other leaders did it",
+            troubles.join("; ")
+        )))
+    }
+
+    async fn collect_at(&self, node: NodeId, dry_run: bool) -> Result<GcReport, OrderError> {
+        if node == self.me {
+            return self.db.gc(dry_run).await.map_err(failed);
+        }
+        let ask = Ask::Collect { dry_run };
+        match self.ask_while_heard_of(node, &ask, UPKEEP_TIMEOUT).await? {
+            Answer::Collected(report) => Ok(*report),
+            _ => another_kind(),
+        }
     }
 }

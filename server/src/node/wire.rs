@@ -20,6 +20,7 @@ use shoal_engine::{
 use shoal_meta::Assignment;
 use shoal_types::{Offset, Retry, ShardId, TableId, TableSchema, WriteId};
 use shoal_wal::record::{ImportChunk, SchemaChange, TableWrite};
+use ulid::Ulid;
 
 /// Metadata that names the cluster.
 pub const CLUSTER: &str = "shoal-cluster";
@@ -109,6 +110,8 @@ pub enum Ask {
         /// Its assignment.
         assignment: Assignment,
     },
+    /// Which start of a node you are.
+    Process,
     /// What your replicas are like.
     Replicas,
     /// The checksum of the rows that your replica shows.
@@ -193,6 +196,8 @@ pub enum Answer {
     WasApplied(bool),
     /// What taking the role came to.
     Obeyed(Option<Promoted>),
+    /// A start of a node.
+    Process(Ulid),
     /// Replicas as `/v1/admin/shards?local` shows them.
     Replicas(String),
     /// A checksum, as JSON.

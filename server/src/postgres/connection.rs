@@ -173,6 +173,9 @@ impl Connection {
         self.check_failed_transaction(kind, status)?;
         self.check_write(sql, status)?;
         let session = &self.opened()?.session;
+        if status == TransactionStatus::Idle {
+            session.end_transaction();
+        }
         let ran = session.execute_prepared(prepared, params).await;
         self.outcome(ran.map_err(|e| self.failed(e, sql, 0, kind)), || {
             names.clone()
@@ -256,6 +259,10 @@ impl Connection {
         status: TransactionStatus,
     ) -> PgWireResult<Option<Outcome>> {
         self.check_failed_transaction(kind, status)?;
+        if status == TransactionStatus::Idle {
+            // Outside of a transaction SET LOCAL holds for no other statement.
+            self.opened()?.session.end_transaction();
+        }
         let done = |tag: &str| Outcome::Plain(Plain::Done(tag.to_owned()));
         let now = |tag: &str, status| Outcome::Plain(Plain::Status(tag.to_owned(), status));
         Ok(Some(match kind {
@@ -270,6 +277,7 @@ impl Connection {
             }
             Kind::Commit | Kind::Rollback => {
                 self.cursors.lock().clear();
+                self.opened()?.session.end_transaction();
                 let committed = *kind == Kind::Commit && status != TransactionStatus::Error;
                 if committed {
                     self.take_wrote();

@@ -117,6 +117,11 @@ impl Connection {
         asked.extend(options(metadata.get("options").map_or("", String::as_str)));
         for (name, value) in &asked {
             if let Err(refused) = session.set(name, value) {
+                // Of what is ours a typing error must not go unnoticed: it may weaken all reads.
+                let ours = name.strip_prefix("shoal.").unwrap_or(name);
+                if name != ours || ["consistency", "read_from", "commit_tokens"].contains(&ours) {
+                    return Err(errors::fatal("22023", refused.message));
+                }
                 // Drivers send their machine's time zone and settings of later versions unasked;
                 // a connection must not fail over them.
                 tracing::debug!(setting = %name, error = %refused.message, "startup setting not taken");

@@ -480,3 +480,65 @@ async fn statements_that_were_prepared_by_name_can_be_dropped() {
         assert!(client.simple_query("EXECUTE one").await.is_err(), "{drop}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_with_a_level_that_does_not_exist_is_refused() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let server = Server::plain(dir.path());
+    for (options, wrong) in [
+        ("-c shoal.consistency=sesion", "sesion"),
+        ("-c shoal.read_from=leder", "leder"),
+        ("-c commit_tokens=oops", "oops"),
+        ("-c shoal.consistncy=strong", "consistncy"),
+    ] {
+        let refused = config(&server).options(options).connect(NoTls).await;
+        let refused = refused.err().expect("refused");
+        let text = refused.as_db_error().map(|e| e.message().to_owned());
+        assert!(
+            text.as_ref().is_some_and(|t| t.contains(wrong)),
+            "{options}: {text:?}"
+        );
+    }
+    let client =
+        connect(config(&server).options("-c shoal.consistency=eventual -c foo.bar=1")).await;
+    let row = client
+        .query_one("SHOW consistency", &[])
+        .await
+        .expect("show");
+    assert_eq!(row.get::<_, String>(0), "eventual");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn set_local_ends_with_its_transaction() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let server = Server::plain(dir.path());
+    let client = connect(&config(&server)).await;
+    let level = async || {
+        let row = client
+            .query_one("SHOW consistency", &[])
+            .await
+            .expect("show");
+        row.get::<_, String>(0)
+    };
+    for end in ["COMMIT", "ROLLBACK"] {
+        client
+            .batch_execute(
+                "BEGIN; SET LOCAL consistency = 'eventual'; SET LOCAL consistency = 'session'",
+            )
+            .await
+            .expect("set");
+        assert_eq!(level().await, "session");
+        client.batch_execute(end).await.expect("end");
+        assert_eq!(level().await, "strong");
+    }
+    client
+        .batch_execute("SET LOCAL consistency = 'eventual'")
+        .await
+        .expect("set");
+    assert_eq!(level().await, "strong", "there is no transaction");
+    client
+        .batch_execute("SET consistency = 'eventual'")
+        .await
+        .expect("set");
+    assert_eq!(level().await, "eventual");
+}

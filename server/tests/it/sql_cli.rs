@@ -109,3 +109,34 @@ async fn settings_last_from_statement_to_statement() {
     );
     assert_eq!(text(&shown), "a\n5\na\n5\n");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_are_kept_from_statement_to_statement() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let server = Server::plain(dir.path());
+    text(&sql(&server, &[], Some(FILL)));
+    let csv = |script: &str| text(&sql(&server, &["--format", "csv"], Some(script)));
+    let write = "INSERT INTO cpu VALUES ('2016-01-02 00:00:00', 'h', 1)";
+    let shown = csv(&format!(
+        "SET shoal.consistency = 'session'; {write}; SHOW consistency; SHOW commit_tokens;"
+    ));
+    let lines: Vec<&str> = shown.lines().collect();
+    assert!(lines.contains(&"session"), "{shown}");
+    let token = lines.last().expect("a token");
+    assert_eq!(token.split('.').count(), 4, "{shown}");
+    // What was seen elsewhere counts, and what cannot be met fails.
+    let ahead = format!("{}.4000000000", token.rsplit_once('.').expect("token").0);
+    let script = format!(
+        "SET consistency TO session; SET statement_timeout = '1s'; SET commit_tokens = '{ahead}'; SELECT 1 FROM cpu;"
+    );
+    let failed = sql(&server, &[], Some(&script));
+    assert!(
+        stderr(&failed).contains("the session has seen"),
+        "{}",
+        stderr(&failed)
+    );
+    let back = csv("SET consistency = 'eventual'; RESET consistency; SHOW consistency");
+    assert_eq!(back.lines().last(), Some("strong"));
+    let back = csv("SET consistency = 'eventual'; SET consistency TO DEFAULT; SHOW consistency");
+    assert_eq!(back.lines().last(), Some("strong"));
+}

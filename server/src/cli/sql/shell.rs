@@ -1,5 +1,6 @@
 //! Runs statements and shows what comes back, one after another.
 
+use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -9,6 +10,9 @@ use arrow_buffer::Buffer;
 use arrow_ipc::reader::StreamDecoder;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
+use shoal_engine::CommitToken;
+use shoal_query::{QueryError, commit_tokens, parse_timeout};
+use shoal_types::ShardId;
 
 use super::OutputFormat;
 use super::failure::{Failure, Refused};
@@ -37,8 +41,38 @@ pub struct Shell {
     timeout_ms: Option<u64>,
     consistency: Option<String>,
     read_from: Option<String>,
+    /// What this run has written, and what it was told to have seen: the newest of each shard.
+    seen: BTreeMap<ShardId, CommitToken>,
     interactive: bool,
     includes: usize,
+}
+
+/// The setting that a statement sets, and to what; `None`: to its default.
+fn assignment(sql: &str) -> Option<(String, Option<String>)> {
+    let words = lexer::words(sql, 64);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let name_of = |parts: &[&str]| {
+        let name = parts.concat();
+        name.strip_prefix("shoal.").unwrap_or(&name).to_owned()
+    };
+    let rest = match words.as_slice() {
+        ["use", name] => return Some(("search_path".into(), Some(lexer::value_of(name)))),
+        ["reset", name @ ..] => return Some((name_of(name), None)),
+        ["set", "session", rest @ ..] | ["set", rest @ ..] => rest,
+        _ => return None,
+    };
+    let at = rest.iter().position(|word| matches!(*word, "=" | "to"))?;
+    let value = match &rest[at + 1..] {
+        [] => return None,
+        ["default"] => None,
+        values => Some(
+            values
+                .iter()
+                .map(|v| lexer::value_of(v))
+                .collect::<String>(),
+        ),
+    };
+    Some((name_of(&rest[..at]), value))
 }
 
 /// What a meta-command asks the prompt to do next.
@@ -73,6 +107,7 @@ impl Shell {
             timeout_ms,
             consistency: None,
             read_from: None,
+            seen: BTreeMap::new(),
             interactive,
             includes: 0,
         }
@@ -133,27 +168,25 @@ impl Shell {
     /// Requests have no session in common, so settings are kept here and sent with each. Whether
     /// it was a statement that sets one.
     fn keep_setting(&mut self, sql: &str) -> Result<bool, Failure> {
-        let words = lexer::words(sql, 8);
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let (name, value) = match words.as_slice() {
-            ["use", name] => ("search_path", *name),
-            ["set", name, "=" | "to", value] => (*name, *value),
-            ["set", "session" | "local", name, "=" | "to", value] => (*name, *value),
-            _ => return Ok(false),
+        let Some((name, value)) = assignment(sql) else {
+            return Ok(false);
         };
-        let value = lexer::value_of(value);
-        match name {
-            "search_path" | "schema" => self.schema = value,
-            "consistency" => self.consistency = Some(value),
-            "read_from" => self.read_from = Some(value),
-            "statement_timeout" => match value.trim_end_matches("ms").trim().parse() {
-                Ok(0) => self.timeout_ms = None,
-                Ok(ms) => self.timeout_ms = Some(ms),
-                Err(_) => {
-                    let wrong = "statement_timeout takes milliseconds here, such as 5000";
-                    return Err(CliError::failed(wrong).into());
+        let refused = |error: QueryError| Failure::from(CliError::failed(error.message));
+        match name.as_str() {
+            "search_path" | "schema" => self.schema = value.unwrap_or_else(|| "public".into()),
+            "consistency" => self.consistency = value,
+            "read_from" => self.read_from = value,
+            "commit_tokens" => {
+                let tokens = commit_tokens(&value.unwrap_or_default()).map_err(refused)?;
+                if tokens.is_empty() {
+                    self.seen.clear();
                 }
-            },
+                self.has_seen(tokens);
+            }
+            "statement_timeout" => {
+                let ms = parse_timeout(value.as_deref().unwrap_or("0")).map_err(refused)?;
+                self.timeout_ms = Some(ms).filter(|ms| *ms > 0);
+            }
             _ => return Ok(false),
         }
         if self.interactive {
@@ -162,7 +195,16 @@ impl Shell {
         Ok(true)
     }
 
-    async fn run(&self, sql: &str, began: Instant) -> Result<(), Failure> {
+    fn has_seen(&mut self, tokens: Vec<CommitToken>) {
+        for token in tokens {
+            let known = self.seen.entry(token.shard).or_insert(token);
+            if known.offset < token.offset {
+                *known = token;
+            }
+        }
+    }
+
+    async fn run(&mut self, sql: &str, began: Instant) -> Result<(), Failure> {
         let format = match self.format {
             OutputFormat::Table => "arrow",
             OutputFormat::Csv => "csv",
@@ -177,6 +219,8 @@ impl Shell {
         put("timeout_ms", self.timeout_ms.map(Value::from));
         put("consistency", self.consistency.clone().map(Value::from));
         put("read_from", self.read_from.clone().map(Value::from));
+        let seen = self.seen.values().map(|t| Value::from(t.to_string()));
+        put("commit_tokens", Some(Value::Array(seen.collect())));
         let request = self.client.request(Method::POST, "/v1/sql").json(&body);
         let response = self.client.send(request).await?;
         if !response.status().is_success() {
@@ -184,6 +228,14 @@ impl Shell {
             let text = response.text().await.map_err(|e| broken(&e))?;
             return Err(Failure::Refused(Refused::read(status, &text)));
         }
+        let given = response.headers().get("Shoal-Commit-Token");
+        let given = given.and_then(|v| v.to_str().ok());
+        // Tokens of a later release mean nothing here, and are no reason to fail after a write.
+        self.has_seen(
+            given
+                .and_then(|t| commit_tokens(t).ok())
+                .unwrap_or_default(),
+        );
         let tag = response
             .headers()
             .get("Shoal-Tag")

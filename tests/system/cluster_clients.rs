@@ -1,0 +1,86 @@
+//! What clients and operators of several nodes meet that is not as it should be.
+
+use std::time::Duration;
+
+use serde_json::json;
+use shoal_tests::{Cluster, Stack};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_leader_is_named_before_the_statement_runs_out_of_time() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let stack = Stack::start(dir.path());
+    let one = &[("SHOAL_ENGINE_SHARDS", "1")];
+    let mut cluster = Cluster::start(&stack, dir.path(), "dead", 2, one).await;
+    let client = cluster.client(1);
+    client
+        .sql("CREATE TABLE t (k BIGINT, PRIMARY KEY (k))")
+        .await
+        .expect("create");
+    let brief = [("Shoal-Timeout", "2s")];
+    let refused = client
+        .sql_with(
+            "SELECT count(*) FROM t",
+            &[brief[0], ("Shoal-Read-From", "follower")],
+        )
+        .await;
+    let refused = refused.expect_err("nobody follows");
+    assert!(refused.text.contains("follows it"), "{refused:?}");
+    cluster.nodes[0].kill();
+    cluster
+        .until(1, "the node is not heard of", "/v1/admin/nodes", |nodes| {
+            nodes
+                .as_array()
+                .is_some_and(|all| all.iter().filter(|n| n["state"] == "up").count() == 1)
+        })
+        .await;
+    let refused = client.sql_with("INSERT INTO t VALUES (1)", &brief).await;
+    let refused = refused.expect_err("nobody leads");
+    assert_eq!(refused.retry, "safe", "{refused:?}");
+    assert!(
+        refused.text.contains("shoal admin shard promote"),
+        "{refused:?}"
+    );
+    for (path, body) in [("gc", json!({})), ("flush", json!({}))] {
+        let refused = client.post(&format!("/v1/admin/{path}"), &body).await;
+        let refused = refused.expect_err("its leader is dead");
+        assert!(
+            refused.text.contains("shoal admin shard promote"),
+            "{path}: {refused:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copied_data_folder_does_not_end_the_node_that_it_was_copied_from() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let stack = Stack::start(dir.path());
+    let one = &[("SHOAL_ENGINE_SHARDS", "1")];
+    let mut cluster = Cluster::start(&stack, dir.path(), "copied", 1, one).await;
+    let client = cluster.client(0);
+    client
+        .sql("CREATE TABLE t (k BIGINT, PRIMARY KEY (k))")
+        .await
+        .expect("create");
+    let mut copy = cluster.prepare_node("copy", &[]);
+    std::fs::create_dir_all(copy.data_dir()).expect("make the folder");
+    let id = std::fs::read(cluster.nodes[0].data_dir().join("node.id")).expect("an id");
+    std::fs::write(copy.data_dir().join("node.id"), &id).expect("copy it");
+    let ended = copy.try_restart().await;
+    assert!(ended.is_err_and(|status| !status.success()));
+    assert!(
+        copy.log_tail().contains("must not be copied"),
+        "{}",
+        copy.log_tail()
+    );
+    // Longer than the registration lives: the node keeps it.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(cluster.nodes[0].is_running());
+    client
+        .sql("INSERT INTO t VALUES (1)")
+        .await
+        .expect("it still leads");
+    // The same folder's next start takes its place at once.
+    cluster.nodes[0].kill();
+    cluster.nodes[0].restart().await;
+    assert_eq!(cluster.client(0).count("SELECT count(*) FROM t").await, 1);
+}
