@@ -190,6 +190,8 @@ pub(crate) struct Slot {
 /// Whether a shard is served.
 pub(crate) enum Served {
     Open(Arc<Shard>),
+    /// It is not to have a replica, or is about to be opened.
+    NotPlaced,
     Unavailable {
         why: String,
         /// Opening it again may help by itself (the store did not answer, another leader raced).
@@ -259,10 +261,23 @@ impl Slot {
         match &*self.served.read() {
             Served::Open(shard) if shard.stopped().is_none() => Ok(Arc::clone(shard)),
             Served::Open(shard) => Err(shard.unavailable()),
+            Served::NotPlaced => Err(not_placed(self.id)),
             Served::Unavailable { why, .. } => Err(EngineError::ShardUnavailable {
                 shard: self.id,
                 why: why.clone(),
             }),
+        }
+    }
+
+    /// Why this process, which is to lead the shard, cannot open it, unless that may pass.
+    pub(crate) fn cannot_lead(&self) -> Option<String> {
+        let leads = *self.wanted.lock() == Role::Leader;
+        match &*self.served.read() {
+            Served::Unavailable {
+                why,
+                try_again: false,
+            } if leads => Some(why.clone()),
+            _ => None,
         }
     }
 }
@@ -271,10 +286,7 @@ impl Shared {
     pub(crate) fn shard(&self, id: ShardId) -> Result<Arc<Shard>, EngineError> {
         match self.slots.get(&id) {
             Some(slot) => slot.shard(),
-            None => Err(EngineError::ShardUnavailable {
-                shard: id,
-                why: "it is not placed on this node".into(),
-            }),
+            None => Err(not_placed(id)),
         }
     }
 
@@ -288,6 +300,13 @@ impl Shared {
     /// All shards being served.
     pub(crate) fn open_shards(&self) -> Vec<Arc<Shard>> {
         self.slots.values().filter_map(|s| s.shard().ok()).collect()
+    }
+}
+
+fn not_placed(shard: ShardId) -> EngineError {
+    EngineError::ShardUnavailable {
+        shard,
+        why: "it is not placed on this node".into(),
     }
 }
 

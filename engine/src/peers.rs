@@ -76,7 +76,14 @@ pub trait Peers: Send + Sync + std::fmt::Debug + 'static {
     fn me(&self) -> NodeId;
 
     /// Whether a node that is heard of leads a shard.
-    fn is_led(&self, shard: ShardId) -> bool;
+    ///
+    /// # Errors
+    /// [`EngineError::ShardUnavailable`]: why not, and the remedy.
+    fn is_led(&self, shard: ShardId) -> Result<(), EngineError>;
+
+    /// Whether meta gives this process a replica of the shard that fits the place, although it may
+    /// not be open yet.
+    fn may_answer(&self, shard: ShardId, place: ReadPlace) -> bool;
 
     /// Raises the term of a shard above `above`, if meta says that this node is to lead it.
     ///
@@ -109,7 +116,7 @@ pub trait Peers: Send + Sync + std::fmt::Debug + 'static {
     /// A table's schema as of now, by the shard's leader; `None`: it has no such table.
     ///
     /// # Errors
-    /// [`EngineError::ShardUnavailable`].
+    /// [`WriteError::NotLeader`]: this process is to lead it. [`EngineError::ShardUnavailable`].
     async fn table_schema(
         &self,
         shard: ShardId,
@@ -120,7 +127,7 @@ pub trait Peers: Send + Sync + std::fmt::Debug + 'static {
     /// shard's leader.
     ///
     /// # Errors
-    /// [`EngineError::ShardUnavailable`].
+    /// As [`Self::table_schema`].
     async fn pending_deletes(
         &self,
         shard: ShardId,
@@ -131,13 +138,13 @@ pub trait Peers: Send + Sync + std::fmt::Debug + 'static {
     /// hide.
     ///
     /// # Errors
-    /// [`EngineError::ShardUnavailable`].
+    /// As [`Self::table_schema`].
     async fn apply_deletes(&self, shard: ShardId, table: TableId) -> Result<(), EngineError>;
 
     /// Whether a write with this id was applied, by the shard's leader.
     ///
     /// # Errors
-    /// [`EngineError::ShardUnavailable`].
+    /// As [`Self::table_schema`].
     async fn was_applied(&self, shard: ShardId, id: WriteId) -> Result<bool, EngineError>;
 
     /// A replica's view of a table.
@@ -158,7 +165,7 @@ pub trait Peers: Send + Sync + std::fmt::Debug + 'static {
     /// Progress of an import on a shard, by its leader.
     ///
     /// # Errors
-    /// [`EngineError::ShardUnavailable`].
+    /// As [`Self::table_schema`].
     async fn import_progress(
         &self,
         shard: ShardId,

@@ -330,6 +330,14 @@ pub trait MetaStore: Send + Sync + std::fmt::Debug + 'static {
     ) -> Result<Registration, MetaError>;
 }
 
+/// A store that went back to where there is nothing of the cluster was emptied, as a rule by
+/// mistake: nobody restores that. What is known stays.
+pub(crate) fn emptied() -> MetaError {
+    MetaError::Refused(
+        "the store has nothing of this cluster any more: what was known stays, and what is placed goes on; restore etcd from a backup".into(),
+    )
+}
+
 /// Refuses a transaction that is larger than the limits allow.
 ///
 /// # Errors

@@ -187,7 +187,11 @@ pub(crate) async fn learned_after(
     let may_be_old = db.is_clustered()
         && matches!(
             error.code,
-            "undefined_column" | "undefined_table" | "undefined_schema" | "duplicate_column"
+            "undefined_column"
+                | "undefined_table"
+                | "undefined_schema"
+                | "duplicate_column"
+                | "not_fresh"
         );
     if !may_be_old {
         return false;

@@ -85,6 +85,7 @@ impl Running {
             id,
             running: Arc::clone(self),
             cancel,
+            began: Instant::now(),
             deadline: timeout.map(|limit| (Instant::now() + limit, limit)),
             stats,
             permit: None,
@@ -121,6 +122,7 @@ pub(crate) struct StatementGuard {
     id: QueryId,
     running: Arc<Running>,
     cancel: CancellationToken,
+    began: Instant,
     deadline: Option<(Instant, Duration)>,
     pub(crate) stats: Arc<QueryStats>,
     permit: Option<OwnedSemaphorePermit>,
@@ -155,6 +157,11 @@ impl StatementGuard {
             () = timeout => Err(self.timed_out()),
             out = work => out,
         }
+    }
+
+    /// How long it has run.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.began.elapsed()
     }
 
     /// How much time is left; `None`: no limit.

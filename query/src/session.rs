@@ -444,7 +444,9 @@ impl Session {
     /// How a statement of this session reads, as its settings say.
     pub(crate) fn read_of(&self, kind: StatementKind, guard: &StatementGuard) -> Result<Read> {
         let settings = self.settings.lock().clone();
-        let patience = self.patience(guard);
+        // From the statement's beginning: it may look several times.
+        let from_beginning = self.wait_max().saturating_sub(guard.elapsed());
+        let patience = self.patience(guard).min(from_beginning.max(PATIENCE_MIN));
         let read = freshness::read_of(&settings, &self.seen, kind, Some(patience))?;
         if let ReadLevel::Session(tokens) = &read.level {
             self.check_tokens(tokens)?;
@@ -452,10 +454,14 @@ impl Session {
         Ok(read)
     }
 
+    fn wait_max(&self) -> Duration {
+        Duration::from_millis(self.engine.database().config().write_timeout_ms)
+    }
+
     /// How long a statement waits for a shard. A little less than it may run: what the shard has
     /// to say is to be told before the statement is ended for its time.
     pub(crate) fn patience(&self, guard: &StatementGuard) -> Duration {
-        let limit = Duration::from_millis(self.engine.database().config().write_timeout_ms);
+        let limit = self.wait_max();
         guard.time_left().map_or(limit, |left| {
             let margin = (left / 10).min(TELL_MARGIN_MAX);
             left.saturating_sub(margin).min(limit)
@@ -498,6 +504,8 @@ fn after_write(kind: StatementKind, mut error: QueryError) -> QueryError {
     error
 }
 
+/// How long a statement that has run for long already waits for a shard.
+const PATIENCE_MIN: Duration = Duration::from_secs(1);
 /// What a statement's time limit leaves, at most, for telling why a shard was not ready.
 const TELL_MARGIN_MAX: Duration = Duration::from_millis(500);
 

@@ -41,6 +41,18 @@ impl Stack {
         Self::with_brokers(folder, 1)
     }
 
+    /// Where its brokers are, as a client's `bootstrap.servers`.
+    ///
+    /// # Panics
+    /// When its configuration does not name them.
+    #[must_use]
+    pub fn brokers(&self) -> String {
+        let config = self.config("any");
+        let line = config.lines().find_map(|l| l.strip_prefix("brokers = "));
+        let brokers = line.expect("brokers in the configuration");
+        brokers.trim_matches('"').to_owned()
+    }
+
     /// Starts one with 1 or 3 brokers below `folder`.
     ///
     /// # Panics

@@ -1,5 +1,7 @@
 //! What clients and operators of several nodes meet that is not as it should be.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
@@ -83,4 +85,92 @@ async fn a_copied_data_folder_does_not_end_the_node_that_it_was_copied_from() {
     cluster.nodes[0].kill();
     cluster.nodes[0].restart().await;
     assert_eq!(cluster.client(0).count("SELECT count(*) FROM t").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_reader_is_told_that_its_table_does_not_exist_while_shards_move() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let stack = Stack::start(dir.path());
+    let one = &[("SHOAL_ENGINE_SHARDS", "1")];
+    let cluster = Cluster::start(&stack, dir.path(), "moving", 3, one).await;
+    let shard = cluster.shard_ids(0).await.remove(0);
+    let writer = cluster.client(0);
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut readers = Vec::new();
+    for number in 0..6_usize {
+        let client = cluster.client(number % 3);
+        let level = ["eventual", "session", "strong"][number / 2];
+        let stop = Arc::clone(&stop);
+        readers.push(tokio::spawn(async move {
+            let (mut last, mut reads) = (0, 0_u64);
+            while !stop.load(Ordering::Relaxed) {
+                let newest = client
+                    .count(
+                        "SELECT count(*) FROM information_schema.tables WHERE table_name LIKE 't%'",
+                    )
+                    .await;
+                if newest == 0 {
+                    continue;
+                }
+                let query = format!("SELECT count(*) FROM t{}", newest - 1);
+                let headers = [("Shoal-Consistency", level)];
+                let read = client.sql_with(&query, &headers).await;
+                let read = read.unwrap_or_else(|f| panic!("{level}, {query}: {f:?}"));
+                if level == "strong" {
+                    assert!(read.count() <= 1);
+                }
+                reads += 1;
+                last = newest;
+            }
+            (last, reads)
+        }));
+    }
+    // A replica that was opened a moment ago has not read the newest tables yet.
+    for round in 0..24_usize {
+        let table = format!("CREATE TABLE t{round} (k BIGINT, PRIMARY KEY (k))");
+        writer.sql(&table).await.expect("create");
+        writer
+            .sql(&format!("INSERT INTO t{round} VALUES (1)"))
+            .await
+            .expect("insert");
+        cluster.order(0, &shard, "move", (round + 1) % 3).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for reader in readers {
+        let (last, reads) = reader.await.expect("no reader failed");
+        assert!(last > 1 && reads > 10, "{last} tables, {reads} reads");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_starts_while_its_services_are_away_joins_when_they_are_back() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let stack = Stack::start(dir.path());
+    let one = &[("SHOAL_ENGINE_SHARDS", "1")];
+    let mut cluster = Cluster::start(&stack, dir.path(), "early", 1, one).await;
+    let client = cluster.client(0);
+    client
+        .sql("CREATE TABLE t (k BIGINT, PRIMARY KEY (k))")
+        .await
+        .expect("create");
+    client
+        .sql("INSERT INTO t VALUES (1)")
+        .await
+        .expect("insert");
+    for service in ["s3", "etcd", "kafka1"] {
+        cluster.nodes[0].stop().await;
+        stack.act(&["kill", service]);
+        let back = async {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            tokio::task::block_in_place(|| stack.act(&["start", service]));
+        };
+        tokio::join!(cluster.nodes[0].restart(), back);
+        assert_eq!(
+            cluster.client(0).count("SELECT count(*) FROM t").await,
+            1,
+            "{service}"
+        );
+        let log = cluster.nodes[0].log_tail();
+        assert!(log.contains("cannot join yet"), "{service}: {log}");
+    }
 }

@@ -4,6 +4,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
 use serde_json::Value;
 use shoal_tests::{Client, Cluster, Stack, shoal_command};
 
@@ -393,5 +395,51 @@ async fn what_running_nodes_have_read_outlives_their_log() {
         assert_eq!(session(&client, "one", &token).await, Ok(21));
     }
     insert(&cluster.client(1), "one", 21).await;
+    cluster.replicas_agree(0).await;
+}
+
+/// The topic is deleted under running nodes: the follower goes on with the new log, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn followers_of_a_deleted_topic_follow_the_log_in_its_place() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let stack = Stack::start(dir.path());
+    let cluster = Cluster::start(&stack, dir.path(), "deleted", 2, SMALL).await;
+    cluster.follow_all(1).await;
+    tables(&cluster.client(0)).await;
+    let token = insert(&cluster.client(0), "one", 0).await;
+    let (shard, _) = parts(&token);
+    let folder = stack.log_folder("deleted", &shard);
+    let topic = folder.file_name().and_then(|name| name.to_str());
+    let topic = topic
+        .and_then(|name| name.strip_suffix("-0"))
+        .expect("a topic");
+    let mut settings = rdkafka::ClientConfig::new();
+    settings.set("bootstrap.servers", stack.brokers());
+    let kafka: AdminClient<DefaultClientContext> = settings.create().expect("client");
+    let deleted = kafka.delete_topics(&[topic], &AdminOptions::new()).await;
+    deleted.expect("asked").remove(0).expect("deleted");
+    let url = cluster.client(1).base().to_owned();
+    let mut tries = 0;
+    loop {
+        let (good, said) = admin(&url, &["adopt-log", &shard, "--accept-loss"]);
+        if good {
+            break;
+        }
+        tries += 1;
+        assert!(tries < 60, "{said}");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    serving(&cluster, &shard).await;
+    insert(&cluster.client(1), "one", 1).await;
+    // The follower looks every few seconds whether the shard has another log.
+    for node in 0..2 {
+        let mut tries = 0;
+        while let Err(why) = cluster.client(node).sql("SELECT count(*) FROM one").await {
+            tries += 1;
+            assert!(tries < 6, "{why:?}");
+        }
+        let client = cluster.client(node);
+        assert_eq!(client.count("SELECT count(*) FROM one").await, 2);
+    }
     cluster.replicas_agree(0).await;
 }

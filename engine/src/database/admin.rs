@@ -39,6 +39,7 @@ impl Slot {
         };
         let shard = match &*self.served.read() {
             Served::Open(shard) => Arc::clone(shard),
+            Served::NotPlaced => return status,
             Served::Unavailable { why, .. } => {
                 status.why = Some(why.clone());
                 return status;

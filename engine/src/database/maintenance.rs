@@ -214,6 +214,7 @@ fn again(slot: &Slot) -> Option<Again> {
             }
             _ => None,
         },
+        Served::NotPlaced => None,
         Served::Unavailable { try_again, .. } => try_again.then_some(Again::Open(None)),
     }
 }

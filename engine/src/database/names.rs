@@ -22,7 +22,7 @@ use shoal_wal::record::SchemaChange;
 use super::open::ByShard;
 use super::tables::{TRIES, contended, handle};
 use super::{NewTable, Shared, TableHandle};
-use crate::EngineError;
+use crate::{EngineError, WriteError};
 
 /// Columns of one `Schema` record: keeps it far below the record limit.
 const COLUMNS_A_RECORD: usize = 20_000;
@@ -106,6 +106,7 @@ impl Shared {
                 return Err(self.schema_not_found(&table.schema_name));
             }
         }
+        let mut broken = HashSet::new();
         for _ in 0..TRIES {
             let mut seen = HashSet::new();
             let mut missing = Vec::new();
@@ -122,9 +123,17 @@ impl Shared {
                     missing.push(table);
                 }
             }
-            match self.make_tables(&missing).await {
+            match self.make_tables(&missing, &broken).await {
                 Ok(()) => {}
                 Err(MakeError::Raced) => continue,
+                Err(MakeError::Broken { shard, error }) => {
+                    tracing::warn!(%shard, %error, "no table can be placed there; the next shard is tried");
+                    broken.insert(shard);
+                    if broken.len() == self.slots.len() {
+                        return Err(error);
+                    }
+                    continue;
+                }
                 Err(MakeError::Failed(e)) => return Err(e),
             }
             let made = tables
@@ -138,13 +147,17 @@ impl Shared {
         Err(contended("creating tables"))
     }
 
-    async fn make_tables(&self, missing: &[&NewTable]) -> Result<(), MakeError> {
+    async fn make_tables(
+        &self,
+        missing: &[&NewTable],
+        broken: &HashSet<ShardId>,
+    ) -> Result<(), MakeError> {
         if missing.is_empty() {
             return Ok(());
         }
         let mut named = Vec::with_capacity(missing.len());
         let mut by_shard: ByShard<Arc<TableSchema>> = HashMap::new();
-        let mut placing = self.placing()?;
+        let mut placing = self.placing(broken)?;
         for table in missing {
             let shard = placing.next();
             let entry = TableEntry {
@@ -166,11 +179,24 @@ impl Shared {
         }
         let written = by_shard
             .into_iter()
-            .map(|(shard, schemas)| self.put_schemas(shard, schemas));
+            .map(|(shard, schemas)| async move { (shard, self.put_schemas(shard, schemas).await) });
         let written = futures::future::join_all(written).await;
-        if let Some(error) = written.into_iter().find_map(Result::err) {
-            self.forget(named.iter().map(|t| t.entry)).await;
-            return Err(MakeError::Failed(error));
+        let failed = written.into_iter().find(|(_, outcome)| outcome.is_err());
+        if let Some((shard, Err(error))) = failed {
+            let unserved = matches!(
+                error,
+                EngineError::Write(
+                    WriteError::ShardHalted { .. } | WriteError::ShardUnavailable { .. }
+                )
+            );
+            let others = |entry: &TableEntry| !unserved || entry.shard != shard;
+            self.forget(named.iter().map(|t| t.entry).filter(others))
+                .await;
+            return Err(if unserved {
+                MakeError::Broken { shard, error }
+            } else {
+                MakeError::Failed(error)
+            });
         }
         match self.env.catalog.create_tables(&named).await {
             Ok(()) => Ok(()),
@@ -205,17 +231,18 @@ impl Shared {
         Ok(self.submit_schemas(shard, part).await?)
     }
 
-    fn placing(&self) -> Result<Placing, EngineError> {
+    fn placing(&self, broken: &HashSet<ShardId>) -> Result<Placing, EngineError> {
         let catalog = &self.env.catalog;
         let fit: Vec<ShardId> = match self.peers() {
             None => self.open_shards().iter().map(|s| s.id).collect(),
             Some(peers) => {
                 let all = self.slots.keys().copied();
-                all.filter(|id| peers.is_led(*id)).collect()
+                all.filter(|id| peers.is_led(*id).is_ok()).collect()
             }
         };
         let counts: Vec<_> = fit
             .into_iter()
+            .filter(|id| !broken.contains(id))
             .map(|id| (id, catalog.tables_on(id)))
             .collect();
         if counts.is_empty() {
@@ -307,6 +334,11 @@ impl Shared {
 
 enum MakeError {
     Raced,
+    /// A shard takes nothing, and this is known.
+    Broken {
+        shard: ShardId,
+        error: EngineError,
+    },
     Failed(EngineError),
 }
 

@@ -118,7 +118,7 @@ impl Database {
             let (env, listed) = (Arc::clone(&env), Arc::clone(&listed));
             async move {
                 if role == Role::None {
-                    return (id, not_placed());
+                    return (id, Served::NotPlaced);
                 }
                 // A task of its own: shards replay on all cores.
                 let opened = tokio::spawn(open_as(env, id, Some(listed), role)).await;
@@ -168,7 +168,8 @@ impl Database {
                 &mut *slot.served.write(),
                 Served::Unavailable {
                     why: "the database is shutting down".into(),
-                    try_again: false,
+                    // By another process.
+                    try_again: true,
                 },
             );
             if let Served::Open(shard) = served {
@@ -177,13 +178,6 @@ impl Database {
                 shard.join().await;
             }
         }
-    }
-}
-
-pub(super) fn not_placed() -> Served {
-    Served::Unavailable {
-        why: "it is not placed on this node".into(),
-        try_again: false,
     }
 }
 

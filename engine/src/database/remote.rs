@@ -10,9 +10,10 @@ use std::time::Duration;
 use shoal_rows::decode_blocks;
 use shoal_types::{NodeId, ShardId, TableId, TableSchema, WriteId};
 use shoal_wal::record::{Payload, SchemaChange};
+use tokio::time::Instant;
 
 use super::writes::{Outcome, Sending, worse};
-use super::{Database, Role, Shared, TableHandle, as_write_error};
+use super::{Database, Role, Shared, Slot, TableHandle, as_write_error};
 use crate::peers::{Peers, Read, ReadPlace, ShardCommit, ShardWrite};
 use crate::shard::Shard;
 use crate::shard::parts::Part;
@@ -24,6 +25,11 @@ const PAUSE: Duration = Duration::from_millis(10);
 impl Shared {
     /// The shard, if this process leads it or is alone (then an error says what is wrong with it).
     pub(super) fn led_here(&self, id: ShardId) -> Result<Arc<Shard>, EngineError> {
+        if let Some(why) = self.slots.get(&id).and_then(Slot::cannot_lead)
+            && self.env.peers.is_some()
+        {
+            return Err(WriteError::ShardHalted { shard: id, why }.into());
+        }
         let shard = self.shard(id)?;
         // Where this process is the one to lead, nobody else takes the write instead.
         let leads = self.slots.get(&id).map(|slot| *slot.wanted.lock()) == Some(Role::Leader);
@@ -42,6 +48,38 @@ impl Shared {
         match self.led_here(id) {
             Err(EngineError::Write(error @ WriteError::ShardHalted { .. })) => Err(error),
             _ => Ok(()),
+        }
+    }
+
+    /// Asks whoever leads a shard: this process, else another one. One that is about to lead and does
+    /// not yet is waited for.
+    async fn of_leader<T, H, O>(
+        &self,
+        id: ShardId,
+        here: impl Fn(Arc<Shard>) -> H,
+        there: impl Fn(Arc<dyn Peers>) -> O,
+    ) -> Result<T, EngineError>
+    where
+        H: Future<Output = Result<T, EngineError>>,
+        O: Future<Output = Result<T, EngineError>>,
+    {
+        let deadline = Instant::now() + self.patience();
+        loop {
+            let error = match (self.led_here(id), self.peers()) {
+                (Ok(shard), _) => return here(shard).await,
+                (Err(error), None) => return Err(error),
+                (Err(error @ EngineError::Write(WriteError::ShardHalted { .. })), _) => {
+                    return Err(error);
+                }
+                (Err(_), Some(peers)) => match there(Arc::clone(peers)).await {
+                    Err(error @ EngineError::Write(WriteError::NotLeader { .. })) => error,
+                    answer => return answer,
+                },
+            };
+            if Instant::now() >= deadline {
+                return Err(error);
+            }
+            tokio::time::sleep(PAUSE).await;
         }
     }
 
@@ -65,7 +103,7 @@ impl Shared {
                 .await
                 .map(|_| ());
         };
-        let deadline = tokio::time::Instant::now() + patience;
+        let deadline = Instant::now() + patience;
         loop {
             self.refuse_halted(id)?;
             if let Ok(shard) = self.led_here(id) {
@@ -76,7 +114,7 @@ impl Shared {
             }
             match peers.change_schemas(id, changes.clone(), patience).await {
                 // This node is to lead it and does not yet.
-                Err(WriteError::NotLeader { .. }) if tokio::time::Instant::now() < deadline => {
+                Err(WriteError::NotLeader { .. }) if Instant::now() < deadline => {
                     tokio::time::sleep(PAUSE).await;
                 }
                 outcome => break outcome?,
@@ -107,16 +145,32 @@ impl Shared {
         &self,
         table: &TableHandle,
     ) -> Result<Arc<TableSchema>, EngineError> {
-        let found = match (self.led_here(table.shard), self.peers()) {
-            (Ok(shard), _) => shard.schema(table.id),
-            (Err(error), None) => return Err(error),
-            (Err(_), Some(peers)) => {
+        let found = self.of_leader(
+            table.shard,
+            |shard| async move { Ok(shard.schema(table.id)) },
+            |peers| async move {
                 let found = peers.table_schema(table.shard, table.id).await?;
                 self.remember(found.as_ref());
-                found
-            }
-        };
-        found.ok_or_else(|| self.table_not_found(&table.schema_name, &table.name))
+                Ok(found)
+            },
+        );
+        found
+            .await?
+            .ok_or_else(|| self.table_not_found(&table.schema_name, &table.name))
+    }
+
+    /// No replica has the table. One that has a name was in the log before it got that.
+    fn not_there(&self, table: &TableHandle) -> EngineError {
+        match self.env.catalog.placement(table.id) {
+            Some(_) => EngineError::NotFresh {
+                shard: table.shard,
+                what: format!(
+                    "no replica that answers has read the creation of table {:?} yet",
+                    table.name
+                ),
+            },
+            None => self.table_not_found(&table.schema_name, &table.name),
+        }
     }
 
     fn remember(&self, schema: Option<&Arc<TableSchema>>) {
@@ -137,13 +191,21 @@ impl Shared {
         &self,
         table: &TableHandle,
     ) -> Result<Arc<TableSchema>, EngineError> {
-        let missing = || self.table_not_found(&table.schema_name, &table.name);
-        match self.shard(table.shard) {
-            Ok(shard) => shard.schema(table.id).ok_or_else(missing),
-            Err(error) => match self.env.remote_schemas.lock().get(&table.id) {
-                Some(schema) if self.peers().is_some() => Ok(Arc::clone(schema)),
-                _ => Err(error),
-            },
+        let replica = self.shard(table.shard);
+        if let Ok(shard) = &replica
+            && let Some(schema) = shard.schema(table.id)
+        {
+            return Ok(schema);
+        }
+        match self.env.remote_schemas.lock().get(&table.id) {
+            // One that was opened a moment ago has not read that far.
+            Some(schema) if self.peers().is_some() => Ok(Arc::clone(schema)),
+            _ => Err(match (replica, self.peers()) {
+                (Ok(_), _) => self.not_there(table),
+                // Without a replica here it is the others' trouble that counts.
+                (Err(error), Some(peers)) => peers.is_led(table.shard).err().unwrap_or(error),
+                (Err(error), None) => error,
+            }),
         }
     }
 
@@ -157,10 +219,15 @@ impl Shared {
 
     /// Brings what this process knows of a table's schema up to date.
     pub(super) async fn refresh_schema(&self, table: &TableHandle) -> Result<(), EngineError> {
-        match self.shard(table.shard) {
-            Ok(replica) => replica.reach(&ReadLevel::Strong, self.patience()).await,
-            Err(_) => self.current_schema(table).await.map(|_| ()),
+        if let Ok(replica) = self.shard(table.shard) {
+            match replica.reach(&ReadLevel::Strong, self.patience()).await {
+                Ok(()) if replica.schema(table.id).is_some() => return Ok(()),
+                // It was closed meanwhile.
+                Ok(()) | Err(EngineError::ShardUnavailable { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
+        self.current_schema(table).await.map(|_| ())
     }
 
     /// Writes a request's records for one shard, here or through its leader.
@@ -178,12 +245,12 @@ impl Shared {
         };
         let remote = sending.to_shard_write();
         let harmless = sending.is_idempotent();
-        let deadline = tokio::time::Instant::now() + patience;
+        let deadline = Instant::now() + patience;
         let outcome = loop {
             if let Err(error) = self.refuse_halted(id) {
                 return vec![Err(error)];
             }
-            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+            let left = deadline.saturating_duration_since(Instant::now());
             if let Ok(shard) = self.led_here(id) {
                 let outcomes = shard.send_parts(sending.clone(), left).await;
                 let overtaken =
@@ -201,7 +268,7 @@ impl Shared {
             }
             match peers.write(id, remote.clone(), left).await {
                 // This node is to lead it and does not yet.
-                Err(WriteError::NotLeader { .. }) if tokio::time::Instant::now() < deadline => {
+                Err(WriteError::NotLeader { .. }) if Instant::now() < deadline => {
                     tokio::time::sleep(PAUSE).await;
                 }
                 outcome => break outcome,
@@ -231,22 +298,40 @@ impl Database {
         let Some(peers) = shared.peers() else {
             return self.read_view_at(table, &read.level, patience).await;
         };
-        if let Ok(shard) = shared.shard(table.shard)
-            && fits(&shard, read.place)
-        {
-            match self.read_view_at(table, &read.level, patience).await {
-                // It was closed meanwhile.
-                Err(EngineError::ShardUnavailable { .. }) => {}
-                // It is another one's to answer now.
-                Ok(_) if !fits(&shard, read.place) => {}
-                other => return other,
+        let deadline = Instant::now() + patience;
+        let encoded = loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if let Ok(shard) = shared.shard(table.shard)
+                && fits(&shard, read.place)
+            {
+                match self.read_view_at(table, &read.level, left).await {
+                    // It was closed meanwhile.
+                    Err(EngineError::ShardUnavailable { .. }) => {}
+                    // It was opened a moment ago and has not read that far.
+                    Err(EngineError::NotFound { .. }) => {}
+                    // It is another one's to answer now.
+                    Ok(_) if !fits(&shard, read.place) => {}
+                    other => return other,
+                }
             }
-        }
-        let encoded = peers.read_view(table.shard, table.id, read).await;
-        let encoded = encoded.map_err(|error| match error {
-            EngineError::NotFound { .. } => self.table_not_found(&table.schema_name, &table.name),
-            other => other,
-        })?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            let elsewhere = Read {
+                patience: Some(left),
+                ..read.clone()
+            };
+            match peers.read_view(table.shard, table.id, &elsewhere).await {
+                // What is to answer here is being opened.
+                Err(EngineError::ShardUnavailable { .. } | EngineError::NotFound { .. })
+                    if peers.may_answer(table.shard, read.place) && Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(EngineError::NotFound { .. }) => {
+                    return Err(self.shared.not_there(table));
+                }
+                other => break other?,
+            }
+        };
         let predicate = shared.env.predicate.clone();
         // Its rows may be many, and sorting them is work.
         let view = tokio::task::spawn_blocking(move || encoded.decode(predicate))
@@ -436,12 +521,14 @@ impl Database {
                     progress.push(shard.state.read().fold.import_progress(import));
                 }
             }
-            Some(peers) => {
+            Some(_) => {
                 for id in shared.slots.keys() {
-                    progress.push(match shared.led_here(*id) {
-                        Ok(shard) => shard.state.read().fold.import_progress(import),
-                        Err(_) => peers.import_progress(*id, import).await?,
-                    });
+                    let told = shared.of_leader(
+                        *id,
+                        |shard| async move { Ok(shard.state.read().fold.import_progress(import)) },
+                        |peers| async move { peers.import_progress(*id, import).await },
+                    );
+                    progress.push(told.await?);
                 }
             }
         }
@@ -466,11 +553,12 @@ impl Database {
     /// # Errors
     /// [`EngineError::ShardUnavailable`].
     pub async fn pending_deletes(&self, table: &TableHandle) -> Result<Vec<String>, EngineError> {
-        match (self.shared.led_here(table.shard), self.shared.peers()) {
-            (Ok(_), _) => self.pending_deletes_here(table.shard, table.id).await,
-            (Err(_), Some(peers)) => peers.pending_deletes(table.shard, table.id).await,
-            (Err(error), None) => Err(error),
-        }
+        let told = self.shared.of_leader(
+            table.shard,
+            |_| async move { self.pending_deletes_here(table.shard, table.id).await },
+            |peers| async move { peers.pending_deletes(table.shard, table.id).await },
+        );
+        told.await
     }
 
     /// As [`Self::pending_deletes`], by this process, which must lead the shard.
@@ -491,11 +579,12 @@ impl Database {
     /// # Errors
     /// As [`Self::flush`] and [`Self::compact`].
     pub async fn apply_deletes(&self, table: &TableHandle) -> Result<(), EngineError> {
-        match (self.shared.led_here(table.shard), self.shared.peers()) {
-            (Ok(_), _) => self.apply_deletes_here(table.shard, table.id).await,
-            (Err(_), Some(peers)) => peers.apply_deletes(table.shard, table.id).await,
-            (Err(error), None) => Err(error),
-        }
+        let done = self.shared.of_leader(
+            table.shard,
+            |_| async move { self.apply_deletes_here(table.shard, table.id).await },
+            |peers| async move { peers.apply_deletes(table.shard, table.id).await },
+        );
+        done.await
     }
 
     /// As [`Self::apply_deletes`], by this process, which must lead the shard.
@@ -517,11 +606,15 @@ impl Database {
     /// # Errors
     /// [`EngineError::ShardUnavailable`].
     pub async fn was_applied(&self, table: &TableHandle, id: WriteId) -> Result<bool, EngineError> {
-        match (self.shared.shard(table.shard), self.shared.peers()) {
-            (Ok(replica), _) => Ok(replica.state.read().fold.has_write_id(id)),
-            (Err(_), Some(peers)) => peers.was_applied(table.shard, id).await,
-            (Err(error), None) => Err(error),
+        if let Ok(replica) = self.shared.shard(table.shard) {
+            return Ok(replica.state.read().fold.has_write_id(id));
         }
+        let told = self.shared.of_leader(
+            table.shard,
+            |shard| async move { Ok(shard.state.read().fold.has_write_id(id)) },
+            |peers| async move { peers.was_applied(table.shard, id).await },
+        );
+        told.await
     }
 
     /// As [`Self::was_applied`], by this process, which must lead the shard.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use shoal_types::ShardId;
 
-use super::open::{drop_nameless, not_placed};
+use super::open::drop_nameless;
 use super::open_shard::open_as;
 use super::{Database, Role, Served};
 use crate::EngineError;
@@ -41,7 +41,7 @@ impl Database {
         }
         match (role, open) {
             (Role::None, _) => {
-                let old = std::mem::replace(&mut *slot.served.write(), not_placed());
+                let old = std::mem::replace(&mut *slot.served.write(), Served::NotPlaced);
                 if let Served::Open(shard) = old {
                     shard.stop(Stopped::Closed);
                     shard.join().await;
@@ -53,7 +53,7 @@ impl Database {
             (Role::Leader | Role::Follower, None) => {
                 let ended = match &*slot.served.read() {
                     Served::Open(shard) => Some(Arc::clone(shard)),
-                    Served::Unavailable { .. } => None,
+                    Served::NotPlaced | Served::Unavailable { .. } => None,
                 };
                 if let Some(ended) = ended {
                     ended.join().await;

@@ -32,6 +32,8 @@ const RECORDS_A_HOLD: usize = 64;
 /// A batch above this is decoded on a thread of its own, so that it does not stall other tasks.
 const INLINE_BYTES_MAX: usize = 64 << 10;
 const IO_PAUSE: Duration = Duration::from_millis(100);
+/// Failures in a row after which it is said again, and looked whether the shard has another log.
+const FAILURES_A_LOOK: u32 = 20;
 /// Rows of one record: their numbers are 16 bit.
 const ROWS_MAX: usize = 65_536;
 
@@ -80,7 +82,7 @@ struct Damage {
 /// decoded while this one is applied. At most two batches are held.
 pub(crate) async fn run(shard: Arc<Shard>, mut reader: Box<dyn LogReader>) {
     let mut pending: Option<Batch> = None;
-    let mut failing = false;
+    let mut failures = 0_u32;
     loop {
         let next = if pending.is_some() {
             // What is read already is applied even if nothing follows.
@@ -98,19 +100,26 @@ pub(crate) async fn run(shard: Arc<Shard>, mut reader: Box<dyn LogReader>) {
         let begun = match next {
             None => Ok(None),
             Some(Ok(batch)) => {
-                if std::mem::take(&mut failing) {
+                if std::mem::take(&mut failures) > 0 {
                     *shard.trouble.lock() = None;
                 }
                 Ok(Some(begin(&shard, batch)))
             }
             Some(Err(LogError::Io(what))) => {
-                tracing::warn!(shard = %shard.id, what, "reading the log failed, trying again");
+                let look = failures.is_multiple_of(FAILURES_A_LOOK);
+                failures = failures.wrapping_add(1);
+                if look {
+                    tracing::warn!(shard = %shard.id, what, "reading the log failed, trying again");
+                }
                 *shard.trouble.lock() = Some(format!(
                     "reading its log: {what}; if the log is gone for good, `shoal admin shard adopt-log {}` goes on without it",
                     shard.id
                 ));
-                failing = true;
                 tokio::time::sleep(IO_PAUSE).await;
+                if look && other_log(&shard).await {
+                    shard.stop(Stopped::Reopen("the shard goes on with another log".into()));
+                    return;
+                }
                 Ok(None)
             }
             // The reader of a leader was slower than its flush and trim; it knows what is below.
@@ -147,6 +156,16 @@ pub(crate) async fn run(shard: Arc<Shard>, mut reader: Box<dyn LogReader>) {
         if shard.stop.is_cancelled() || shard.halted.is() {
             return;
         }
+    }
+}
+
+/// Whether the newest manifest names another log than this replica reads.
+async fn other_log(shard: &Shard) -> bool {
+    let known = Arc::clone(&shard.state.read().manifest);
+    match shard.chain.newest_after(&known).await {
+        Ok(newest) => !newest.log.is_same(&known.log),
+        // The store is away, too.
+        Err(_) => false,
     }
 }
 

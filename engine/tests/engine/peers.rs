@@ -45,14 +45,28 @@ struct InProcess {
     shared: Arc<Shared>,
 }
 
+impl InProcess {
+    /// The leader, if that is another one.
+    fn other(&self, shard: ShardId) -> Result<Arc<Database>, EngineError> {
+        if *self.shared.leader.lock() == Some(self.me) {
+            return Err(WriteError::NotLeader { shard }.into());
+        }
+        self.shared.leading(shard)
+    }
+}
+
 #[async_trait]
 impl Peers for InProcess {
     fn me(&self) -> NodeId {
         self.me
     }
 
-    fn is_led(&self, shard: ShardId) -> bool {
-        self.shared.leading(shard).is_ok()
+    fn is_led(&self, shard: ShardId) -> Result<(), EngineError> {
+        self.shared.leading(shard).map(drop)
+    }
+
+    fn may_answer(&self, _: ShardId, place: ReadPlace) -> bool {
+        place != ReadPlace::Follower && *self.shared.leader.lock() == Some(self.me)
     }
 
     async fn raise_term(&self, shard: ShardId, above: u64) -> Result<u64, EngineError> {
@@ -94,7 +108,7 @@ impl Peers for InProcess {
         shard: ShardId,
         table: TableId,
     ) -> Result<Option<Arc<TableSchema>>, EngineError> {
-        self.shared.leading(shard)?.schema_here(shard, table)
+        self.other(shard)?.schema_here(shard, table)
     }
 
     async fn pending_deletes(
@@ -102,17 +116,17 @@ impl Peers for InProcess {
         shard: ShardId,
         table: TableId,
     ) -> Result<Vec<String>, EngineError> {
-        let leader = self.shared.leading(shard)?;
+        let leader = self.other(shard)?;
         leader.pending_deletes_here(shard, table).await
     }
 
     async fn apply_deletes(&self, shard: ShardId, table: TableId) -> Result<(), EngineError> {
-        let leader = self.shared.leading(shard)?;
+        let leader = self.other(shard)?;
         leader.apply_deletes_here(shard, table).await
     }
 
     async fn was_applied(&self, shard: ShardId, id: WriteId) -> Result<bool, EngineError> {
-        self.shared.leading(shard)?.was_applied_here(shard, id)
+        self.other(shard)?.was_applied_here(shard, id)
     }
 
     async fn read_view(
@@ -138,9 +152,7 @@ impl Peers for InProcess {
         shard: ShardId,
         import: u128,
     ) -> Result<Option<u64>, EngineError> {
-        self.shared
-            .leading(shard)?
-            .import_progress_here(shard, import)
+        self.other(shard)?.import_progress_here(shard, import)
     }
 }
 
@@ -317,4 +329,33 @@ async fn a_write_finds_the_next_leader_and_its_retry_is_not_doubled() {
     assert!(!view.served_by.leader && view.served_by.node == Some(first));
     let error = b.view_here(table.shard, table.id, &follower).await;
     assert!(matches!(error, Err(EngineError::ShardUnavailable { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_reaches_a_node_that_is_about_to_lead_is_answered_as_soon_as_it_does() {
+    let nodes = Nodes::new(74);
+    let (first, old) = nodes.join().await;
+    nodes.lead(first, &old).await;
+    let table = make(&old, "log", TableMode::Append).await;
+    put(&old, &table, &[("a", 1, 1)], WriteOptions::default())
+        .await
+        .expect("write");
+    let (second, next) = nodes.join().await;
+    // It is named, and has no replica yet.
+    *nodes.shared.leader.lock() = Some(second);
+    let id: WriteId = ulid::Ulid::new().to_string().parse().expect("id");
+    let asked = async {
+        tokio::try_join!(
+            async { next.read(&table, &Read::default()).await.map(drop) },
+            async { next.pending_deletes(&table).await.map(drop) },
+            async { next.was_applied(&table, id).await.map(drop) },
+            async { next.refresh_schema(&table).await },
+        )
+    };
+    let leads = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        nodes.lead(second, &next).await;
+    };
+    let (answers, ()) = tokio::join!(asked, leads);
+    answers.expect("answered");
 }

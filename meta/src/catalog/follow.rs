@@ -24,6 +24,11 @@ pub(super) fn start(known: Arc<Known>, mut changes: Watch) -> Following {
 }
 
 impl Known {
+    fn interrupt(&self, why: String) {
+        let mut interrupted = self.interrupted.write();
+        interrupted.get_or_insert_with(|| (tokio::time::Instant::now(), why));
+    }
+
     fn take(&self, event: WatchEvent) {
         let ddl_revision = {
             let mut state = self.state.write();
@@ -38,14 +43,13 @@ impl Known {
                     }
                     if let Err(error) = state.reset(&self.prefix, &listing, restored) {
                         tracing::error!(%error, "meta cannot be read; names known before stay");
+                        self.interrupt(error.to_string());
+                        return;
                     }
                 }
                 WatchEvent::Interrupted(why) => {
-                    let mut interrupted = self.interrupted.write();
-                    if interrupted.is_none() {
-                        tracing::warn!(why, "changes of meta are not heard");
-                        *interrupted = Some((tokio::time::Instant::now(), why));
-                    }
+                    tracing::warn!(why, "changes of meta are not heard");
+                    self.interrupt(why);
                     return;
                 }
             }

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use shoal_types::{ShardId, TableId};
 
 use super::{CATALOG_FORMAT, NamedTable, SchemaEntry, ShardEntry, TableEntry, unescape};
-use crate::store::{Change, Listing, MetaError};
+use crate::store::{Change, Listing, MetaError, emptied};
 
 #[derive(Debug, Default)]
 pub(super) struct State {
@@ -87,6 +87,9 @@ impl State {
 
     /// Takes in everything as of a listing. What we know to be newer stays, unless the store went
     /// back.
+    ///
+    /// # Errors
+    /// A value is damaged; the store went back to before this cluster was. Nothing is changed.
     pub(super) fn reset(
         &mut self,
         prefix: &str,
@@ -94,6 +97,9 @@ impl State {
         restored: bool,
     ) -> Result<(), MetaError> {
         let mut fresh = Self::load(prefix, listing)?;
+        if restored && fresh.shards.is_empty() && !self.shards.is_empty() {
+            return Err(emptied());
+        }
         if !restored {
             let at = listing.revision;
             for (name, schema) in &self.schemas {

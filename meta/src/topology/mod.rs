@@ -28,7 +28,9 @@ use tokio::sync::watch;
 use ulid::Ulid;
 
 use crate::catalog::cluster_prefix;
-use crate::store::{Change, Compare, Listing, MetaError, MetaStore, Op, Txn, Watch, WatchEvent};
+use crate::store::{
+    Change, Compare, Listing, MetaError, MetaStore, Op, Txn, Watch, WatchEvent, emptied,
+};
 
 pub use register::{NodeRegistration, Registered};
 
@@ -202,7 +204,7 @@ impl Topology {
         let prefix = format!("{}topology/", cluster_prefix(cluster));
         let listing = store.list(&prefix).await?;
         let mut known = Known::default();
-        known.reset(&prefix, &listing)?;
+        known.reset(&prefix, &listing, false)?;
         let (told, current) = watch::channel(Arc::new(known.snapshot.clone()));
         let changes = store.watch(&prefix, listing.revision);
         let following = tokio::spawn(follow(prefix.clone(), known, changes, told));
@@ -365,10 +367,14 @@ fn parse(prefix: &str, key: &str) -> Key {
 }
 
 impl Known {
-    fn reset(&mut self, prefix: &str, listing: &Listing) -> Result<(), MetaError> {
+    fn reset(&mut self, prefix: &str, listing: &Listing, restored: bool) -> Result<(), MetaError> {
         let mut fresh = Self::default();
         for (key, value, revision) in &listing.entries {
             fresh.put(prefix, key, value, *revision)?;
+        }
+        let (old, new) = (&self.snapshot.assignments, &fresh.snapshot.assignments);
+        if restored && new.is_empty() && !old.is_empty() {
+            return Err(emptied());
         }
         *self = fresh;
         Ok(())
@@ -428,13 +434,15 @@ async fn follow(
                 known.follow(&prefix, &changes);
                 None
             }
-            WatchEvent::Reset { listing, .. } => match known.reset(&prefix, &listing) {
-                Ok(()) => None,
-                Err(error) => {
-                    tracing::error!(%error, "the topology cannot be read; what was known stays");
-                    Some(error.to_string())
+            WatchEvent::Reset { listing, restored } => {
+                match known.reset(&prefix, &listing, restored) {
+                    Ok(()) => None,
+                    Err(error) => {
+                        tracing::error!(%error, "the topology cannot be read; what was known stays");
+                        Some(error.to_string())
+                    }
                 }
-            },
+            }
             WatchEvent::Interrupted(why) => Some(why),
         };
         told.send_if_modified(|current| {

@@ -432,6 +432,39 @@ async fn a_store_put_back_to_a_backup_is_read_anew() {
 }
 
 #[tokio::test]
+async fn an_emptied_store_takes_nothing_from_those_who_know() {
+    let memory = MemoryMetaStore::new();
+    let store: Arc<dyn MetaStore> = Arc::new(memory.clone());
+    let empty = memory.backup();
+    let known = catalog(&store).await;
+    let entry = ShardEntry {
+        term: 0,
+        created_ms: 1,
+        log: None,
+    };
+    let shard = ShardId::generate();
+    known
+        .create_first_shards(&[(shard, entry)])
+        .await
+        .expect("shard");
+    let schema = SchemaEntry { created_ms: 1 };
+    known.create_schema("s", schema).await.expect("schema");
+    known
+        .create_tables(&[table("s", "t", shard)])
+        .await
+        .expect("table");
+    let full = memory.backup();
+    memory.restore(&empty);
+    eventually("noticed", || known.interrupted().is_some()).await;
+    let (_, why) = known.interrupted().expect("why");
+    assert!(why.contains("restore etcd"), "{why}");
+    assert!(known.table("s", "t").is_some());
+    memory.restore(&full);
+    eventually("restored", || known.interrupted().is_none()).await;
+    assert!(known.table("s", "t").is_some());
+}
+
+#[tokio::test]
 async fn clusters_share_a_store_without_touching_each_other() {
     let store: Arc<dyn MetaStore> = Arc::new(MemoryMetaStore::new());
     let one = Catalog::open(Arc::clone(&store), "one").await.expect("one");

@@ -222,3 +222,25 @@ fn assignments_that_break_a_rule_are_named() {
     assert_eq!(check_assignment(None, &assignment(1, 0, None)), Ok(()));
     assert!(check_assignment(None, &assignment(2, 0, None)).is_err());
 }
+
+#[tokio::test]
+async fn an_emptied_store_leaves_the_placement_as_it_was() {
+    let memory = MemoryMetaStore::new();
+    let store: Arc<dyn MetaStore> = Arc::new(memory.clone());
+    let empty = memory.backup();
+    let topology = Topology::open(Arc::clone(&store), "c").await.expect("open");
+    let (shard, leader) = (ShardId::generate(), NodeId::generate());
+    let first = assignment(1, 1, Some(leader));
+    topology.assign(shard, 0, &first).await.expect("assign");
+    until(&topology, "assigned", |s| {
+        s.assignments.contains_key(&shard)
+    })
+    .await;
+    let full = memory.backup();
+    memory.restore(&empty);
+    until(&topology, "noticed", |s| s.interrupted.is_some()).await;
+    assert_eq!(topology.snapshot().assignments.get(&shard), Some(&first));
+    memory.restore(&full);
+    until(&topology, "restored", |s| s.interrupted.is_none()).await;
+    assert_eq!(topology.snapshot().assignments.get(&shard), Some(&first));
+}

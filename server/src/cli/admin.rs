@@ -131,7 +131,6 @@ struct Target {
 struct Wait {
     /// Answer when it is done; orders always do.
     #[arg(long)]
-    #[expect(dead_code, reason = "scripts may say what is the rule")]
     wait: bool,
 }
 

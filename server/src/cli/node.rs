@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use super::standalone::{runtime, stop_signal};
 use super::{CliError, CliResult, chain};
@@ -30,10 +31,29 @@ pub fn run(args: NodeArgs) -> CliResult {
     runtime()?.block_on(serve(&config))
 }
 
+/// Pause before a start is tried again whose services were away.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Starts the node; for as long as what it needs does not answer, again.
+async fn start(config: &Config) -> Result<Node, NodeError> {
+    loop {
+        match Node::start(config).await {
+            Err(error) if error.may_pass() => {
+                tracing::error!(
+                    error = chain(&error),
+                    "cannot join yet, will be tried again"
+                );
+                tokio::time::sleep(PAUSE).await;
+            }
+            started => return started,
+        }
+    }
+}
+
 async fn serve(config: &Config) -> CliResult {
     let mut stop = std::pin::pin!(stop_signal());
     let running = tokio::select! {
-        started = Node::start(config) => started.map_err(|error| match error {
+        started = start(config) => started.map_err(|error| match error {
             NodeError::Config(_) | NodeError::Start(StartError::Auth(_)) => {
                 CliError::usage(chain(&error))
             }

@@ -34,8 +34,9 @@ use shoal_meta::{
     MetaStore, NodeEntry, NodeRegistration, Registered, Topology, join_cluster,
 };
 use shoal_query::SqlPredicate;
-use shoal_types::{Clock, NodeId, SystemClock};
+use shoal_types::{Clock, NodeId, Retry, SystemClock};
 use shoal_wal::kafka::KafkaLogStore;
+use shoal_wal::log::LogError;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
@@ -77,9 +78,12 @@ pub enum NodeError {
     /// The object store.
     #[error("object store: {0}")]
     Objects(EngineError),
-    /// The log.
+    /// The log's settings.
     #[error("log: {0}")]
     Log(String),
+    /// The log.
+    #[error("log: {0}")]
+    Brokers(LogError),
     /// The data folder.
     #[error("data folder {path}: {why}")]
     Folder {
@@ -104,6 +108,21 @@ pub enum NodeError {
     /// Another process is this node.
     #[error("another process has registered as node {0}: two must not share a data folder's id")]
     Overtaken(NodeId),
+}
+
+impl NodeError {
+    /// Whether another try may succeed without anybody's help: something that the node needs does
+    /// not answer.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        let retry = match self {
+            Self::Meta { source, .. } => source.retry(),
+            Self::Objects(error) | Self::Database(error) => error.retry(),
+            Self::Brokers(LogError::Io(_)) => Retry::Safe,
+            _ => Retry::Never,
+        };
+        retry != Retry::Never
+    }
 }
 
 /// What a node's requests need of its cluster.
@@ -188,10 +207,7 @@ impl Node {
             .map_err(NodeError::Objects)?;
         let logs = KafkaLogStore::open(kafka).map_err(|e| NodeError::Log(e.to_string()))?;
         let logs = Arc::new(logs);
-        let brokers = logs
-            .cluster_id()
-            .await
-            .map_err(|e| NodeError::Log(e.to_string()))?;
+        let brokers = logs.cluster_id().await.map_err(NodeError::Brokers)?;
         let configured = Configured {
             objects: objects.location(),
             logs: brokers,

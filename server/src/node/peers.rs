@@ -131,8 +131,9 @@ impl Router {
         let deadline = Instant::now() + self.patience;
         loop {
             let failed = match self.leader(shard) {
+                // The engine looks again whether it leads by now.
                 Ok(node) if node.id == self.me => {
-                    unavailable(shard, "this node is about to lead it")
+                    return Err(WriteError::NotLeader { shard }.into());
                 }
                 Ok(node) => {
                     let asked = tokio::time::timeout_at(deadline, self.links.ask(&node.grpc, ask));
@@ -140,6 +141,10 @@ impl Router {
                         Ok(Ok(Ok(answer))) => return Ok(answer),
                         Ok(Ok(Err(Failure::Write(WriteError::NotLeader { .. })))) => {
                             unavailable(shard, "its leader changes")
+                        }
+                        // It is being opened there.
+                        Ok(Ok(Err(failure @ Failure::Unavailable { .. }))) => {
+                            failure.into_error(shard)
                         }
                         Ok(Ok(Err(failure))) => return Err(failure.into_error(shard)),
                         Ok(Err(error)) => unavailable(shard, error.to_string()),
@@ -190,8 +195,18 @@ impl Peers for Router {
         self.me
     }
 
-    fn is_led(&self, shard: ShardId) -> bool {
-        self.leader(shard).is_ok()
+    fn is_led(&self, shard: ShardId) -> Result<(), EngineError> {
+        self.leader(shard).map(drop)
+    }
+
+    fn may_answer(&self, shard: ShardId, place: ReadPlace) -> bool {
+        let snapshot = self.topology.snapshot();
+        let assignment = snapshot.assignments.get(&shard);
+        assignment.is_some_and(|a| match place {
+            ReadPlace::Leader => a.leader == Some(self.me),
+            ReadPlace::Follower => a.followers.contains(&self.me),
+            ReadPlace::Nearest | ReadPlace::Any => a.involves(self.me),
+        })
     }
 
     async fn raise_term(&self, shard: ShardId, above: u64) -> Result<u64, EngineError> {
@@ -385,10 +400,20 @@ impl Peers for Router {
         let mut tries = 0;
         loop {
             let snapshot = self.topology.snapshot();
-            let nodes = match snapshot.assignments.get(&shard) {
-                Some(assignment) => self.readers(&snapshot, assignment, read.place),
-                None => Vec::new(),
-            };
+            let assignment = snapshot.assignments.get(&shard);
+            if read.place == ReadPlace::Follower
+                && assignment.is_some_and(|a| a.followers.is_empty())
+            {
+                return Err(unavailable(
+                    shard,
+                    format!(
+                        "no node follows it; `shoal admin shard add-follower {shard}` makes one"
+                    ),
+                ));
+            }
+            let nodes = assignment.map_or_else(Vec::new, |assignment| {
+                self.readers(&snapshot, assignment, read.place)
+            });
             if nodes.is_empty() && failed.is_none() {
                 failed = Some(unavailable(
                     shard,
@@ -416,7 +441,9 @@ impl Peers for Router {
                 failed = Some(match asked.await {
                     Ok(Ok(Ok(view))) => return Ok(view),
                     Ok(Ok(Err(failure))) => match failure.into_error(shard) {
+                        // One that was opened a moment ago has not read that far.
                         error @ (EngineError::ShardUnavailable { .. }
+                        | EngineError::NotFound { .. }
                         | EngineError::Write(WriteError::NotLeader { .. })) => error,
                         // A replica that lags; another may not.
                         error @ EngineError::NotFresh { .. } if read.level != ReadLevel::Strong => {
@@ -430,7 +457,8 @@ impl Peers for Router {
                     }
                 });
             }
-            if (Instant::now() >= deadline || tries >= READ_TRIES)
+            let here = self.may_answer(shard, read.place);
+            if (here || Instant::now() >= deadline || tries >= READ_TRIES)
                 && let Some(error) = failed.take()
             {
                 return Err(error);
