@@ -39,6 +39,9 @@ pub(super) async fn open_as(
             None => error,
         });
     }
+    if role == Role::Follower {
+        shard.begin_to_catch_up();
+    }
     unfinished.0 = None;
     Ok(shard)
 }

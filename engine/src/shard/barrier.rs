@@ -23,6 +23,9 @@ use super::entry::LogEntry;
 use super::{Shard, apply};
 use crate::{CommitToken, EngineError, ReadLevel};
 
+/// How long reads of any age wait for a replica that was opened a moment ago.
+const CATCH_UP_MAX: Duration = Duration::from_secs(2);
+
 /// Pause after a barrier that could not be appended.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -79,7 +82,10 @@ impl Shard {
         patience: Duration,
     ) -> Result<(), EngineError> {
         match level {
-            ReadLevel::Eventual => Ok(()),
+            ReadLevel::Eventual => {
+                self.wait_caught_up(patience).await;
+                Ok(())
+            }
             ReadLevel::Strong => self.pass_barrier(patience).await,
             ReadLevel::Bounded(age_max) => {
                 if self.barriers.age().is_some_and(|age| age <= *age_max) {
@@ -105,6 +111,7 @@ impl Shard {
                     self.refuse_lost(token.offset)?;
                 }
                 let Some(end) = mine.map(|token| token.offset.next()).max() else {
+                    self.wait_caught_up(patience).await;
                     return Ok(());
                 };
                 tokio::time::timeout(patience, self.wait_applied(end))
@@ -123,6 +130,17 @@ impl Shard {
                 })
             }
         }
+    }
+
+    /// A replica that was opened a moment ago has what its newest manifest had; whoever reads again
+    /// and again would see rows vanish. It is given a little time to catch up.
+    async fn wait_caught_up(&self, patience: Duration) {
+        if *self.caught_up.borrow() {
+            return;
+        }
+        let mut caught_up = self.caught_up.subscribe();
+        let limit = patience.min(CATCH_UP_MAX);
+        let _ = tokio::time::timeout(limit, caught_up.wait_for(|caught_up| *caught_up)).await;
     }
 
     /// A token of something that an operator gave up is never met, however far this replica reads.

@@ -92,6 +92,8 @@ pub(crate) struct Shard {
     pub state: RwLock<ShardState>,
     /// One past the last offset applied.
     pub applied: watch::Sender<Offset>,
+    /// Whether it has applied what was in the log when it was opened.
+    pub caught_up: watch::Sender<bool>,
     pub barriers: Barriers,
     /// Told when an applied record named a manifest that is not in force.
     pub named: Notify,
@@ -267,6 +269,20 @@ impl Shard {
                 Err(_) => Err(self.unavailable()),
             },
         }
+    }
+
+    /// Follows the log up to where it ends now; until then `caught_up` is unset.
+    pub(crate) fn begin_to_catch_up(self: &Arc<Self>) {
+        self.caught_up.send_replace(false);
+        let shard = Arc::clone(self);
+        let task = tokio::spawn(async move {
+            // A log that is away, or cannot be read on: nobody knows better than this replica.
+            if let Ok((_, end)) = shard.log.bounds().await {
+                let _ = shard.wait_applied(end).await;
+            }
+            shard.caught_up.send_replace(true);
+        });
+        self.tasks.lock().push(task);
     }
 
     /// A view of one table, at least as fresh as `level` asks.

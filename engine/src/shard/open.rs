@@ -70,6 +70,7 @@ pub(crate) async fn open(
         chain,
         log,
         state: RwLock::new(state),
+        caught_up: watch::Sender::new(true),
         applied,
         barriers: Barriers::default(),
         named: Notify::new(),

@@ -8,8 +8,8 @@ use std::time::Duration;
 use object_store::memory::InMemory;
 use parking_lot::Mutex;
 use shoal_engine::{
-    CommitToken, Database, EngineConfig, EngineError, ReadLevel, Role, TableHandle, WriteError,
-    WriteOptions,
+    CommitToken, Database, EngineConfig, EngineError, Read, ReadLevel, Role, TableHandle,
+    WriteError, WriteOptions,
 };
 use shoal_types::{Epoch, Offset, TableMode};
 use shoal_wal::simulated::{Faults, SimulatedLogStore};
@@ -357,4 +357,28 @@ async fn take_turns(seed: u64) {
     assert!(ledger.values().filter(|certain| **certain).count() > 100);
     let again = follow(&world, &table).await;
     assert_eq!(list(&again, &table).await, both[0], "from manifest and log");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_row_vanishes_for_who_reads_any_age_of_a_replica_that_was_opened_again() {
+    let world = World::new(
+        Arc::new(SimulatedLogStore::new(29)),
+        Arc::new(InMemory::new()),
+    );
+    let leader = world.open(config()).await;
+    let table = make(&leader, "log", TableMode::Append).await;
+    for at in 0..400 {
+        let done = put(&leader, &table, &[("a", at, at)], WriteOptions::default()).await;
+        done.expect("write");
+    }
+    for _ in 0..5 {
+        let follower = follow(&world, &table).await;
+        let read = Read {
+            level: ReadLevel::Eventual,
+            ..Read::default()
+        };
+        let view = follower.read(&table, &read).await.expect("view");
+        assert_eq!(list_of(&follower, &view).await.len(), 400);
+        follower.shutdown().await;
+    }
 }

@@ -65,13 +65,15 @@ pub struct Layers {
     pub flags: Vec<(String, String)>,
 }
 
-/// Variables that are not keys: they belong to the client commands.
+/// Variables that are not keys: they belong to the client commands and to our scripts.
 const CLIENT_VARIABLES: &[&str] = &[
     "SHOAL_CONFIG",
     "SHOAL_URL",
     "SHOAL_TOKEN",
     "SHOAL_SCHEMA",
     "SHOAL_HISTORY",
+    "SHOAL_BIN",
+    "SHOAL_CACHE",
 ];
 
 impl Layers {
