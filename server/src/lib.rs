@@ -4,6 +4,9 @@
 //! as [`config`] says. [`node`]: the same as one of several over one copy of data. [`cli`] is the
 //! command line.
 
+// The layout of a front's future is that of everything below it, down to the log.
+#![recursion_limit = "256"]
+
 pub mod auth;
 mod chain;
 mod civil;
