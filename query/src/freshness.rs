@@ -21,11 +21,11 @@ use crate::{QueryError, StatementKind};
 
 /// What a session has seen: one token a shard, so it is bounded by the number of shards.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Seen(Arc<Mutex<Vec<CommitToken>>>);
+pub struct Seen(Arc<Mutex<Vec<CommitToken>>>);
 
 impl Seen {
     /// From now on reads of level `session` see these commits.
-    pub(crate) fn add(&self, tokens: &[CommitToken]) {
+    pub fn add(&self, tokens: &[CommitToken]) {
         let mut seen = self.0.lock();
         for token in tokens {
             match seen.iter_mut().find(|known| known.shard == token.shard) {
@@ -36,7 +36,8 @@ impl Seen {
         }
     }
 
-    pub(crate) fn clear(&self) {
+    /// Forgets them.
+    pub fn clear(&self) {
         self.0.lock().clear();
     }
 
@@ -45,7 +46,8 @@ impl Seen {
     }
 
     /// As `Shoal-Commit-Token` has them.
-    pub(crate) fn text(&self) -> String {
+    #[must_use]
+    pub fn text(&self) -> String {
         let tokens = self.tokens();
         let texts: Vec<String> = tokens.iter().map(ToString::to_string).collect();
         texts.join(",")

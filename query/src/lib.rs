@@ -33,7 +33,7 @@ pub use catalog::{CATALOG, OWN_SCHEMAS, ShoalCatalog};
 pub use config::{QueryConfig, SessionOptions};
 pub use engine::QueryEngine;
 pub use error::QueryError;
-pub use freshness::commit_tokens;
+pub use freshness::{Seen, commit_tokens};
 pub use literals::{fit, read_timestamp};
 pub use output::{Output, Prepared, QueryStats, StatementKind};
 pub use predicate::SqlPredicate;

@@ -231,7 +231,14 @@ impl Server {
         }
     }
 
-    /// The end of what it said on standard output and error.
+    /// What it has said on standard output and error, through all its starts.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let bytes = std::fs::read(self.log_path()).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The end of [`log`](Self::log), for a message.
     #[must_use]
     pub fn log_tail(&self) -> String {
         let bytes = std::fs::read(self.log_path()).unwrap_or_default();

@@ -5,19 +5,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
-use shoal_tests::{Cluster, Stack};
+use shoal_tests::{Client, Cluster, Stack};
+
+/// One shard keeps a test short.
+const ONE: &[(&str, &str)] = &[("SHOAL_ENGINE_SHARDS", "1")];
+
+async fn make_table(client: &Client) {
+    let made = client.sql("CREATE TABLE t (k BIGINT, PRIMARY KEY (k))");
+    made.await.expect("create");
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_leader_is_named_before_the_statement_runs_out_of_time() {
     let dir = tempfile::tempdir().expect("a folder");
     let stack = Stack::start(dir.path());
-    let one = &[("SHOAL_ENGINE_SHARDS", "1")];
-    let mut cluster = Cluster::start(&stack, dir.path(), "dead", 2, one).await;
+    let mut cluster = Cluster::start(&stack, dir.path(), "dead", 2, ONE).await;
     let client = cluster.client(1);
-    client
-        .sql("CREATE TABLE t (k BIGINT, PRIMARY KEY (k))")
-        .await
-        .expect("create");
+    make_table(&client).await;
     let brief = [("Shoal-Timeout", "2s")];
     let refused = client
         .sql_with(
@@ -42,8 +46,8 @@ async fn a_dead_leader_is_named_before_the_statement_runs_out_of_time() {
         refused.text.contains("shoal admin shard promote"),
         "{refused:?}"
     );
-    for (path, body) in [("gc", json!({})), ("flush", json!({}))] {
-        let refused = client.post(&format!("/v1/admin/{path}"), &body).await;
+    for path in ["gc", "flush"] {
+        let refused = client.post(&format!("/v1/admin/{path}"), &json!({})).await;
         let refused = refused.expect_err("its leader is dead");
         assert!(
             refused.text.contains("shoal admin shard promote"),
@@ -56,13 +60,9 @@ async fn a_dead_leader_is_named_before_the_statement_runs_out_of_time() {
 async fn a_copied_data_folder_does_not_end_the_node_that_it_was_copied_from() {
     let dir = tempfile::tempdir().expect("a folder");
     let stack = Stack::start(dir.path());
-    let one = &[("SHOAL_ENGINE_SHARDS", "1")];
-    let mut cluster = Cluster::start(&stack, dir.path(), "copied", 1, one).await;
+    let mut cluster = Cluster::start(&stack, dir.path(), "copied", 1, ONE).await;
     let client = cluster.client(0);
-    client
-        .sql("CREATE TABLE t (k BIGINT, PRIMARY KEY (k))")
-        .await
-        .expect("create");
+    make_table(&client).await;
     let mut copy = cluster.prepare_node("copy", &[]);
     std::fs::create_dir_all(copy.data_dir()).expect("make the folder");
     let id = std::fs::read(cluster.nodes[0].data_dir().join("node.id")).expect("an id");
@@ -70,7 +70,7 @@ async fn a_copied_data_folder_does_not_end_the_node_that_it_was_copied_from() {
     let ended = copy.try_restart().await;
     assert!(ended.is_err_and(|status| !status.success()));
     assert!(
-        copy.log_tail().contains("must not be copied"),
+        copy.log().contains("must not be copied"),
         "{}",
         copy.log_tail()
     );
@@ -91,8 +91,7 @@ async fn a_copied_data_folder_does_not_end_the_node_that_it_was_copied_from() {
 async fn no_reader_is_told_that_its_table_does_not_exist_while_shards_move() {
     let dir = tempfile::tempdir().expect("a folder");
     let stack = Stack::start(dir.path());
-    let one = &[("SHOAL_ENGINE_SHARDS", "1")];
-    let cluster = Cluster::start(&stack, dir.path(), "moving", 3, one).await;
+    let cluster = Cluster::start(&stack, dir.path(), "moving", 3, ONE).await;
     let shard = cluster.shard_ids(0).await.remove(0);
     let writer = cluster.client(0);
     let stop = Arc::new(AtomicBool::new(false));
@@ -146,19 +145,16 @@ async fn no_reader_is_told_that_its_table_does_not_exist_while_shards_move() {
 async fn a_node_that_starts_while_its_services_are_away_joins_when_they_are_back() {
     let dir = tempfile::tempdir().expect("a folder");
     let stack = Stack::start(dir.path());
-    let one = &[("SHOAL_ENGINE_SHARDS", "1")];
-    let mut cluster = Cluster::start(&stack, dir.path(), "early", 1, one).await;
+    let mut cluster = Cluster::start(&stack, dir.path(), "early", 1, ONE).await;
     let client = cluster.client(0);
-    client
-        .sql("CREATE TABLE t (k BIGINT, PRIMARY KEY (k))")
-        .await
-        .expect("create");
+    make_table(&client).await;
     client
         .sql("INSERT INTO t VALUES (1)")
         .await
         .expect("insert");
     for service in ["s3", "etcd", "kafka1"] {
         cluster.nodes[0].stop().await;
+        let said = cluster.nodes[0].log().len();
         stack.act(&["kill", service]);
         let back = async {
             tokio::time::sleep(Duration::from_secs(4)).await;
@@ -170,7 +166,7 @@ async fn a_node_that_starts_while_its_services_are_away_joins_when_they_are_back
             1,
             "{service}"
         );
-        let log = cluster.nodes[0].log_tail();
+        let log = cluster.nodes[0].log().split_off(said);
         assert!(log.contains("cannot join yet"), "{service}: {log}");
     }
 }

@@ -116,6 +116,22 @@ async fn says_adopt_log(cluster: &Cluster, node: usize, shard: &str) {
         .await;
 }
 
+/// Goes on with a new log, as soon as the nodes know that the old one is lost.
+async fn adopt_log(cluster: &Cluster, shard: &str) {
+    let url = cluster.client(1).base().to_owned();
+    let mut tries = 0;
+    loop {
+        let (good, said) = admin(&url, &["adopt-log", shard, "--accept-loss"]);
+        if good {
+            break;
+        }
+        tries += 1;
+        assert!(tries < 60, "{said}");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    serving(cluster, shard).await;
+}
+
 /// Two tables on two shards.
 async fn tables(client: &Client) {
     for table in ["one", "two"] {
@@ -373,18 +389,7 @@ async fn what_running_nodes_have_read_outlives_their_log() {
     let (shard, _) = parts(&token);
     lose_log(&stack, "kept", &shard);
     says_adopt_log(&cluster, 0, &shard).await;
-    let url = cluster.client(1).base().to_owned();
-    let mut tries = 0;
-    loop {
-        let (good, said) = admin(&url, &["adopt-log", &shard, "--accept-loss"]);
-        if good {
-            break;
-        }
-        tries += 1;
-        assert!(tries < 60, "{said}");
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
-    serving(&cluster, &shard).await;
+    adopt_log(&cluster, &shard).await;
     for node in 0..2 {
         let client = cluster.client(node);
         assert_eq!(
@@ -418,18 +423,7 @@ async fn followers_of_a_deleted_topic_follow_the_log_in_its_place() {
     let kafka: AdminClient<DefaultClientContext> = settings.create().expect("client");
     let deleted = kafka.delete_topics(&[topic], &AdminOptions::new()).await;
     deleted.expect("asked").remove(0).expect("deleted");
-    let url = cluster.client(1).base().to_owned();
-    let mut tries = 0;
-    loop {
-        let (good, said) = admin(&url, &["adopt-log", &shard, "--accept-loss"]);
-        if good {
-            break;
-        }
-        tries += 1;
-        assert!(tries < 60, "{said}");
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
-    serving(&cluster, &shard).await;
+    adopt_log(&cluster, &shard).await;
     insert(&cluster.client(1), "one", 1).await;
     // The follower looks every few seconds whether the shard has another log.
     for node in 0..2 {

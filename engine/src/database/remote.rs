@@ -25,12 +25,14 @@ const PAUSE: Duration = Duration::from_millis(10);
 impl Shared {
     /// The shard, if this process leads it or is alone (then an error says what is wrong with it).
     pub(super) fn led_here(&self, id: ShardId) -> Result<Arc<Shard>, EngineError> {
-        if let Some(why) = self.slots.get(&id).and_then(Slot::cannot_lead)
-            && self.env.peers.is_some()
-        {
-            return Err(WriteError::ShardHalted { shard: id, why }.into());
-        }
-        let shard = self.shard(id)?;
+        let shard = self.shard(id).map_err(|error| {
+            match self.slots.get(&id).and_then(Slot::cannot_lead) {
+                Some(why) if self.env.peers.is_some() => {
+                    WriteError::ShardHalted { shard: id, why }.into()
+                }
+                _ => error,
+            }
+        })?;
         // Where this process is the one to lead, nobody else takes the write instead.
         let leads = self.slots.get(&id).map(|slot| *slot.wanted.lock()) == Some(Role::Leader);
         if leads && let Some(halt) = shard.halted.why() {

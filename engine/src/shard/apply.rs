@@ -116,7 +116,13 @@ pub(crate) async fn run(shard: Arc<Shard>, mut reader: Box<dyn LogReader>) {
                     shard.id
                 ));
                 tokio::time::sleep(IO_PAUSE).await;
-                if look && other_log(&shard).await {
+                // Where the store is away, too, it is looked again.
+                if look
+                    && shard
+                        .newest_manifest()
+                        .await
+                        .is_ok_and(|(_, other_log)| other_log)
+                {
                     shard.stop(Stopped::Reopen("the shard goes on with another log".into()));
                     return;
                 }
@@ -156,16 +162,6 @@ pub(crate) async fn run(shard: Arc<Shard>, mut reader: Box<dyn LogReader>) {
         if shard.stop.is_cancelled() || shard.halted.is() {
             return;
         }
-    }
-}
-
-/// Whether the newest manifest names another log than this replica reads.
-async fn other_log(shard: &Shard) -> bool {
-    let known = Arc::clone(&shard.state.read().manifest);
-    match shard.chain.newest_after(&known).await {
-        Ok(newest) => !newest.log.is_same(&known.log),
-        // The store is away, too.
-        Err(_) => false,
     }
 }
 

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Shard, Stopped};
 use crate::EngineError;
+use crate::manifest::ManifestState;
 
 /// Why a replica reads no further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,12 +159,19 @@ impl Shard {
         let Some(halt) = self.halted.why() else {
             return Ok(false);
         };
+        let (newest, other_log) = self.newest_manifest().await?;
+        Ok(other_log || halt.kind == HaltKind::Damaged && newest.replay_offset() > halt.at)
+    }
+
+    /// The newest manifest, and whether it names another log than this replica reads.
+    ///
+    /// # Errors
+    /// The store's.
+    pub(crate) async fn newest_manifest(&self) -> Result<(Arc<ManifestState>, bool), EngineError> {
         let known = Arc::clone(&self.state.read().manifest);
         let newest = self.chain.newest_after(&known).await?;
-        if !newest.log.is_same(&known.log) {
-            return Ok(true);
-        }
-        Ok(halt.kind == HaltKind::Damaged && newest.replay_offset() > halt.at)
+        let other_log = !newest.log.is_same(&known.log);
+        Ok((newest, other_log))
     }
 
     /// Ends this replica, so that another one goes on from the newest manifest.

@@ -24,9 +24,13 @@ pub(super) fn start(known: Arc<Known>, mut changes: Watch) -> Following {
 }
 
 impl Known {
+    /// What is known may grow old from now on.
     fn interrupt(&self, why: String) {
         let mut interrupted = self.interrupted.write();
-        interrupted.get_or_insert_with(|| (tokio::time::Instant::now(), why));
+        if interrupted.is_none() {
+            tracing::warn!(why, "changes of meta are not heard");
+            *interrupted = Some((tokio::time::Instant::now(), why));
+        }
     }
 
     fn take(&self, event: WatchEvent) {
@@ -48,7 +52,6 @@ impl Known {
                     }
                 }
                 WatchEvent::Interrupted(why) => {
-                    tracing::warn!(why, "changes of meta are not heard");
                     self.interrupt(why);
                     return;
                 }

@@ -26,14 +26,19 @@ use crate::auth::url_pairs;
 pub const REBUILDS_MAX: usize = 8;
 
 fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, ApiError> {
-    match headers.get(name).map(HeaderValue::to_str) {
-        None => Ok(None),
-        Some(Ok(value)) => Ok(Some(value)),
-        Some(Err(_)) => Err(ApiError::invalid(
-            "invalid_request",
-            format!("{name} is not text"),
-        )),
-    }
+    headers
+        .get(name)
+        .map(|value| text_of(value, name))
+        .transpose()
+}
+
+/// A header's text. One that cannot be read must not be taken for none.
+///
+/// # Errors
+/// 400, naming the header.
+pub fn text_of<'a>(value: &'a HeaderValue, name: &str) -> Result<&'a str, ApiError> {
+    let text = value.to_str();
+    text.map_err(|_| ApiError::invalid("invalid_request", format!("{name} is not text")))
 }
 
 /// The id of `Shoal-Write-Id`: a retry with it is never applied twice.

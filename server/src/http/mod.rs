@@ -195,8 +195,10 @@ async fn guard(State(state): State<Arc<AppState>>, mut request: Request, next: N
     state
         .metrics
         .request_ends(&route, &method, response.status(), began.elapsed());
-    // A statement's own time limit and what is not built yet are the client's affair.
-    let ours = response.status().is_server_error()
+    // A statement's own time limit and what is not built yet are the client's affair; a probe's
+    // 503 is its answer.
+    let ours = !path.starts_with("/health")
+        && response.status().is_server_error()
         && !matches!(
             response.status(),
             StatusCode::GATEWAY_TIMEOUT | StatusCode::NOT_IMPLEMENTED

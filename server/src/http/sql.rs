@@ -15,7 +15,7 @@ use shoal_query::{Session, SessionOptions, commit_tokens};
 use super::AppState;
 use super::answer::{Format, answer};
 use super::error::ApiError;
-use super::ingest::write_id;
+use super::ingest::{text_of, write_id};
 use super::names;
 use super::params::scalar_values;
 
@@ -116,15 +116,10 @@ struct Freshness {
 
 impl Freshness {
     fn read(request: &SqlRequest, headers: &HeaderMap) -> Result<Self, ApiError> {
-        // A header that cannot be read must not be taken for none: rows would be older than asked.
         let all = |name: &'static str| {
-            let values = headers.get_all(name).iter().map(|value| {
-                let text = value.to_str().map(str::to_owned);
-                text.map_err(|_| {
-                    ApiError::invalid("invalid_request", format!("{name} is not text"))
-                })
-            });
-            values.collect::<Result<Vec<_>, _>>()
+            let values = headers.get_all(name).iter();
+            let texts = values.map(|value| text_of(value, name).map(str::to_owned));
+            texts.collect::<Result<Vec<_>, _>>()
         };
         let one = |name: &'static str| match all(name)?.as_slice() {
             [] => Ok(None),

@@ -49,6 +49,18 @@ fn unavailable(shard: ShardId, why: impl Into<String>) -> EngineError {
     }
 }
 
+/// Nodes whose replica fits a place.
+fn placed(assignment: &Assignment, place: ReadPlace) -> Vec<NodeId> {
+    let leader = assignment.leader.iter();
+    let followers = assignment.followers.iter();
+    match place {
+        ReadPlace::Leader => leader.copied().collect(),
+        ReadPlace::Follower => followers.copied().collect(),
+        // Followers first: the leader has the writes to do.
+        ReadPlace::Nearest | ReadPlace::Any => followers.chain(leader).copied().collect(),
+    }
+}
+
 /// An error of the engine where only a write's fits.
 fn as_write_error(error: EngineError) -> WriteError {
     match error {
@@ -167,15 +179,7 @@ impl Router {
         assignment: &Assignment,
         place: ReadPlace,
     ) -> Vec<NodeEntry> {
-        let leader = assignment.leader.iter();
-        let followers = assignment.followers.iter();
-        let ids: Vec<NodeId> = match place {
-            ReadPlace::Leader => leader.copied().collect(),
-            ReadPlace::Follower => followers.copied().collect(),
-            // Followers first: the leader has the writes to do.
-            ReadPlace::Nearest | ReadPlace::Any => followers.chain(leader).copied().collect(),
-        };
-        let mut nodes: Vec<NodeEntry> = ids
+        let mut nodes: Vec<NodeEntry> = placed(assignment, place)
             .iter()
             .filter(|id| **id != self.me)
             .filter_map(|id| snapshot.nodes.get(id).cloned())
@@ -202,11 +206,7 @@ impl Peers for Router {
     fn may_answer(&self, shard: ShardId, place: ReadPlace) -> bool {
         let snapshot = self.topology.snapshot();
         let assignment = snapshot.assignments.get(&shard);
-        assignment.is_some_and(|a| match place {
-            ReadPlace::Leader => a.leader == Some(self.me),
-            ReadPlace::Follower => a.followers.contains(&self.me),
-            ReadPlace::Nearest | ReadPlace::Any => a.involves(self.me),
-        })
+        assignment.is_some_and(|a| placed(a, place).contains(&self.me))
     }
 
     async fn raise_term(&self, shard: ShardId, above: u64) -> Result<u64, EngineError> {

@@ -170,12 +170,9 @@ impl Connection {
         params: &[ScalarValue],
         status: TransactionStatus,
     ) -> PgWireResult<Outcome> {
-        self.check_failed_transaction(kind, status)?;
+        self.begin_statement(kind, status)?;
         self.check_write(sql, status)?;
         let session = &self.opened()?.session;
-        if status == TransactionStatus::Idle {
-            session.end_transaction();
-        }
         let ran = session.execute_prepared(prepared, params).await;
         self.outcome(ran.map_err(|e| self.failed(e, sql, 0, kind)), || {
             names.clone()
@@ -211,8 +208,12 @@ impl Connection {
         })
     }
 
-    /// In a failed transaction only its end is taken, as drivers expect.
-    fn check_failed_transaction(&self, kind: &Kind, status: TransactionStatus) -> PgWireResult<()> {
+    /// In a failed transaction only its end is taken, as drivers expect. Outside of one SET LOCAL
+    /// holds for no other statement.
+    fn begin_statement(&self, kind: &Kind, status: TransactionStatus) -> PgWireResult<()> {
+        if status == TransactionStatus::Idle {
+            self.opened()?.session.end_transaction();
+        }
         if status == TransactionStatus::Error
             && !matches!(
                 kind,
@@ -258,11 +259,7 @@ impl Connection {
         sql: &str,
         status: TransactionStatus,
     ) -> PgWireResult<Option<Outcome>> {
-        self.check_failed_transaction(kind, status)?;
-        if status == TransactionStatus::Idle {
-            // Outside of a transaction SET LOCAL holds for no other statement.
-            self.opened()?.session.end_transaction();
-        }
+        self.begin_statement(kind, status)?;
         let done = |tag: &str| Outcome::Plain(Plain::Done(tag.to_owned()));
         let now = |tag: &str, status| Outcome::Plain(Plain::Status(tag.to_owned(), status));
         Ok(Some(match kind {

@@ -1,6 +1,5 @@
 //! Runs statements and shows what comes back, one after another.
 
-use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -10,9 +9,7 @@ use arrow_buffer::Buffer;
 use arrow_ipc::reader::StreamDecoder;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
-use shoal_engine::CommitToken;
-use shoal_query::{QueryError, commit_tokens, parse_timeout};
-use shoal_types::ShardId;
+use shoal_query::{QueryError, Seen, commit_tokens, parse_timeout};
 
 use super::OutputFormat;
 use super::failure::{Failure, Refused};
@@ -41,8 +38,8 @@ pub struct Shell {
     timeout_ms: Option<u64>,
     consistency: Option<String>,
     read_from: Option<String>,
-    /// What this run has written, and what it was told to have seen: the newest of each shard.
-    seen: BTreeMap<ShardId, CommitToken>,
+    /// What this run has written, and what it was told to have seen.
+    seen: Seen,
     interactive: bool,
     includes: usize,
 }
@@ -107,7 +104,7 @@ impl Shell {
             timeout_ms,
             consistency: None,
             read_from: None,
-            seen: BTreeMap::new(),
+            seen: Seen::default(),
             interactive,
             includes: 0,
         }
@@ -181,7 +178,7 @@ impl Shell {
                 if tokens.is_empty() {
                     self.seen.clear();
                 }
-                self.has_seen(tokens);
+                self.seen.add(&tokens);
             }
             "statement_timeout" => {
                 let ms = parse_timeout(value.as_deref().unwrap_or("0")).map_err(refused)?;
@@ -195,16 +192,7 @@ impl Shell {
         Ok(true)
     }
 
-    fn has_seen(&mut self, tokens: Vec<CommitToken>) {
-        for token in tokens {
-            let known = self.seen.entry(token.shard).or_insert(token);
-            if known.offset < token.offset {
-                *known = token;
-            }
-        }
-    }
-
-    async fn run(&mut self, sql: &str, began: Instant) -> Result<(), Failure> {
+    async fn run(&self, sql: &str, began: Instant) -> Result<(), Failure> {
         let format = match self.format {
             OutputFormat::Table => "arrow",
             OutputFormat::Csv => "csv",
@@ -219,8 +207,7 @@ impl Shell {
         put("timeout_ms", self.timeout_ms.map(Value::from));
         put("consistency", self.consistency.clone().map(Value::from));
         put("read_from", self.read_from.clone().map(Value::from));
-        let seen = self.seen.values().map(|t| Value::from(t.to_string()));
-        put("commit_tokens", Some(Value::Array(seen.collect())));
+        put("commit_tokens", Some(self.seen.text().into()));
         let request = self.client.request(Method::POST, "/v1/sql").json(&body);
         let response = self.client.send(request).await?;
         if !response.status().is_success() {
@@ -231,11 +218,8 @@ impl Shell {
         let given = response.headers().get("Shoal-Commit-Token");
         let given = given.and_then(|v| v.to_str().ok());
         // Tokens of a later release mean nothing here, and are no reason to fail after a write.
-        self.has_seen(
-            given
-                .and_then(|t| commit_tokens(t).ok())
-                .unwrap_or_default(),
-        );
+        let known = given.and_then(|t| commit_tokens(t).ok());
+        self.seen.add(&known.unwrap_or_default());
         let tag = response
             .headers()
             .get("Shoal-Tag")
