@@ -40,6 +40,7 @@ mod topic;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -204,6 +205,20 @@ impl KafkaLogStore {
         })
     }
 
+    /// Whether a broker answers within a time.
+    pub async fn answers(&self, within: Duration) -> bool {
+        let shared = Arc::clone(&self.shared);
+        // Of one topic: metadata of all would be more with every shard.
+        let topic = self.shared.topics.lock().keys().next().cloned();
+        // Not one of the questions whose number is bounded: it must not wait behind those.
+        let asked = tokio::task::spawn_blocking(move || {
+            let asked = shared.asker().fetch_metadata(topic.as_deref(), within);
+            asked.is_ok()
+        });
+        let answered = tokio::time::timeout(within, asked).await;
+        matches!(answered, Ok(Ok(true)))
+    }
+
     /// Takes no more appends, ends all readers, and waits until what is in flight is answered,
     /// which takes up to the commit timeout. Dropping the store does the same without waiting.
     pub async fn close(&self) {
@@ -229,15 +244,16 @@ impl KafkaLogStore {
         self.shared.producer.fail_for_test();
     }
 
-    /// Has the client fetch nothing of any topic, and say nothing of it.
+    /// Has the client fetch nothing of any topic, and say nothing of it; `for_good`: also of those
+    /// that it is pointed at anew.
     ///
     /// # Errors
     /// The client's.
     #[doc(hidden)]
-    pub fn stop_fetching_for_test(&self) -> Result<(), String> {
+    pub fn stop_fetching_for_test(&self, for_good: bool) -> Result<(), String> {
         self.shared
             .consumers
-            .pause_for_test()
+            .pause_for_test(for_good)
             .map_err(|e| e.to_string())
     }
 

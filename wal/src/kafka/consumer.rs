@@ -6,6 +6,9 @@
 //!                        └───────► its own queue ─────► thread (errors, statistics)
 //! ```
 //!
+//! A consumer that brings nothing although it was pointed at its topic anew is retired: another one
+//! takes its place, and its readers go over to that.
+//!
 //! A queue belongs to one reader. A second reader of the same topic, rare, gets its place in
 //! another consumer, which is made when it is needed and goes with its last reader.
 //!
@@ -46,7 +49,7 @@ type Client = BaseConsumer<Reports>;
 pub(super) struct Consumers {
     settings: ClientConfig,
     counters: Arc<Counters>,
-    first: Arc<Member>,
+    first: Mutex<Arc<Member>>,
     others: Mutex<Vec<Arc<Member>>>,
 }
 
@@ -55,6 +58,10 @@ struct Member {
     client: Arc<Client>,
     topics: Mutex<HashSet<String>>,
     ended: Arc<AtomicBool>,
+    /// Its readers are to go over to another one.
+    retired: AtomicBool,
+    /// For tests: it fetches nothing that it is given.
+    stuck: AtomicBool,
 }
 
 /// A topic's queue in one consumer, from an offset on.
@@ -85,7 +92,7 @@ impl Consumers {
         Ok(Self {
             settings,
             counters: Arc::clone(counters),
-            first,
+            first: Mutex::new(first),
             others: Mutex::new(Vec::new()),
         })
     }
@@ -102,18 +109,39 @@ impl Consumers {
         assignment.map_err(|e| LogError::Io(format!("cannot read topic {topic}: {e}")))
     }
 
-    /// Has the first consumer fetch nothing more.
-    pub(super) fn pause_for_test(&self) -> KafkaResult<()> {
-        self.first.client.pause(&self.first.client.assignment()?)
+    /// Has the first consumer fetch nothing more; `for_good`: not even what it is pointed at anew.
+    pub(super) fn pause_for_test(&self, for_good: bool) -> KafkaResult<()> {
+        let first = Arc::clone(&self.first.lock());
+        first.stuck.store(for_good, SeqCst);
+        first.client.pause(&first.client.assignment()?)
+    }
+
+    /// Has another consumer take the place of the one that an assignment is of.
+    pub(super) fn retire(&self, assignment: &Assignment) {
+        let old = &assignment.member;
+        if old.retired.swap(true, SeqCst) {
+            return;
+        }
+        let mut first = self.first.lock();
+        if Arc::ptr_eq(&first, old) {
+            match Member::start(&self.settings, &self.counters) {
+                Ok(fresh) => *first = fresh,
+                Err(error) => {
+                    old.retired.store(false, SeqCst);
+                    tracing::error!(%error, "cannot start another Kafka consumer");
+                }
+            }
+        }
     }
 
     /// A consumer that does not read the topic yet; it counts as reading it from now on.
     fn member_without(&self, topic: &str) -> Result<Arc<Member>, LogError> {
-        if self.first.topics.lock().insert(topic.to_owned()) {
-            return Ok(Arc::clone(&self.first));
+        let first = Arc::clone(&self.first.lock());
+        if first.topics.lock().insert(topic.to_owned()) {
+            return Ok(first);
         }
         let mut others = self.others.lock();
-        others.retain(|m| Arc::strong_count(m) > 1);
+        others.retain(|m| Arc::strong_count(m) > 1 && !m.retired.load(SeqCst));
         for member in &*others {
             if member.topics.lock().insert(topic.to_owned()) {
                 return Ok(Arc::clone(member));
@@ -149,6 +177,8 @@ impl Member {
             client,
             topics: Mutex::new(HashSet::new()),
             ended,
+            retired: AtomicBool::new(false),
+            stuck: AtomicBool::new(false),
         }))
     }
 
@@ -181,7 +211,9 @@ impl Member {
         list.add_partition_offset(topic, 0, At::Offset(at))?;
         member.client.incremental_assign(&list)?;
         // A pause outlives the assignment that it was for.
-        member.client.resume(&list)?;
+        if !member.stuck.load(SeqCst) {
+            member.client.resume(&list)?;
+        }
         Ok(assignment)
     }
 }
@@ -195,6 +227,11 @@ impl Drop for Member {
 impl Assignment {
     pub(super) fn queue(&self) -> &PartitionQueue<Reports> {
         self.queue.as_ref().expect("taken by drop only")
+    }
+
+    /// Whether its consumer was retired.
+    pub(super) fn is_retired(&self) -> bool {
+        self.member.retired.load(SeqCst)
     }
 
     /// The end of the topic as the last fetch saw it.

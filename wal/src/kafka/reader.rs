@@ -8,7 +8,8 @@
 //! - After an error that ends its fetching it waits for ever: the reader asks the broker what is
 //!   the case, and either reports it or points the client at its position again.
 //! - Now and then it stops fetching after a broker came back, and says nothing: a reader to which
-//!   nothing comes asks the broker whether there is something, and begins anew if so.
+//!   nothing comes asks the broker whether there is something, and begins anew if so; if that does
+//!   not help, with another client.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -35,7 +36,7 @@ const READ_RECORDS_MAX: usize = 4096;
 const LOOK_ANYWAY: Duration = Duration::from_secs(1);
 
 /// A reader to which nothing comes for so long asks the broker where the log ends.
-const QUIET_MAX: Duration = Duration::from_secs(5);
+const QUIET_MAX: Duration = Duration::from_secs(3);
 /// What the client may take to bring what the broker has.
 const BRING_WAIT: Duration = Duration::from_secs(2);
 
@@ -59,6 +60,8 @@ pub(super) struct KafkaReader {
     look_at: Instant,
     /// The broker has something at this position that the client did not bring.
     withheld: Option<u64>,
+    /// It was begun anew at this position.
+    begun_anew: Option<u64>,
     gauge: Arc<ReaderGauge>,
 }
 
@@ -74,6 +77,7 @@ impl KafkaReader {
             trouble: None,
             look_at: Instant::now() + QUIET_MAX,
             withheld: None,
+            begun_anew: None,
             gauge,
         };
         reader.assign().await?;
@@ -91,7 +95,12 @@ impl KafkaReader {
             .shared
             .blocking(move || shared.consumers.assign(&topic, next, &wake));
         self.assignment = Some(assigned.await??);
-        self.look_at = Instant::now() + QUIET_MAX;
+        let wait = if self.begun_anew == Some(self.next) {
+            BRING_WAIT
+        } else {
+            QUIET_MAX
+        };
+        self.look_at = Instant::now() + wait;
         self.withheld = None;
         Ok(())
     }
@@ -120,6 +129,12 @@ impl KafkaReader {
                 end,
                 "the Kafka client has stopped fetching and is begun anew"
             );
+            match &self.assignment {
+                Some(old) if self.begun_anew == Some(self.next) => {
+                    self.log.shared.consumers.retire(old);
+                }
+                _ => self.begun_anew = Some(self.next),
+            }
             self.assignment = None;
         } else {
             self.look_at = Instant::now() + BRING_WAIT;
@@ -342,7 +357,9 @@ impl LogReader for KafkaReader {
             }
             let Some(error) = self.trouble.clone() else {
                 self.woken().await;
-                if Instant::now() >= self.look_at {
+                if self.assignment.as_ref().is_some_and(Assignment::is_retired) {
+                    self.assignment = None;
+                } else if Instant::now() >= self.look_at {
                     self.look_for_a_stall().await;
                 }
                 continue;
