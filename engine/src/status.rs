@@ -35,6 +35,12 @@ pub struct ShardStatus {
     pub tables: u64,
     /// Bytes of rows not yet in files.
     pub memory_bytes: u64,
+    /// Bytes of rows applied since it was opened.
+    #[serde(default)]
+    pub applied_bytes: u64,
+    /// Time that reads took since it was opened, together, in microseconds.
+    #[serde(default)]
+    pub read_us: u64,
     /// Bytes of writes in flight.
     pub in_flight_bytes: u64,
     /// Bytes of the log that a restart would read.

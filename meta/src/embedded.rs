@@ -455,19 +455,23 @@ impl MetaStore for EmbeddedMetaStore {
         })
     }
 
-    async fn register(
+    async fn register_when(
         &self,
+        condition: Option<Compare>,
         key: &str,
         value: Vec<u8>,
         _ttl: Duration,
     ) -> Result<Registration, MetaError> {
         let key = key.to_owned();
-        let txn = Txn::default().then(Op::Put(key.clone(), value));
+        let txn = Txn {
+            compares: condition.into_iter().collect(),
+            ops: vec![Op::Put(key.clone(), value)],
+        };
         let revision = self.send(txn, true).await?;
         // Weak: the writer, and with it the file, closes with the store.
         let (database, queue) = (Arc::downgrade(&self.database), self.queue.downgrade());
         let feed = Arc::clone(&self.feed);
-        Ok(Registration::keep(move |kept| async move {
+        Ok(Registration::keep(revision, move |kept| async move {
             let current = || {
                 let database = database.upgrade();
                 let found = database.and_then(|d| d.with(|d| read_one(d, &key)).ok());

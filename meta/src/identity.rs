@@ -37,6 +37,25 @@ pub struct Configured {
     pub logs: String,
 }
 
+/// The cluster's identity; `None`: no node has joined it yet.
+///
+/// # Errors
+/// [`MetaError::Store`], [`MetaError::Damaged`].
+pub async fn read_cluster(
+    store: &dyn MetaStore,
+    cluster: &str,
+) -> Result<Option<ClusterIdentity>, MetaError> {
+    let key = format!("{}cluster", cluster_prefix(cluster));
+    let Some((value, _)) = store.get(&key).await? else {
+        return Ok(None);
+    };
+    let identity = rmp_serde::from_slice(&value);
+    identity.map(Some).map_err(|e| MetaError::Damaged {
+        key,
+        what: e.to_string(),
+    })
+}
+
 /// Joins the cluster, making it if it is not there.
 ///
 /// # Errors

@@ -14,7 +14,7 @@ mod topology;
 pub use catalog::{CATALOG_FORMAT, Catalog, NamedTable, SchemaEntry, ShardEntry, TableEntry};
 pub use embedded::{EmbeddedMetaStore, META_FILE_FORMAT};
 pub use etcd::{EtcdConfig, EtcdMetaStore, EtcdTls};
-pub use identity::{ClusterIdentity, Configured, join_cluster};
+pub use identity::{ClusterIdentity, Configured, join_cluster, read_cluster};
 pub use memory::{MemoryBackup, MemoryMetaStore};
 pub use record_limits::{RecordLimits, settle_record_limits};
 pub use store::{
@@ -22,6 +22,6 @@ pub use store::{
     Watch, WatchEvent,
 };
 pub use topology::{
-    AssignError, Assignment, Formats, NodeEntry, NodeRegistration, Registered, Snapshot, Topology,
-    check as check_assignment,
+    AssignError, Assignment, Fence, Formats, NodeEntry, NodeRegistration, Registered,
+    SchedulerEntry, Snapshot, Topology, check as check_assignment, scheduler_prefix,
 };

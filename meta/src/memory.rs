@@ -188,17 +188,21 @@ impl MetaStore for MemoryMetaStore {
         })
     }
 
-    async fn register(
+    async fn register_when(
         &self,
+        condition: Option<Compare>,
         key: &str,
         value: Vec<u8>,
         _ttl: Duration,
     ) -> Result<Registration, MetaError> {
         let key = key.to_owned();
-        let txn = Txn::default().then(Op::Put(key.clone(), value));
+        let txn = Txn {
+            compares: condition.into_iter().collect(),
+            ops: vec![Op::Put(key.clone(), value)],
+        };
         let revision = self.commit(txn).await?;
         let store = self.clone();
-        Ok(Registration::keep(move |kept| async move {
+        Ok(Registration::keep(revision, move |kept| async move {
             let feed = Arc::clone(&store.shared.feed);
             let current = || {
                 let values = &store.shared.state.lock().values;

@@ -216,6 +216,7 @@ impl std::fmt::Display for Lost {
 /// [`Registration::end`] removes it now.
 #[derive(Debug)]
 pub struct Registration {
+    revision: u64,
     end: watch::Sender<bool>,
     lost: watch::Receiver<Option<Lost>>,
     keeper: tokio::task::JoinHandle<()>,
@@ -241,8 +242,8 @@ impl Kept {
 }
 
 impl Registration {
-    /// Starts the task that keeps it.
-    pub(crate) fn keep<F>(keeper: impl FnOnce(Kept) -> F) -> Self
+    /// Starts the task that keeps a key that was put by the commit `revision`.
+    pub(crate) fn keep<F>(revision: u64, keeper: impl FnOnce(Kept) -> F) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -253,10 +254,17 @@ impl Registration {
             lost: losing,
         };
         Self {
+            revision,
             end,
             lost,
             keeper: tokio::spawn(keeper(kept)),
         }
+    }
+
+    /// The commit that put the key.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.revision
     }
 
     /// Why it does not hold any more, if so. It may be told before others see the key gone.
@@ -317,8 +325,20 @@ pub trait MetaStore: Send + Sync + std::fmt::Debug + 'static {
     fn watch(&self, prefix: &str, after: u64) -> Watch;
 
     /// Puts a key that goes when this process is not heard of for `ttl` (or at once when the guard
-    /// goes). A key of that name that another process registered is taken over; that process is
-    /// told.
+    /// goes), if the condition holds. A key of that name that another process registered is taken
+    /// over; that process is told.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    async fn register_when(
+        &self,
+        condition: Option<Compare>,
+        key: &str,
+        value: Vec<u8>,
+        ttl: Duration,
+    ) -> Result<Registration, MetaError>;
+
+    /// [`Self::register_when`] without a condition.
     ///
     /// # Errors
     /// As [`Self::commit`].
@@ -327,7 +347,25 @@ pub trait MetaStore: Send + Sync + std::fmt::Debug + 'static {
         key: &str,
         value: Vec<u8>,
         ttl: Duration,
-    ) -> Result<Registration, MetaError>;
+    ) -> Result<Registration, MetaError> {
+        self.register_when(None, key, value, ttl).await
+    }
+
+    /// An election: registers the key if it is absent. What the winner writes must demand
+    /// `Compare::Revision(key, registration.revision())`, so that one that has lost the key and
+    /// does not know it yet changes nothing.
+    ///
+    /// # Errors
+    /// [`MetaError::Conflict`]: another process has it. As [`Self::commit`].
+    async fn campaign(
+        &self,
+        key: &str,
+        value: Vec<u8>,
+        ttl: Duration,
+    ) -> Result<Registration, MetaError> {
+        let absent = Compare::Absent(key.to_owned());
+        self.register_when(Some(absent), key, value, ttl).await
+    }
 }
 
 /// A store that went back to where there is nothing of the cluster was emptied, as a rule by

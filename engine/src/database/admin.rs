@@ -30,6 +30,8 @@ impl Slot {
             replay_offset: Offset(0),
             tables,
             memory_bytes: 0,
+            applied_bytes: 0,
+            read_us: 0,
             in_flight_bytes: 0,
             log_bytes: 0,
             files: 0,
@@ -47,6 +49,8 @@ impl Slot {
         };
         status.epoch = shard.epoch();
         status.log_bytes = shard.log.retained_bytes();
+        status.applied_bytes = Counters::get(&shard.counters.bytes_applied);
+        status.read_us = shard.pins.read_us();
         status.in_flight_bytes = shard.pipeline.in_flight_bytes() as u64;
         {
             let state = shard.state.read();

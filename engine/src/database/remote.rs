@@ -647,6 +647,17 @@ impl Database {
         all
     }
 
+    /// What schedulers keep below a path of theirs: paths and JSON.
+    ///
+    /// # Errors
+    /// Meta's.
+    pub async fn scheduler_records(
+        &self,
+        path: &str,
+    ) -> Result<Vec<(String, Vec<u8>)>, EngineError> {
+        Ok(self.shared.env.catalog.scheduler_records(path).await?)
+    }
+
     /// Whether the cluster has this shard.
     #[must_use]
     pub fn knows_shard(&self, shard: ShardId) -> bool {

@@ -548,6 +548,9 @@ fn advance(
         return Ok(());
     }
     Counters::add(&shard.counters.rows_applied, rows);
+    // A flush that takes effect among them makes it less; for a measure of load that will do.
+    let grown = after.saturating_sub(before);
+    Counters::add(&shard.counters.bytes_applied, grown as u64);
     Counters::add(&shard.counters.records_applied, records);
     if foreign > 0 {
         Counters::add(&shard.counters.foreign_records, foreign);

@@ -125,6 +125,7 @@ pub(crate) struct Shard {
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub rows_applied: AtomicU64,
+    pub bytes_applied: AtomicU64,
     pub records_applied: AtomicU64,
     pub foreign_records: AtomicU64,
     pub claims: AtomicU64,

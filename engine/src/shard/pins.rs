@@ -1,10 +1,12 @@
 //! Which manifest versions running statements still read from. An object un-named by version `v`
-//! may be deleted only when no view of a version below `v` lives. Likewise: since when objects are
-//! being written that no manifest names yet.
+//! may be deleted only when no view of a version below `v` lives; and how long views lived, which is
+//! the time that reads took. Likewise: since when objects are being written that no manifest names
+//! yet.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use shoal_types::ManifestVersion;
@@ -13,6 +15,7 @@ use shoal_types::ManifestVersion;
 #[derive(Debug, Default)]
 pub(crate) struct Pins {
     alive: Mutex<BTreeMap<ManifestVersion, usize>>,
+    read_us: AtomicU64,
 }
 
 /// Keeps a version's files while it lives.
@@ -20,6 +23,7 @@ pub(crate) struct Pins {
 pub(crate) struct Pin {
     pins: Arc<Pins>,
     version: ManifestVersion,
+    since: Instant,
 }
 
 impl Pins {
@@ -28,7 +32,13 @@ impl Pins {
         Pin {
             pins: Arc::clone(self),
             version,
+            since: Instant::now(),
         }
+    }
+
+    /// How long views that have ended lived, together, in microseconds.
+    pub(crate) fn read_us(&self) -> u64 {
+        self.read_us.load(Ordering::Relaxed)
     }
 
     /// The oldest version that a living view was taken at.
@@ -39,6 +49,8 @@ impl Pins {
 
 impl Drop for Pin {
     fn drop(&mut self) {
+        let lived_us = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.pins.read_us.fetch_add(lived_us, Ordering::Relaxed);
         let mut alive = self.pins.alive.lock();
         if let Some(count) = alive.get_mut(&self.version) {
             *count -= 1;

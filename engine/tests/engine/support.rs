@@ -28,7 +28,7 @@ use shoal_engine::{
     TableHandle, WriteError, WriteOptions,
 };
 use shoal_meta::{
-    Limits, Listing, MemoryMetaStore, MetaError, MetaStore, Registration, Txn, Watch,
+    Compare, Limits, Listing, MemoryMetaStore, MetaError, MetaStore, Registration, Txn, Watch,
 };
 use shoal_rows::{RowBlock, block_from_batch};
 use shoal_sst::{ReadCounters, ScanOptions};
@@ -475,13 +475,14 @@ impl MetaStore for SlowMeta {
         self.inner.watch(prefix, after)
     }
 
-    async fn register(
+    async fn register_when(
         &self,
+        condition: Option<Compare>,
         key: &str,
         value: Vec<u8>,
         ttl: Duration,
     ) -> std::result::Result<Registration, MetaError> {
-        self.inner.register(key, value, ttl).await
+        self.inner.register_when(condition, key, value, ttl).await
     }
 
     async fn get(&self, key: &str) -> std::result::Result<Option<(Vec<u8>, u64)>, MetaError> {

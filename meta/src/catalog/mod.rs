@@ -180,6 +180,16 @@ impl Catalog {
         })
     }
 
+    /// What schedulers keep below a path of theirs: paths and JSON.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn scheduler_records(&self, path: &str) -> Result<Vec<(String, Vec<u8>)>, MetaError> {
+        let below = format!("{}scheduler/{path}", self.known.prefix);
+        let entries = self.store.list(&below).await?.entries.into_iter();
+        Ok(entries.map(|(key, value, _)| (key, value)).collect())
+    }
+
     fn schema_key(&self, name: &str) -> String {
         format!("{}schema/{}", self.known.prefix, escape(name))
     }

@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use etcd_client::{Client, Error};
+use etcd_client::{Client, Error, Txn, TxnOp};
 use tokio::time::{Instant, timeout_at};
 
 use super::connection::{Connection, Failure};
@@ -22,6 +22,7 @@ const TTL_MIN: Duration = Duration::from_secs(2);
 
 pub(super) async fn register(
     connection: Connection,
+    compares: Vec<etcd_client::Compare>,
     key: String,
     value: Vec<u8>,
     ttl: Duration,
@@ -35,14 +36,24 @@ pub(super) async fn register(
         .await
         .map_err(Failure::of_read)?
         .id();
+    let put = TxnOp::put(key.as_str(), value, leased(lease));
+    let request = Txn::new().when(compares).and_then([put]);
     let put = connection
         .change(|mut client| {
-            let (key, value) = (key.clone(), value.clone());
-            async move { client.put(key, value, leased(lease)).await }
+            let request = request.clone();
+            async move { client.txn(request).await }
         })
         .await
-        .map_err(Failure::of_commit)?;
-    let revision = put.header().map_or(0, |h| unsigned(h.revision()));
+        .map_err(Failure::of_commit);
+    let revision = match put {
+        Ok(put) if put.succeeded() => put.header().map_or(0, |h| unsigned(h.revision())),
+        refused => {
+            // With it goes the key, if it was put and the answer is lost.
+            revoke(&connection, &key, lease).await;
+            refused?;
+            return Err(MetaError::Conflict);
+        }
+    };
     let keeper = Keeper {
         connection,
         key,
@@ -51,7 +62,7 @@ pub(super) async fn register(
         ttl,
         good_until: sent + ttl,
     };
-    Ok(Registration::keep(move |kept| keeper.run(kept)))
+    Ok(Registration::keep(revision, move |kept| keeper.run(kept)))
 }
 
 struct Keeper {
@@ -130,17 +141,19 @@ impl Keeper {
         }
     }
 
-    /// Removes the key with its lease; what fails goes by itself within the time to live.
     async fn revoke(&self) {
-        let lease = self.lease;
-        let revoked = self
-            .connection
-            .change(|mut client| async move { client.lease_revoke(lease).await })
-            .await;
-        if let Err(failure) = revoked {
-            let error = failure.of_read();
-            tracing::debug!(key = self.key, %error, "registration not removed; it expires");
-        }
+        revoke(&self.connection, &self.key, self.lease).await;
+    }
+}
+
+/// Removes the key with its lease; what fails goes by itself within the time to live.
+async fn revoke(connection: &Connection, key: &str, lease: i64) {
+    let revoked = connection
+        .change(|mut client| async move { client.lease_revoke(lease).await })
+        .await;
+    if let Err(failure) = revoked {
+        let error = failure.of_read();
+        tracing::debug!(key, %error, "registration not removed; it expires");
     }
 }
 

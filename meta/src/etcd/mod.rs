@@ -114,26 +114,6 @@ impl EtcdMetaStore {
     }
 
     fn request(txn: &Txn) -> etcd_client::Txn {
-        let compares: Vec<_> = txn
-            .compares
-            .iter()
-            .map(|compare| match compare {
-                Compare::Absent(key) => {
-                    etcd_client::Compare::mod_revision(key.as_str(), CompareOp::Equal, 0)
-                }
-                Compare::Revision(key, revision) => etcd_client::Compare::mod_revision(
-                    key.as_str(),
-                    CompareOp::Equal,
-                    signed(*revision),
-                ),
-                Compare::NotPutSince(prefix, revision) => etcd_client::Compare::mod_revision(
-                    prefix.as_str(),
-                    CompareOp::Less,
-                    signed(revision.saturating_add(1)),
-                )
-                .with_prefix(),
-            })
-            .collect();
         let ops: Vec<_> = txn
             .ops
             .iter()
@@ -145,8 +125,26 @@ impl EtcdMetaStore {
                 }
             })
             .collect();
-        etcd_client::Txn::new().when(compares).and_then(ops)
+        etcd_client::Txn::new().when(compares(txn)).and_then(ops)
     }
+}
+
+fn compares(txn: &Txn) -> Vec<etcd_client::Compare> {
+    let compares = txn.compares.iter().map(|compare| match compare {
+        Compare::Absent(key) => {
+            etcd_client::Compare::mod_revision(key.as_str(), CompareOp::Equal, 0)
+        }
+        Compare::Revision(key, revision) => {
+            etcd_client::Compare::mod_revision(key.as_str(), CompareOp::Equal, signed(*revision))
+        }
+        Compare::NotPutSince(prefix, revision) => etcd_client::Compare::mod_revision(
+            prefix.as_str(),
+            CompareOp::Less,
+            signed(revision.saturating_add(1)),
+        )
+        .with_prefix(),
+    });
+    compares.collect()
 }
 
 fn signed(revision: u64) -> i64 {
@@ -286,15 +284,27 @@ impl MetaStore for EtcdMetaStore {
         watch::start(self.connection.clone(), prefix.to_owned(), after)
     }
 
-    async fn register(
+    async fn register_when(
         &self,
+        condition: Option<Compare>,
         key: &str,
         value: Vec<u8>,
         ttl: Duration,
     ) -> Result<Registration, MetaError> {
-        let txn = Txn::default().then(Op::Put(key.to_owned(), value.clone()));
+        let txn = Txn {
+            compares: condition.into_iter().collect(),
+            ops: vec![Op::Put(key.to_owned(), value.clone())],
+        };
         check_limits(&txn, self.limits)?;
-        lease::register(self.connection.clone(), key.to_owned(), value, ttl).await
+        let compares = compares(&txn);
+        lease::register(
+            self.connection.clone(),
+            compares,
+            key.to_owned(),
+            value,
+            ttl,
+        )
+        .await
     }
 }
 

@@ -6,13 +6,15 @@
 //! |---|---|
 //! | `node/{node}` | [`NodeEntry`], for as long as the process is heard of |
 //! | `assignment/{shard}` | [`Assignment`] |
+//! | `scheduler/{process}` | [`SchedulerEntry`], for as long as the process is heard of |
+//! | `leading-scheduler` | [`SchedulerEntry`] of the one that won the election |
 //!
 //! Every process follows the whole of it and has it in memory as one [`Snapshot`], which costs a
 //! reader a reference count. When the store is away the last snapshot stays: what is placed goes on
 //! (PROTOCOLS §6).
 //!
 //! An assignment is changed by compare-and-swap alone, and only to one that [`check`] allows: its
-//! version rises by one, its term never falls, and a new leader has a higher term. Nodes obey an
+//! version rises, its term never falls, and a new leader has a higher term. Nodes obey an
 //! order only if its term and version are newer than what they know, so an assignment from before
 //! a restored backup moves nobody.
 
@@ -29,7 +31,8 @@ use ulid::Ulid;
 
 use crate::catalog::cluster_prefix;
 use crate::store::{
-    Change, Compare, Listing, MetaError, MetaStore, Op, Txn, Watch, WatchEvent, emptied,
+    Change, Compare, Listing, MetaError, MetaStore, Op, Registration, Txn, Watch, WatchEvent,
+    emptied,
 };
 
 pub use register::{NodeRegistration, Registered};
@@ -57,6 +60,19 @@ pub struct NodeEntry {
     pub release: String,
     /// The newest format that it can read of each: records of the log, manifests.
     pub reads: Formats,
+}
+
+/// A scheduler.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SchedulerEntry {
+    /// This start of it.
+    pub process: Ulid,
+    /// `host:port` of its HTTP interface, as others reach it.
+    pub http: String,
+    /// When it was started.
+    pub started_ms: TimestampMs,
+    /// The release.
+    pub release: String,
 }
 
 /// Format versions; leaders write none that a registered replica cannot read (PROTOCOLS §6).
@@ -100,6 +116,10 @@ pub struct Snapshot {
     pub nodes: BTreeMap<NodeId, NodeEntry>,
     /// Assignments of all shards.
     pub assignments: BTreeMap<ShardId, Assignment>,
+    /// Schedulers that are heard of.
+    pub schedulers: BTreeMap<Ulid, SchedulerEntry>,
+    /// The one of them that leads; `None`: orders are carried out by the node that is asked.
+    pub scheduler: Option<SchedulerEntry>,
     /// Why changes are not heard at the moment; what is here may be old then.
     pub interrupted: Option<String>,
 }
@@ -116,9 +136,22 @@ pub enum AssignError {
     /// It breaks a rule; the text says which.
     #[error("{0}")]
     Invalid(String),
-    /// The store's.
+    /// The store's. [`MetaError::Conflict`]: the fence does not hold any more.
     #[error(transparent)]
     Meta(#[from] MetaError),
+}
+
+/// That one scheduler leads: what it changes demands that it does so still, so that one that was
+/// replaced and does not know it changes nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fence(Compare);
+
+impl Fence {
+    /// The condition, for other changes of the same store.
+    #[must_use]
+    pub fn compare(&self) -> Compare {
+        self.0.clone()
+    }
 }
 
 /// Nodes and assignments, followed.
@@ -150,13 +183,20 @@ fn decode<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, MetaError> 
     })
 }
 
+/// The prefix of what schedulers of a cluster keep for themselves.
+#[must_use]
+pub fn scheduler_prefix(cluster: &str) -> String {
+    format!("{}scheduler/", cluster_prefix(cluster))
+}
+
 /// Whether an assignment may follow another; `old` is `None` for a shard's first.
 ///
 /// # Errors
 /// The broken rule.
 pub fn check(old: Option<&Assignment>, new: &Assignment) -> Result<(), String> {
     let version = old.map_or(0, |o| o.version);
-    if new.version != version + 1 {
+    // More than one above where nodes have obeyed newer ones: a backup was restored.
+    if new.version <= version {
         return Err(format!(
             "an assignment of version {} cannot follow version {version}",
             new.version
@@ -232,6 +272,36 @@ impl Topology {
         format!("{}node/{node}", self.prefix)
     }
 
+    /// Registers this process as a scheduler for as long as the guard lives.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn register_scheduler(
+        &self,
+        entry: &SchedulerEntry,
+        ttl: Duration,
+    ) -> Result<NodeRegistration, MetaError> {
+        let key = format!("{}scheduler/{}", self.prefix, entry.process);
+        let value = encode(&key, entry)?;
+        register::start(Arc::clone(&self.store), key, value, ttl).await
+    }
+
+    /// Has this process lead, if no other scheduler does; for as long as the guard lives.
+    ///
+    /// # Errors
+    /// [`MetaError::Conflict`]: another one leads. The store's.
+    pub async fn lead(
+        &self,
+        entry: &SchedulerEntry,
+        ttl: Duration,
+    ) -> Result<(Registration, Fence), MetaError> {
+        let key = format!("{}leading-scheduler", self.prefix);
+        let value = encode(&key, entry)?;
+        let registration = self.store.campaign(&key, value, ttl).await?;
+        let fence = Fence(Compare::Revision(key, registration.revision()));
+        Ok((registration, fence))
+    }
+
     fn assignment_key(&self, shard: ShardId) -> String {
         format!("{}assignment/{shard}", self.prefix)
     }
@@ -278,6 +348,20 @@ impl Topology {
         expected: u64,
         new: &Assignment,
     ) -> Result<(), AssignError> {
+        self.assign_when(None, shard, expected, new).await
+    }
+
+    /// As [`Self::assign`], if the scheduler that holds the fence leads still.
+    ///
+    /// # Errors
+    /// [`MetaError::Conflict`]: it does not. As [`Self::assign`].
+    pub async fn assign_when(
+        &self,
+        fence: Option<&Fence>,
+        shard: ShardId,
+        expected: u64,
+        new: &Assignment,
+    ) -> Result<(), AssignError> {
         let found = self.found(shard).await?;
         if found.as_ref().map_or(0, |(a, _)| a.version) != expected {
             let found = found.map(|(a, _)| a);
@@ -290,11 +374,15 @@ impl Topology {
             Some((_, revision)) => Compare::Revision(key.clone(), revision),
         };
         let value = encode(&key, new)?;
-        let txn = Txn::default().when(compare).then(Op::Put(key, value));
+        let mut txn = Txn::default().when(compare).then(Op::Put(key, value));
+        txn.compares.extend(fence.map(|f| f.0.clone()));
         match self.store.commit(txn).await {
             Ok(_) => Ok(()),
             Err(MetaError::Conflict) => {
                 let found = self.read_assignment(shard).await?;
+                if fence.is_some() && found.as_ref().map_or(0, |f| f.version) == expected {
+                    return Err(MetaError::Conflict.into());
+                }
                 Err(AssignError::Stale { found })
             }
             Err(error @ MetaError::Unknown(_)) => match self.read_assignment(shard).await {
@@ -353,15 +441,21 @@ struct Known {
 enum Key {
     Node(NodeId),
     Assignment(ShardId),
+    Scheduler(Ulid),
+    LeadingScheduler,
     /// Of a later version: kept, not understood, not touched.
     Other,
 }
 
 fn parse(prefix: &str, key: &str) -> Key {
     let path = key.strip_prefix(prefix).unwrap_or_default();
+    if path == "leading-scheduler" {
+        return Key::LeadingScheduler;
+    }
     match path.split_once('/') {
         Some(("node", id)) => id.parse().map_or(Key::Other, Key::Node),
         Some(("assignment", id)) => id.parse().map_or(Key::Other, Key::Assignment),
+        Some(("scheduler", id)) => id.parse().map_or(Key::Other, Key::Scheduler),
         _ => Key::Other,
     }
 }
@@ -394,6 +488,11 @@ impl Known {
             Key::Assignment(shard) => {
                 self.snapshot.assignments.insert(shard, decode(key, value)?);
             }
+            Key::Scheduler(process) => {
+                let entry = decode(key, value)?;
+                self.snapshot.schedulers.insert(process, entry);
+            }
+            Key::LeadingScheduler => self.snapshot.scheduler = Some(decode(key, value)?),
             Key::Other => tracing::trace!(key, "a meta key of others"),
         }
         self.revisions.insert(key.to_owned(), revision);
@@ -410,6 +509,8 @@ impl Known {
                 match parse(prefix, &change.key) {
                     Key::Node(node) => drop(self.snapshot.nodes.remove(&node)),
                     Key::Assignment(shard) => drop(self.snapshot.assignments.remove(&shard)),
+                    Key::Scheduler(process) => drop(self.snapshot.schedulers.remove(&process)),
+                    Key::LeadingScheduler => self.snapshot.scheduler = None,
                     Key::Other => {}
                 }
                 self.revisions.remove(&change.key);

@@ -54,6 +54,7 @@ async fn conforms(store: Arc<dyn MetaStore>) {
     limits(&*store).await;
     watches(&*store).await;
     registrations(&*store).await;
+    elections(&*store).await;
 }
 
 async fn transactions(store: &dyn MetaStore) {
@@ -256,6 +257,32 @@ async fn registrations(store: &dyn MetaStore) {
         }
     };
     tokio::time::timeout(TTL, gone).await.expect("gone soon");
+}
+
+/// One of several wins; what it wrote before it lost the key stays the last that it wrote.
+async fn elections(store: &dyn MetaStore) {
+    let campaign = |who: &str| store.campaign("/e/leader", who.as_bytes().to_vec(), TTL);
+    let write = |held: u64, key: &str| {
+        let leads = Compare::Revision("/e/leader".into(), held);
+        store.commit(Txn::default().when(leads).then(put(key, "v")))
+    };
+    let (first, second) = tokio::join!(campaign("one"), campaign("two"));
+    let (winner, loser) = match (first, second) {
+        (Ok(first), second) => (first, second),
+        (first, second) => (second.expect("one of them wins"), first),
+    };
+    assert!(matches!(loser, Err(MetaError::Conflict)), "{loser:?}");
+    let held = winner.revision();
+    write(held, "/e/x").await.expect("it leads");
+    winner.end().await;
+    let next = campaign("three").await.expect("nobody leads");
+    assert!(next.revision() > held);
+    let late = write(held, "/e/x").await;
+    assert!(matches!(late, Err(MetaError::Conflict)), "{late:?}");
+    write(next.revision(), "/e/x")
+        .await
+        .expect("the next one leads");
+    next.end().await;
 }
 
 #[tokio::test]

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use shoal_meta::{
-    Catalog, Configured, Limits, Listing, MemoryMetaStore, MetaError, MetaStore, NamedTable,
-    Registration, SchemaEntry, ShardEntry, TableEntry, Txn, Watch, join_cluster,
+    Catalog, Compare, Configured, Limits, Listing, MemoryMetaStore, MetaError, MetaStore,
+    NamedTable, Registration, SchemaEntry, ShardEntry, TableEntry, Txn, Watch, join_cluster,
 };
 use shoal_testkit::Etcd;
 use shoal_types::{ShardId, TableId};
@@ -75,13 +75,14 @@ impl MetaStore for Crowded {
         self.0.watch(prefix, after)
     }
 
-    async fn register(
+    async fn register_when(
         &self,
+        condition: Option<Compare>,
         key: &str,
         value: Vec<u8>,
         ttl: Duration,
     ) -> Result<Registration, MetaError> {
-        self.0.register(key, value, ttl).await
+        self.0.register_when(condition, key, value, ttl).await
     }
 }
 

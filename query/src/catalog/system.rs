@@ -34,6 +34,7 @@ pub(super) fn schema(db: Arc<Database>, running: Arc<Running>) -> VirtualSchema 
         ("nodes", table(View::Nodes)),
         ("replicas", table(View::Replicas)),
         ("events", table(View::Events)),
+        ("procedures", table(View::Procedures)),
     ])
 }
 
@@ -47,6 +48,7 @@ enum View {
     Nodes,
     Replicas,
     Events,
+    Procedures,
 }
 
 /// The name of the only node of a standalone process.
@@ -158,6 +160,23 @@ fn columns_of(view: View) -> &'static [CellColumn] {
             ("what", Text),
             ("reason", Text),
         ],
+        View::Procedures => &[
+            ("id", Text),
+            ("task", Text),
+            ("state", Text),
+            ("shard", Text),
+            ("node", Text),
+            ("by", Text),
+            ("why", Text),
+            ("begun", Time),
+            ("ended", Time),
+            ("old_leader", Text),
+            ("old_term", Number),
+            ("epoch", Text),
+            ("pause_us", Number),
+            ("records_replayed", Number),
+            ("error", Text),
+        ],
     }
 }
 
@@ -190,6 +209,7 @@ impl VirtualRows for SystemTable {
             View::Nodes => self.node_rows().await,
             View::Replicas => self.replica_rows().await,
             View::Events => self.event_rows().await,
+            View::Procedures => self.procedure_rows().await?,
         };
         batch_of(columns_of(self.view), &rows)
     }
@@ -324,6 +344,43 @@ impl SystemTable {
             ]
         });
         rows.collect()
+    }
+
+    /// What the schedulers keep: procedures under way, and the newest that have ended.
+    async fn procedure_rows(&self) -> Result<Vec<Vec<Cell>>, QueryError> {
+        let kept = self.db.scheduler_records("procedure/").await?;
+        let rows = kept.into_iter().filter_map(|(key, value)| {
+            let record: serde_json::Value = serde_json::from_slice(&value)
+                .inspect_err(|error| tracing::warn!(key, %error, "a procedure cannot be read"))
+                .ok()?;
+            let outcome = &record["outcome"];
+            let word = |value: &serde_json::Value| Cell::Text(value.as_str().map(str::to_owned));
+            let count = |value: &serde_json::Value| Cell::Number(value.as_i64());
+            let epoch = outcome["epoch"]["term"].as_u64().map(|term| {
+                let claim = outcome["epoch"]["claim"].as_u64().unwrap_or_default();
+                format!("{term}.{claim}")
+            });
+            let pause_us = outcome["pause_ms"].as_f64().map(|ms| (ms * 1e3) as i64);
+            let node = record.get("to").unwrap_or(&record["node"]);
+            Some(vec![
+                word(&record["id"]),
+                word(&record["task"]),
+                word(&record["state"]),
+                word(&record["shard"]),
+                word(node),
+                word(&record["by"]),
+                word(&record["why"]),
+                count(&record["begun_ms"]),
+                count(&outcome["ended_ms"]),
+                word(&record["old_leader"]),
+                count(&record["old_term"]),
+                Cell::Text(epoch),
+                Cell::Number(pause_us),
+                count(&outcome["records_replayed"]),
+                word(&outcome["error"]),
+            ])
+        });
+        Ok(rows.collect())
     }
 
     async fn sst_rows(&self, wanted: &Wanted) -> Result<Vec<Vec<Cell>>, QueryError> {
