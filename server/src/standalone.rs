@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::{Auth, AuthError, check_listener};
 use crate::config::{Config, ListenAddr};
-use crate::http::{self, AppState, Intake};
+use crate::http::{self, AppState, Forward, Intake};
 use crate::metrics::{EngineCollector, Metrics};
 use crate::node::Cluster;
 use crate::node::metrics::ClusterCollector;
@@ -46,6 +46,9 @@ pub enum StartError {
     /// The query layer.
     #[error("cannot start the query layer: {0}")]
     Query(#[from] QueryError),
+    /// The client that hands requests on.
+    #[error("cannot make an HTTP client: {0}")]
+    Client(String),
     /// An address.
     #[error("cannot listen on {key} = {address}: {source}")]
     Bind {
@@ -135,6 +138,7 @@ impl Standalone {
         let state = Arc::new(AppState {
             db,
             cluster,
+            forward: Forward::new().map_err(StartError::Client)?,
             query: Arc::clone(&query),
             auth: Arc::clone(&auth),
             intake,

@@ -27,6 +27,28 @@ enum What {
     Shards,
     /// The nodes of the cluster.
     Nodes,
+    /// Empty a node, let it have replicas again, or forget one that is gone for good.
+    Node {
+        #[command(subcommand)]
+        order: NodeOrder,
+    },
+    /// Changes of who serves what: those under way, and the newest that have ended.
+    Procedures {
+        #[command(subcommand)]
+        what: Option<ProcedureOrder>,
+    },
+    /// Move load by itself, or only say what would be moved and why.
+    Balance {
+        #[command(subcommand)]
+        what: BalanceOrder,
+    },
+    /// What the scheduler is to keep: show all, or change one (`groups.default.replication=3`).
+    Settings {
+        /// Keys and values, as in `balance.tolerance=0.2` or `groups.main.leaders=["zone=a"]`;
+        /// `KEY=null` takes the default.
+        #[arg(value_name = "KEY=VALUE")]
+        change: Vec<String>,
+    },
     /// Say who leads and follows a shard (no data is copied), or go on where its log is damaged.
     Shard {
         #[command(subcommand)]
@@ -106,6 +128,62 @@ enum Order {
     },
 }
 
+#[derive(Debug, clap::Subcommand)]
+enum NodeOrder {
+    /// Give all that the node has to others; done when it has nothing and every shard has all its
+    /// replicas elsewhere.
+    Drain {
+        /// The node.
+        node: String,
+        /// Only what it leads, as before a restart.
+        #[arg(long)]
+        leads_only: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Let the node have replicas again.
+    Undrain {
+        /// The node.
+        node: String,
+    },
+    /// Forget a node that is gone for good and has nothing.
+    Remove {
+        /// The node.
+        node: String,
+    },
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum ProcedureOrder {
+    /// One of them.
+    Show {
+        /// Its id.
+        id: String,
+    },
+    /// Call one off; what it did is undone.
+    Cancel {
+        /// Its id.
+        id: String,
+    },
+    /// Do again what one failed to do.
+    Retry {
+        /// Its id.
+        id: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+}
+
+#[derive(Clone, Copy, Debug, clap::Subcommand)]
+enum BalanceOrder {
+    /// Move load by itself.
+    On,
+    /// Leave load where it is; lost leaders are replaced all the same.
+    Off,
+    /// What would be done next, each step with why.
+    Plan,
+}
+
 #[derive(Debug, clap::Args)]
 struct Loss {
     /// Do it, whatever is lost.
@@ -129,9 +207,18 @@ struct Target {
 
 #[derive(Debug, clap::Args)]
 struct Wait {
-    /// Answer when it is done; orders always do.
-    #[arg(long)]
+    /// Answer when it is done; that is so unless --no-wait is given.
+    #[arg(long, conflicts_with = "no_wait")]
     wait: bool,
+    /// Answer with the procedure's id as soon as it is written down.
+    #[arg(long)]
+    no_wait: bool,
+}
+
+impl Target {
+    fn body(&self) -> Value {
+        json!({ "to": self.to, "wait": !self.wait.no_wait })
+    }
 }
 
 impl Order {
@@ -139,10 +226,13 @@ impl Order {
     fn request(&self) -> (String, Value) {
         let path = |shard: &str, order: &str| format!("/v1/admin/shards/{shard}/{order}");
         match self {
-            Self::Promote { shard, to, .. } => (path(shard, "promote"), json!({ "to": to })),
-            Self::AddFollower(t) => (path(&t.shard, "add-follower"), json!({ "to": t.to })),
-            Self::RemoveFollower(t) => (path(&t.shard, "remove-follower"), json!({ "to": t.to })),
-            Self::Move(t) => (path(&t.shard, "move"), json!({ "to": t.to })),
+            Self::Promote { shard, to, wait } => (
+                path(shard, "promote"),
+                json!({ "to": to, "wait": !wait.no_wait }),
+            ),
+            Self::AddFollower(t) => (path(&t.shard, "add-follower"), t.body()),
+            Self::RemoveFollower(t) => (path(&t.shard, "remove-follower"), t.body()),
+            Self::Move(t) => (path(&t.shard, "move"), t.body()),
             Self::SkipRecord {
                 shard,
                 offset,
@@ -214,6 +304,80 @@ pub async fn run(args: AdminArgs) -> CliResult {
                 "id", "role", "state", "http", "pg", "leads", "follows", "shards",
             ],
         ),
+        What::Node { order } => {
+            let (node, word, body) = match order {
+                NodeOrder::Drain {
+                    node,
+                    leads_only,
+                    wait,
+                } => {
+                    let body = json!({ "leads_only": leads_only, "wait": !wait.no_wait });
+                    (node, "drain", body)
+                }
+                NodeOrder::Undrain { node } => (node, "undrain", json!({})),
+                NodeOrder::Remove { node } => (node, "remove", json!({})),
+            };
+            let path = format!("/v1/admin/nodes/{node}/{word}");
+            (client.post_json(&path, &body).await?, &[])
+        }
+        What::Procedures { what } => match what {
+            None => (
+                client.get_json("/v1/admin/procedures").await?,
+                &[
+                    "procedure",
+                    "order",
+                    "state",
+                    "shard",
+                    "node",
+                    "by",
+                    "pause_ms",
+                    "why",
+                    "doing",
+                    "error",
+                ],
+            ),
+            Some(ProcedureOrder::Show { id }) => {
+                let path = format!("/v1/admin/procedures/{id}");
+                (client.get_json(&path).await?, &[])
+            }
+            Some(ProcedureOrder::Cancel { id }) => {
+                let path = format!("/v1/admin/procedures/{id}/cancel");
+                (client.post_json(&path, &json!({})).await?, &[])
+            }
+            Some(ProcedureOrder::Retry { id, wait }) => {
+                let path = format!("/v1/admin/procedures/{id}/retry");
+                let body = json!({ "wait": !wait.no_wait });
+                (client.post_json(&path, &body).await?, &[])
+            }
+        },
+        What::Balance { what } => match what {
+            BalanceOrder::On => (
+                client.post_json("/v1/admin/balance/on", &json!({})).await?,
+                &[],
+            ),
+            BalanceOrder::Off => (
+                client
+                    .post_json("/v1/admin/balance/off", &json!({}))
+                    .await?,
+                &[],
+            ),
+            BalanceOrder::Plan => (
+                client.get_json("/v1/admin/balance/plan").await?,
+                &["rule", "shard", "action", "why"],
+            ),
+        },
+        What::Settings { change } => {
+            let mut settings = client.get_json("/v1/admin/settings").await?;
+            if !change.is_empty() {
+                for pair in change {
+                    set_member(&mut settings, pair)?;
+                }
+                let request = client.request(Method::PUT, "/v1/admin/settings");
+                let text = client.text(request.json(&settings)).await??;
+                settings = serde_json::from_str(&text)?;
+            }
+            (settings, &[])
+        }
         What::Shard { order } => {
             let (path, body) = order.request();
             let answer = client.post_json(&path, &body).await?;
@@ -305,6 +469,36 @@ pub async fn run(args: AdminArgs) -> CliResult {
         )));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Sets a member, as in `groups.default.replication=3`; what is no JSON is text.
+fn set_member(settings: &mut Value, pair: &str) -> Result<(), CliError> {
+    let Some((key, text)) = pair.split_once('=') else {
+        return Err(CliError::usage(format!(
+            "{pair:?}: write KEY=VALUE, as in balance.tolerance=0.2"
+        )));
+    };
+    let value = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
+    let mut at = settings;
+    let mut names = key.split('.').peekable();
+    while let Some(name) = names.next() {
+        if at.is_null() {
+            *at = json!({});
+        }
+        let Some(members) = at.as_object_mut() else {
+            return Err(CliError::usage(format!("{key:?}: there is nothing below")));
+        };
+        if names.peek().is_none() {
+            if value.is_null() {
+                members.remove(name);
+            } else {
+                members.insert(name.to_owned(), value);
+            }
+            return Ok(());
+        }
+        at = members.entry(name).or_insert(Value::Null);
+    }
+    Ok(())
 }
 
 /// Checksums as rows: each shard's own, then its tables'.

@@ -6,6 +6,7 @@ use reqwest::{Method, RequestBuilder, Response};
 use serde_json::Value;
 
 use super::{CliError, chain};
+use crate::http::OPERATOR;
 
 /// Where the server is and how to be let in.
 #[derive(Clone, Debug, clap::Args)]
@@ -93,9 +94,16 @@ impl Client {
     /// A request to a path of the server, with the token.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.base));
-        match &self.token {
+        let request = match &self.token {
             Some(token) => request.bearer_auth(token),
             None => request,
+        };
+        // For the record of what was ordered by whom.
+        match std::env::var("USER") {
+            Ok(user) if user.bytes().all(|b| b.is_ascii_graphic()) => {
+                request.header(OPERATOR, user)
+            }
+            _ => request,
         }
     }
 

@@ -9,6 +9,7 @@ mod config;
 pub mod import;
 mod inspect;
 mod node;
+mod scheduler;
 pub mod sql;
 mod standalone;
 mod state;
@@ -33,6 +34,8 @@ enum Command {
     Standalone(standalone::StandaloneArgs),
     /// Run one node of a cluster over Kafka, an object store and etcd.
     Node(node::NodeArgs),
+    /// Run one scheduler of a cluster: failover, placement, balance.
+    Scheduler(scheduler::SchedulerArgs),
     /// Run SQL: one statement with -c, a file, or an interactive prompt.
     Sql(sql::SqlArgs),
     /// Load line protocol, CSV or Parquet; interrupted, it resumes without doubling rows.
@@ -124,6 +127,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Standalone(args) => standalone::run(args),
         Command::Node(args) => node::run(args),
+        Command::Scheduler(args) => scheduler::run(args),
         Command::Sql(args) => block_on(sql::run(args)),
         Command::Import(args) => block_on(import::run(args)),
         Command::Admin(args) => block_on(admin::run(args)),

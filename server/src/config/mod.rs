@@ -128,7 +128,7 @@ keys! {
     "cluster.labels" cluster_labels: String = String::new(), None, "name=value,…",
         "Where this node is, for example region=eu,zone=eu-1,rack=r7. Reads prefer replicas of the same zone. Nodes only.";
     "cluster.advertise_host" cluster_advertise_host: String = String::new(), None, "host",
-        "Host name or address under which other nodes and clients reach this node. Empty: that of each listener. Nodes only.";
+        "Host name or address under which others reach this process. Empty: that of each listener. Nodes and schedulers only.";
     "cluster.registration_ttl_s" cluster_registration_ttl_s: u64 = 5, Some(2..=600), "s",
         "A node that was not heard of for so long is no longer listed. It goes on serving what it serves. Nodes only.";
     "cluster.connect_timeout_ms" cluster_connect_timeout_ms: u64 = 1000, Some(10..=60_000), "ms",
@@ -231,6 +231,23 @@ keys! {
         "Where other nodes reach this one (Arrow Flight). Port 0 picks a free one. Nodes only.";
     "grpc.requests_max" grpc_requests_max: u64 = 256, Some(4..=100_000), "requests",
         "Requests of other nodes served at a time; more wait. Nodes only.";
+
+    "scheduler.addr" scheduler_addr: ListenAddr = ListenAddr(Some(SocketAddr::from(([127, 0, 0, 1], 7400)))), None, "host:port",
+        "Where a scheduler serves HTTP. Port 0 picks a free one. Schedulers only.";
+    "scheduler.lease_s" scheduler_lease_s: u64 = 2, Some(2..=60), "s",
+        "When the scheduler that leads was not heard of for so long, another one leads. Schedulers only.";
+    "scheduler.suspect_after_ms" scheduler_suspect_after_ms: u64 = 600, Some(300..=60_000), "ms",
+        "A node that sent no beat for so long (it sends five a second) is suspect and is probed. Schedulers only.";
+    "scheduler.probe_timeout_ms" scheduler_probe_timeout_ms: u64 = 300, Some(10..=60_000), "ms",
+        "How long a suspect node may take to answer a probe. Schedulers only.";
+    "scheduler.probes" scheduler_probes: u64 = 2, Some(1..=100), "probes",
+        "A suspect node that answers none of so many probes is down, and its shards get other leaders. Schedulers only.";
+    "scheduler.suspect_max_ms" scheduler_suspect_max_ms: u64 = 5_000, Some(500..=600_000), "ms",
+        "A node that answers probes and sends no beats for so long is down, too. Schedulers only.";
+    "scheduler.round_ms" scheduler_round_ms: u64 = 500, Some(50..=60_000), "ms",
+        "Pause between two looks at whether replicas are missing, leaders are elsewhere than wanted, or load is uneven. A lost leader does not wait for it. Schedulers only.";
+    "scheduler.procedures_max" scheduler_procedures_max: u64 = 1_000, Some(10..=100_000), "procedures",
+        "Procedures that have ended and can be looked at still; the table shoal.procedures has older ones. Schedulers only.";
 
     "auth.token" auth_token: Secret = Secret(String::new()), None, "text",
         "The token that every client must show. Empty: none is asked for. Prefer auth.token_file or SHOAL_AUTH_TOKEN: flags are visible to other users of the machine.";

@@ -1,15 +1,18 @@
 //! `/v1/admin/…` of a node: nodes, shards of the whole cluster, and orders about them
-//! (`crate::node::orders`). Any node answers for all.
+//! (`crate::node::orders`). Any node answers for all. Where a scheduler leads, orders are its: they
+//! are handed to it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use shoal_engine::{Compacted, Flushed, TableHandle};
+use shoal_meta::{Snapshot, Topology};
 use shoal_types::{NodeId, Retry, ShardId};
 
 use super::AppState;
@@ -44,12 +47,73 @@ fn cluster(state: &AppState) -> Result<&Arc<Cluster>, ApiError> {
     })
 }
 
+/// What only a scheduler can answer: procedures, settings, draining.
+///
+/// # Errors
+/// There is none.
+pub async fn scheduler(
+    State(state): State<Arc<AppState>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    match leading(cluster(&state)?) {
+        Some(address) => hand_on(&state, &address, request).await,
+        None => Err(ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no_scheduler",
+            Retry::Safe,
+            "no scheduler leads: start `shoal scheduler`, or wait two seconds if one has just ended",
+        )),
+    }
+}
+
+/// Where the scheduler is that leads.
+fn leading(cluster: &Cluster) -> Option<String> {
+    let snapshot = cluster.topology.snapshot();
+    snapshot.scheduler.as_ref().map(|s| s.http.clone())
+}
+
+async fn hand_on(state: &AppState, address: &str, request: Request) -> Result<Response, ApiError> {
+    let Some(cluster) = &state.cluster else {
+        return Err(ApiError::internal("a scheduler of no cluster"));
+    };
+    let what = "the scheduler that leads";
+    let gone = not_leading_at(&cluster.topology, address);
+    state.forward.to(address, what, request, gone).await
+}
+
+/// Resolves when the scheduler at this address does not lead.
+pub(crate) async fn not_leading_at(topology: &Topology, address: &str) {
+    let leads = |s: &Arc<Snapshot>| s.scheduler.as_ref().is_some_and(|s| s.http == address);
+    let mut changes = topology.subscribe();
+    // An error means that the topology is not followed any more: the process stops.
+    let _ = changes.wait_for(|snapshot| !leads(snapshot)).await;
+}
+
 /// All nodes: `[{"id","http","pg","grpc","role","state","labels","shards",…}]`.
 ///
 /// # Errors
 /// Unknown parameters.
-pub async fn nodes(State(state): State<Arc<AppState>>, RawQuery(query): RawQuery) -> Answer {
-    names::check_query(query.as_deref().unwrap_or(""), &[])?;
+pub async fn nodes(
+    State(state): State<Arc<AppState>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    names::check_query(request.uri().query().unwrap_or(""), &[])?;
+    if let Some(address) = state.cluster.as_deref().and_then(leading) {
+        match hand_on(&state, &address, request).await {
+            Err(error) if error.status == StatusCode::SERVICE_UNAVAILABLE => {
+                tracing::debug!(
+                    why = error.message,
+                    "nodes are listed without the scheduler"
+                );
+            }
+            answered => return answered,
+        }
+    }
+    registered(&state).map(IntoResponse::into_response)
+}
+
+/// Nodes as they are registered, where no scheduler is heard of.
+fn registered(state: &AppState) -> Answer {
     let Some(cluster) = &state.cluster else {
         return Ok(Json(json!([{
             "id": super::admin::NODE, "role": "standalone", "state": "up", "labels": {},
@@ -164,21 +228,34 @@ pub(super) async fn shards(state: &AppState, cluster: &Cluster) -> Answer {
 struct OrderRequest {
     #[serde(default)]
     to: Option<String>,
+    /// Without a scheduler an order is always waited for.
+    #[serde(default, rename = "wait")]
+    _wait: Option<bool>,
 }
 
-/// `POST /v1/admin/shards/{shard}/{order}` with `{"to": NODE}`.
+/// `POST /v1/admin/shards/{shard}/{order}` with `{"to": NODE}`: by the scheduler that leads, else
+/// by this node.
 ///
 /// # Errors
 /// [`OrderError`].
 pub async fn order(
     State(state): State<Arc<AppState>>,
     Path((shard, order)): Path<(String, String)>,
-    command: Command,
-) -> Answer {
-    let request: OrderRequest = command.read(&state, &["to"], &[]).await?;
-    let cluster = cluster(&state)?;
+    request: Request,
+) -> Result<Response, ApiError> {
+    if let Some(address) = state.cluster.as_deref().and_then(leading) {
+        return hand_on(&state, &address, request).await;
+    }
+    let Ok(command) = Command::from_request(request, &()).await;
+    let carried = carry_out(&state, &shard, &order, command).await;
+    carried.map(IntoResponse::into_response)
+}
+
+async fn carry_out(state: &AppState, shard: &str, order: &str, command: Command) -> Answer {
+    let request: OrderRequest = command.read(state, &["to", "wait"], &["wait"]).await?;
+    let cluster = cluster(state)?;
     let orders = &cluster.orders;
-    let shard = orders.shard(&shard)?;
+    let shard = orders.shard(shard)?;
     let to = request
         .to
         .as_deref()
@@ -187,7 +264,7 @@ pub async fn order(
     let needed = || {
         to.ok_or_else(|| ApiError::invalid("invalid_request", "say which node: \"to\" (--to NODE)"))
     };
-    let carried = match order.as_str() {
+    let carried = match order {
         "promote" => orders.promote(shard, to).await?,
         "add-follower" => orders.add_follower(shard, needed()?).await?,
         "remove-follower" => orders.remove_follower(shard, needed()?).await?,

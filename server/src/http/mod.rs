@@ -7,6 +7,7 @@ mod cells;
 mod cluster;
 mod error;
 mod form;
+mod forward;
 mod health;
 mod import;
 mod influxql;
@@ -39,8 +40,12 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use body::Intake;
+pub(crate) use cluster::not_leading_at;
 pub use error::ApiError;
+pub use forward::Forward;
+pub use names::command as command_fields;
 pub use params::type_named;
+pub use timestamps::push_timestamp;
 
 use crate::auth::{Auth, not_utf8};
 use crate::metrics::Metrics;
@@ -52,6 +57,8 @@ pub struct AppState {
     pub db: Arc<Database>,
     /// Other nodes; `None`: this process is alone.
     pub cluster: Option<Arc<Cluster>>,
+    /// Requests that a scheduler answers.
+    pub forward: Arc<Forward>,
     /// Statements.
     pub query: Arc<QueryEngine>,
     /// Who may come in.
@@ -69,6 +76,9 @@ pub struct AppState {
     /// Bytes that one record takes at most.
     pub record_bytes_max: usize,
 }
+
+/// Header that says who gives an order, for the record of it.
+pub const OPERATOR: &str = "shoal-operator";
 
 /// The version that InfluxDB's clients are told: the API that `/write` and `/query` speak.
 const INFLUXDB_VERSION: &str = "1.8.10";
@@ -94,6 +104,21 @@ pub fn router(state: Arc<AppState>) -> Router {
         .route("/v1/import/{id}", get(import::progress))
         .route("/v1/route/{table}", get(admin::route))
         .route("/v1/admin/nodes", get(cluster::nodes))
+        .route("/v1/admin/nodes/{node}/{order}", post(cluster::scheduler))
+        .route("/v1/admin/procedures", get(cluster::scheduler))
+        .route("/v1/admin/procedures/{id}", get(cluster::scheduler))
+        .route(
+            "/v1/admin/procedures/{id}/{order}",
+            post(cluster::scheduler),
+        )
+        .route(
+            "/v1/admin/settings",
+            get(cluster::scheduler).put(cluster::scheduler),
+        )
+        .route(
+            "/v1/admin/balance/{order}",
+            get(cluster::scheduler).post(cluster::scheduler),
+        )
         .route("/v1/admin/shards", get(admin::shards))
         .route("/v1/admin/shards/{shard}/{order}", post(cluster::order))
         .route(

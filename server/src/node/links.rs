@@ -9,14 +9,16 @@ use std::time::Duration;
 use arrow_flight::flight_service_client::FlightServiceClient;
 use arrow_flight::{Action, FlightData, Ticket as FlightTicket};
 use bytes::Bytes;
-use futures::stream;
+use futures::{Stream, StreamExt, stream};
 use parking_lot::Mutex;
 use shoal_engine::{EncodedView, ShardCommit, ShardWrite, ViewHead, WriteError};
+use shoal_scheduler::Beat;
 use shoal_types::ShardId;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
+use super::beats::BEATS;
 use super::service::MESSAGE_BYTES_MAX;
 use super::wire::{Answer, Ask, CLUSTER, Failure, Ticket, WriteHead, decode, encode};
 
@@ -78,27 +80,29 @@ impl Links {
         })
     }
 
+    async fn connect(&self, address: &str) -> Result<Channel, CallError> {
+        let not_sent = |why: String| CallError::NotSent {
+            address: address.to_owned(),
+            why,
+        };
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|e| not_sent(e.to_string()))?
+            .connect_timeout(self.connect_timeout)
+            .tcp_nodelay(true)
+            .initial_stream_window_size(4 << 20)
+            .initial_connection_window_size(16 << 20)
+            .http2_keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_EVERY);
+        let connected = endpoint.connect().await;
+        connected.map_err(|e| not_sent(crate::chain::chain(&e)))
+    }
+
     async fn client(&self, address: &str) -> Result<FlightServiceClient<Channel>, CallError> {
         let known = self.channels.lock().get(address).cloned();
         let channel = match known {
             Some(channel) => channel,
             None => {
-                let not_sent = |why: String| CallError::NotSent {
-                    address: address.to_owned(),
-                    why,
-                };
-                let endpoint = Endpoint::from_shared(format!("http://{address}"))
-                    .map_err(|e| not_sent(e.to_string()))?
-                    .connect_timeout(self.connect_timeout)
-                    .tcp_nodelay(true)
-                    .initial_stream_window_size(4 << 20)
-                    .initial_connection_window_size(16 << 20)
-                    .http2_keep_alive_interval(PING_EVERY)
-                    .keep_alive_timeout(PING_EVERY);
-                let channel = endpoint
-                    .connect()
-                    .await
-                    .map_err(|e| not_sent(crate::chain::chain(&e)))?;
+                let channel = self.connect(address).await?;
                 let mut channels = self.channels.lock();
                 channels
                     .entry(address.to_owned())
@@ -161,6 +165,26 @@ impl Links {
             decode(&first.body, "an answer")
         };
         call.await.map_err(|status| self.failed(address, &status))
+    }
+
+    /// Listens to a node's beats, over a connection of its own: beats behind a large view would come
+    /// late.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn beats(
+        &self,
+        address: &str,
+    ) -> Result<impl Stream<Item = Result<Beat, Status>> + Send + use<>, CallError> {
+        let mut client = FlightServiceClient::new(self.connect(address).await?);
+        let action = Action {
+            r#type: BEATS.to_owned(),
+            body: Bytes::new(),
+        };
+        let call = client.do_action(self.request(action)).await;
+        let beats = call.map_err(|status| self.failed(address, &status))?;
+        let beats = beats.into_inner();
+        Ok(beats.map(|beat| decode::<Beat>(&beat?.body, "a beat")))
     }
 
     /// Writes records.

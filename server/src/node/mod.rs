@@ -11,6 +11,7 @@
 //! finish → the database closes. The assignments stay: they are an operator's (or the scheduler's)
 //! to change.
 
+pub mod beats;
 mod identity;
 pub mod links;
 pub mod metrics;
@@ -44,6 +45,7 @@ use ulid::Ulid;
 use crate::auth::Auth;
 use crate::config::{Config, ConfigError};
 use crate::standalone::{Standalone, StartError, bind, check_listeners};
+use beats::Pulse;
 use links::Links;
 use orders::Orders;
 use peers::Router;
@@ -396,6 +398,13 @@ impl Starting<'_> {
             Arc::clone(&self.auth),
             cluster.identity.id.to_string(),
             Arc::clone(&cluster.requests),
+            Pulse::start(
+                Arc::clone(&self.db),
+                Arc::clone(&cluster.roles),
+                Arc::clone(&cluster.logs),
+                self.process,
+                &stop,
+            ),
             &ServiceSettings {
                 process: self.process,
                 view_bytes_max: config.cluster_view_bytes_max.0,

@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use shoal_engine::{Database, EngineError, GiveUp, Promoted, Repaired, Role};
@@ -18,16 +19,28 @@ use shoal_meta::{Assignment, Topology};
 use shoal_types::{NodeId, Offset, ShardId};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// First pause after a role could not be taken; doubles.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
+/// How long a request waits for a lead that this node is about to have, and how often it looks.
+const LEAD_WAIT: Duration = Duration::from_millis(300);
+const LEAD_LOOK: Duration = Duration::from_millis(2);
+
 /// The last assignment that was obeyed.
 #[derive(Debug, Default)]
 struct Obeyed {
     version: u64,
+}
+
+/// A shard's turn, and the version that it has come to, for those who do not wait for the turn.
+#[derive(Debug, Default)]
+struct Obeying {
+    turn: Mutex<Obeyed>,
+    version: AtomicU64,
 }
 
 /// What an operator has this node do about a shard's log.
@@ -56,7 +69,7 @@ pub struct Roles {
     me: NodeId,
     db: Arc<Database>,
     topology: Arc<Topology>,
-    shards: BTreeMap<ShardId, Mutex<Obeyed>>,
+    shards: BTreeMap<ShardId, Obeying>,
 }
 
 impl Roles {
@@ -67,7 +80,7 @@ impl Roles {
         Arc::new(Self {
             me,
             topology,
-            shards: shards.map(|id| (id, Mutex::default())).collect(),
+            shards: shards.map(|id| (id, Obeying::default())).collect(),
             db,
         })
     }
@@ -82,9 +95,34 @@ impl Roles {
         }
     }
 
-    fn obeyed(&self, shard: ShardId) -> Result<&Mutex<Obeyed>, EngineError> {
-        let obeyed = self.shards.get(&shard);
-        obeyed.ok_or_else(|| EngineError::NotFound {
+    /// The version of the assignment that was obeyed last; 0: none.
+    #[must_use]
+    pub fn obeyed_version(&self, shard: ShardId) -> u64 {
+        let obeying = self.shards.get(&shard);
+        obeying.map_or(0, |o| o.version.load(Ordering::Relaxed))
+    }
+
+    /// Waits a little for a lead that this node is about to have: whoever hears of an assignment
+    /// before it is taken would else come in vain, again and again.
+    pub async fn about_to_lead(&self, shard: ShardId) {
+        let Some(obeying) = self.shards.get(&shard) else {
+            return;
+        };
+        let deadline = Instant::now() + LEAD_WAIT;
+        while self.db.role(shard) != Role::Leader && Instant::now() < deadline {
+            let snapshot = self.topology.snapshot();
+            let assigned = snapshot.assignments.get(&shard);
+            let is_mine = assigned.is_some_and(|a| a.leader == Some(self.me));
+            if !is_mine && obeying.turn.try_lock().is_ok() {
+                return;
+            }
+            tokio::time::sleep(LEAD_LOOK).await;
+        }
+    }
+
+    fn obeying(&self, shard: ShardId) -> Result<&Obeying, EngineError> {
+        let obeying = self.shards.get(&shard);
+        obeying.ok_or_else(|| EngineError::NotFound {
             what: "shard",
             name: shard.to_string(),
             nearest: None,
@@ -100,14 +138,15 @@ impl Roles {
         shard: ShardId,
         assignment: &Assignment,
     ) -> Result<Option<Promoted>, EngineError> {
-        let obeyed = self.obeyed(shard)?;
-        let mut obeyed = obeyed.lock().await;
+        let obeying = self.obeying(shard)?;
+        let mut obeyed = obeying.turn.lock().await;
         if assignment.version < obeyed.version {
             return Ok(None);
         }
         let role = self.role_in(assignment);
         let done = self.db.set_role(shard, role, assignment.term).await?;
         obeyed.version = assignment.version;
+        obeying.version.store(assignment.version, Ordering::Relaxed);
         Ok(done)
     }
 
@@ -121,9 +160,9 @@ impl Roles {
         assignment: &Assignment,
         repair: Repair,
     ) -> Result<Repaired, EngineError> {
-        let obeyed = self.obeyed(shard)?;
+        let obeying = self.obeying(shard)?;
         // What the topology says of it waits until this is done.
-        let mut obeyed = obeyed.lock().await;
+        let mut obeyed = obeying.turn.lock().await;
         if assignment.version < obeyed.version || self.role_in(assignment) != Role::Leader {
             return Err(EngineError::ShardUnavailable {
                 shard,
@@ -144,6 +183,7 @@ impl Roles {
             Repair::Adopt { above, by } => self.db.adopt_log(shard, above, with_term(by)).await?,
         };
         obeyed.version = assignment.version;
+        obeying.version.store(assignment.version, Ordering::Relaxed);
         Ok(done)
     }
 

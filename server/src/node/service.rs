@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Request, Response, Status, Streaming};
 use ulid::Ulid;
 
+use super::beats::{BEATS, Pulse};
 use super::orders;
 use super::roles::{Repair, Roles};
 use super::wire::{Answer, Ask, CLUSTER, Failure, Ticket, WriteHead, decode, encode};
@@ -39,6 +40,7 @@ pub struct NodeService {
     view_bytes_max: u64,
     write_bytes_max: usize,
     requests: Arc<Requests>,
+    pulse: Arc<Pulse>,
 }
 
 /// Requests of other nodes: how many, at most and now.
@@ -85,6 +87,7 @@ impl NodeService {
         auth: Arc<Auth>,
         cluster_id: String,
         requests: Arc<Requests>,
+        pulse: Arc<Pulse>,
         settings: &ServiceSettings,
     ) -> FlightServiceServer<Self> {
         FlightServiceServer::new(Self {
@@ -96,6 +99,7 @@ impl NodeService {
             view_bytes_max: settings.view_bytes_max,
             write_bytes_max: settings.write_bytes_max,
             requests,
+            pulse,
         })
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
@@ -259,6 +263,7 @@ impl FlightService for NodeService {
             read_at: head.read_at,
             parts,
         };
+        self.roles.about_to_lead(head.shard).await;
         // A task of its own: a sender that goes away must not leave half of its records.
         let (db, patience) = (
             Arc::clone(&self.db),
@@ -334,6 +339,16 @@ impl FlightService for NodeService {
         request: Request<Action>,
     ) -> Result<Response<Self::DoActionStream>, Status> {
         self.check(&request)?;
+        if request.get_ref().r#type == BEATS {
+            // It goes on for as long as the scheduler leads, so it takes no place.
+            let beats = Arc::clone(&self.pulse).beats();
+            let beats = beats.map(|beat| {
+                Ok(ActionResult {
+                    body: encode(&beat),
+                })
+            });
+            return Ok(Response::new(beats.boxed()));
+        }
         let _place = self.place().await?;
         let action = request.into_inner();
         if action.r#type != Ask::NAME {
