@@ -1,9 +1,10 @@
-"""A cluster: one folder with a stack and `shoal node` processes in it.
+"""A cluster: one folder with a stack, `shoal node` and `shoal scheduler` processes in it.
 
     FOLDER/cluster.json   how many nodes, their ports, shards and replicas: kept until `purge`
     FOLDER/shoal.toml     the config of every node; addresses and data folders are flags
     FOLDER/stack/         Kafka, MinIO and etcd, unless another stack is used
     FOLDER/nodes/1/ …     data folder of each node
+    FOLDER/schedulers/1/  where each scheduler says its address
     FOLDER/run/, logs/    as a stack's
 """
 
@@ -26,7 +27,7 @@ from stack import Stack
 VERSION = 1
 STOP_GRACE_S = 20.0
 SHARDS_A_NODE = 4
-LISTENERS = ("http", "postgres", "grpc")
+SCHEDULERS = 2
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
@@ -39,24 +40,20 @@ def program():
     return path.absolute()
 
 
-class Node:
-    """One `shoal node`."""
+class Member:
+    """One process of the cluster: of `role`, with the listeners `listeners`."""
+
+    role = ""
+    listeners = ()
 
     def __init__(self, folder, spec):
         self.number = spec["number"]
-        self.name = f"node{self.number}"
+        self.name = f"{self.role}{self.number}"
         self.spec = spec
-        self.data = folder / "nodes" / str(self.number)
+        self.data = folder / f"{self.role}s" / str(self.number)
         self.log = folder / "logs" / f"{self.name}.log"
         self.process = processes.Process(folder / "run" / f"{self.name}.json")
         self._config = folder / "shoal.toml"
-
-    @property
-    def id(self):
-        try:
-            return (self.data / "node.id").read_text().strip()
-        except FileNotFoundError:
-            return ""
 
     def addresses(self):
         """What the running process says; {} if there is none."""
@@ -74,8 +71,8 @@ class Node:
         self.data.mkdir(parents=True, exist_ok=True)
         # A file of a killed process would send us to its ports.
         (self.data / "addresses.json").unlink(missing_ok=True)
-        argv = [str(program()), "node", "--config", str(self._config), "--data-dir", str(self.data)]
-        for listener in LISTENERS:
+        argv = [str(program()), self.role, "--config", str(self._config), "--data-dir", str(self.data)]
+        for listener in self.listeners:
             port = self.spec["ports"].get(listener, 0)
             if port and not ports.is_free(port):
                 port = 0
@@ -105,10 +102,35 @@ class Node:
         return f"The end of {self.log}:\n" + "\n".join("  " + line for line in lines)
 
 
-def call(http, path, body=None, timeout_s=90):
-    """One request of a node's HTTP interface; the parsed answer."""
+class Node(Member):
+    """One `shoal node`."""
+
+    role = "node"
+    listeners = ("http", "postgres", "grpc")
+
+    @property
+    def id(self):
+        try:
+            return (self.data / "node.id").read_text().strip()
+        except FileNotFoundError:
+            return ""
+
+
+class Scheduler(Member):
+    """One `shoal scheduler`."""
+
+    role = "scheduler"
+    listeners = ("scheduler",)
+
+    @property
+    def id(self):
+        return self.addresses().get("scheduler", "")
+
+
+def call(http, path, body=None, timeout_s=90, method=None):
+    """One request of an HTTP interface; the parsed answer."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"http://{http}{path}", data=data)
+    request = urllib.request.Request(f"http://{http}{path}", data=data, method=method)
     if data is not None:
         request.add_header("Content-Type", "application/json")
     try:
@@ -153,8 +175,18 @@ class Cluster:
         spec = spec or self.spec()
         return [Node(self.folder, node) for node in spec["nodes"]]
 
+    def schedulers(self, spec=None):
+        spec = spec or self.spec()
+        return [Scheduler(self.folder, one) for one in spec.get("schedulers", [])]
+
+    def members(self, spec=None):
+        return self.nodes(spec) + self.schedulers(spec)
+
     def select(self, name):
         every = self.nodes()
+        for scheduler in self.schedulers():
+            if name in (scheduler.name, scheduler.id):
+                return scheduler
         found = [node for node in every if name in (str(node.number), node.name, node.id)]
         found = found or [node for node in every if node.id.upper().startswith(name.upper())]
         if len(found) != 1:
@@ -180,19 +212,22 @@ class Cluster:
             started = []
             try:
                 deadline = time.monotonic() + options.timeout
-                nodes = self.nodes(spec)
-                for index, node in enumerate(nodes):
-                    if not node.process.alive():
-                        started.append(node)
-                    node.start()
-                    # The first makes the shards; the others find them.
+                nodes, schedulers = self.nodes(spec), self.schedulers(spec)
+                for index, member in enumerate(nodes + schedulers):
+                    if not member.process.alive():
+                        started.append(member)
+                    member.start()
+                    # The first node makes the shards; the others find them.
                     if index == 0:
-                        node.wait(deadline)
-                for node in nodes:
-                    node.wait(deadline)
+                        member.wait(deadline)
+                for member in nodes + schedulers:
+                    member.wait(deadline)
                 self._note_ports(spec)
                 if not spec["placed"]:
-                    self._place(spec, nodes)
+                    if schedulers:
+                        self._have_placed(spec, nodes, schedulers)
+                    else:
+                        self._place(spec, nodes)
                     spec["placed"] = True
                     self._write(spec)
             except BaseException:
@@ -200,7 +235,8 @@ class Cluster:
                 raise
 
     def _settle(self, options):
-        spec = self.spec() if self._spec_file.exists() else None
+        new = not self._spec_file.exists()
+        spec = None if new else self.spec()
         if spec is None:
             count = options.nodes or 3
             spec = {
@@ -213,6 +249,7 @@ class Cluster:
                 "set": dict(pair.split("=", 1) for pair in options.set if "=" in pair),
                 "placed": False,
                 "nodes": [],
+                "schedulers": [],
             }
         for pair in options.set:
             if "=" not in pair or "." not in pair.split("=", 1)[0]:
@@ -222,16 +259,47 @@ class Cluster:
         wanted = options.nodes or len(spec["nodes"]) or 3
         for number in range(len(spec["nodes"]) + 1, wanted + 1):
             spec["nodes"].append({"number": number, "ports": {}})
+        schedulers = spec.setdefault("schedulers", [])
+        wanted = options.schedulers if options.schedulers is not None else SCHEDULERS if new else 0
+        for number in range(len(schedulers) + 1, wanted + 1):
+            schedulers.append({"number": number, "ports": {}})
         self._write(spec)
         return spec
 
     def _note_ports(self, spec):
-        for node in self.nodes(spec):
-            known = node.addresses()
-            for listener in LISTENERS:
-                if known.get(listener):
-                    node.spec["ports"][listener] = int(known[listener].rsplit(":", 1)[1])
+        for member in self.members(spec):
+            known = member.addresses()
+            for listener in member.listeners:
+                # A scheduler's only listener is HTTP.
+                address = known.get("http" if listener == "scheduler" else listener)
+                if address:
+                    member.spec["ports"][listener] = int(address.rsplit(":", 1)[1])
         self._write(spec)
+
+    def _have_placed(self, spec, nodes, schedulers):
+        """Says how many replicas there are to be, and waits until the schedulers have seen to it."""
+        http = schedulers[0].addresses()["http"]
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                settings = call(http, "/v1/admin/settings")
+                group = settings["groups"].setdefault("default", {})
+                group["replication"] = spec["replicas"]
+                call(http, "/v1/admin/settings", settings, method="PUT")
+                break
+            except say.Trouble:  # none leads yet
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+        quiet = 0
+        while quiet < 8:
+            shards = call(http, "/v1/admin/shards")
+            placed = all(shard["leader"] and len(shard["followers"]) + 1 >= spec["replicas"] for shard in shards)
+            busy = any(one["state"] == "running" for one in call(http, "/v1/admin/procedures"))
+            quiet = quiet + 1 if placed and not busy else 0
+            if time.monotonic() > deadline:
+                raise say.Trouble("the shards did not get their replicas within 60 s: `shoal admin procedures` says why")
+            time.sleep(0.1)
 
     def _place(self, spec, nodes):
         """Gives each shard its leader and followers, round robin."""
@@ -258,6 +326,53 @@ class Cluster:
         with self._lock():
             processes.end([self.select(name).process], 0 if kill else STOP_GRACE_S)
 
+    def rolling_restart(self, timeout_s):
+        """Restarts every process, one after another; a node gives its leads away first."""
+        with self._lock():
+            spec = self.spec()
+            nodes, schedulers = self.nodes(spec), self.schedulers(spec)
+            for scheduler in schedulers:
+                self._restart(scheduler, timeout_s)
+            for node in nodes:
+                other = next(other for other in schedulers + nodes if other.name != node.name)
+                http = other.addresses()["http"]
+                if schedulers:
+                    self._retried(lambda: call(http, f"/v1/admin/nodes/{node.id}/drain", {"leads_only": True}), timeout_s)
+                self._restart(node, timeout_s)
+                if schedulers:
+                    self._retried(lambda: call(http, f"/v1/admin/nodes/{node.id}/undrain", {}), timeout_s)
+                    self._follows(http, timeout_s)
+                say.note(f"{node.name} was restarted")
+            self._note_ports(spec)
+
+    def _restart(self, member, timeout_s):
+        processes.end([member.process], STOP_GRACE_S)
+        member.start()
+        member.wait(time.monotonic() + timeout_s)
+
+    @staticmethod
+    def _retried(act, timeout_s):
+        """Again while no scheduler leads."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return act()
+            except (OSError, say.Trouble):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    def _follows(self, http, timeout_s):
+        """Waits until every replica serves."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            replicas = [replica for shard in call(http, "/v1/admin/shards") for replica in shard["replicas"]]
+            if all(replica["state"] == "serving" for replica in replicas):
+                return
+            if time.monotonic() > deadline:
+                raise say.Trouble("not every replica serves again: `shoal admin shards` says why")
+            time.sleep(0.1)
+
     def signal_node(self, name, number):
         node = self.select(name)
         if not node.process.signal(number):
@@ -274,7 +389,7 @@ class Cluster:
             if own.is_dir():
                 killed += Stack(own).down(purge)
             if purge:
-                for name in ("run", "logs", "nodes", "stack"):
+                for name in ("run", "logs", "nodes", "schedulers", "stack"):
                     shutil.rmtree(self.folder / name, ignore_errors=True)
                 for name in ("shoal.toml", "cluster.json", "cluster.new", "lock"):
                     (self.folder / name).unlink(missing_ok=True)
@@ -307,7 +422,16 @@ class Cluster:
             )
         return {
             "nodes": nodes,
-            "schedulers": [],
+            "schedulers": [
+                {
+                    "id": scheduler.id,
+                    "number": scheduler.number,
+                    "pid": scheduler.addresses().get("pid"),
+                    "http": scheduler.addresses().get("http"),
+                    "log": str(scheduler.log),
+                }
+                for scheduler in self.schedulers(spec)
+            ],
             "kafka": where["kafka"],
             "s3": {key: where["s3"][key] for key in ("endpoint", "bucket", "access_key", "secret_key")},
             "etcd": where["etcd"],
@@ -319,7 +443,7 @@ class Cluster:
     def status(self):
         spec = self.spec()
         found = self._stack(spec).status()
-        for node in self.nodes(spec):
+        for node in self.members(spec):
             facts = node.process.facts()
             if facts is None:
                 state = "down"

@@ -115,6 +115,12 @@ impl Stack {
         panic!("no folder {wanted}… below {}", self.folder.display());
     }
 
+    /// Where a component keeps its data.
+    #[must_use]
+    pub fn data_folder(&self, component: &str) -> PathBuf {
+        self.folder.join(component)
+    }
+
     /// Freezes components.
     pub fn pause(&self, component: &str) {
         self.act(&["pause", component]);
@@ -149,6 +155,8 @@ pub struct Cluster {
     settings: Vec<(String, String)>,
     /// The nodes, in the order in which they were started.
     pub nodes: Vec<Server>,
+    /// The schedulers, likewise.
+    pub schedulers: Vec<Server>,
 }
 
 impl Cluster {
@@ -175,6 +183,7 @@ impl Cluster {
                 .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
                 .collect(),
             nodes: Vec::new(),
+            schedulers: Vec::new(),
         };
         for _ in 0..nodes {
             cluster.add_node(&[]).await;
@@ -191,6 +200,59 @@ impl Cluster {
         let mut node = self.prepare_node(&format!("n{}", self.nodes.len()), settings);
         node.restart().await;
         self.nodes.push(node);
+    }
+
+    /// Starts one more scheduler.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    pub async fn add_scheduler(&mut self) {
+        let folder = self.folder.join(format!("s{}", self.schedulers.len()));
+        let mut scheduler = Server::prepare_scheduler(&folder, &self.config, &[]);
+        scheduler.restart().await;
+        self.schedulers.push(scheduler);
+    }
+
+    /// Waits until a scheduler leads; its place among [`Self::schedulers`].
+    ///
+    /// # Panics
+    /// When none does.
+    pub async fn leading_scheduler(&self, asked_at: usize) -> usize {
+        let mut leading = None;
+        let client = self.client(asked_at);
+        let mut waited = Duration::ZERO;
+        while leading.is_none() {
+            let nodes = client.get("/v1/admin/nodes").await.unwrap_or_default();
+            let nodes: Value = serde_json::from_str(&nodes).unwrap_or_default();
+            let mut nodes = nodes.as_array().into_iter().flatten();
+            let found = nodes.find(|n| n["state"] == "leading");
+            leading = found.and_then(|n| {
+                let mut all = self.schedulers.iter();
+                all.position(|s| s.runs() && n["id"] == s.scheduler().as_str())
+            });
+            assert!(waited < PATIENCE, "no scheduler leads");
+            tokio::time::sleep(POLL).await;
+            waited += POLL;
+        }
+        leading.expect("just found")
+    }
+
+    /// Waits until every shard has a leader that serves and so many replicas that do.
+    ///
+    /// # Panics
+    /// When that does not come.
+    pub async fn placed(&self, asked_at: usize, replicas: usize) {
+        let what = format!("{replicas} replicas of every shard");
+        self.until(asked_at, &what, "/v1/admin/shards", |shards| {
+            let shards = shards.as_array().map(Vec::as_slice).unwrap_or_default();
+            !shards.is_empty()
+                && shards.iter().all(|shard| {
+                    let told = shard["replicas"].as_array().into_iter().flatten();
+                    let serving = told.filter(|r| r["state"] == "serving");
+                    shard["state"] == "serving" && serving.count() >= replicas
+                })
+        })
+        .await;
     }
 
     /// A node with a data folder of that name that is not started yet.

@@ -100,6 +100,26 @@ impl Server {
         server
     }
 
+    /// A scheduler that is not started yet; `config` is its TOML file.
+    #[must_use]
+    pub fn prepare_scheduler(data_dir: &Path, config: &Path, settings: &[(&str, &str)]) -> Self {
+        let mut server = Self::prepare(data_dir, settings);
+        server.role = vec![
+            "scheduler".to_owned(),
+            "--config".to_owned(),
+            config.display().to_string(),
+            "--scheduler-addr".to_owned(),
+            "127.0.0.1:0".to_owned(),
+        ];
+        server
+    }
+
+    /// Whether it was started and not ended by us.
+    #[must_use]
+    pub fn runs(&self) -> bool {
+        self.child.is_some()
+    }
+
     /// Starts it (again) on the same folder with the same settings and waits until it is ready.
     ///
     /// # Panics
@@ -208,6 +228,18 @@ impl Server {
         self.addresses["node"]
             .as_str()
             .expect("addresses.json of a node has \"node\"")
+            .to_owned()
+    }
+
+    /// A scheduler's id, of this start.
+    ///
+    /// # Panics
+    /// Before it was started.
+    #[must_use]
+    pub fn scheduler(&self) -> String {
+        self.addresses["scheduler"]
+            .as_str()
+            .expect("addresses.json of a scheduler has \"scheduler\"")
             .to_owned()
     }
 

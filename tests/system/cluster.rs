@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use shoal_tests::{Client, Cluster, Ledger, Outcome, Stack};
+use shoal_tests::{Client, Cluster, Failed, Ledger, Outcome, Stack};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
@@ -599,24 +599,33 @@ async fn outages_end_without_a_restart() {
     );
     stack.resume("kafka");
 
-    // Everything again, without a restart and without a hand.
-    let mut left = 200;
-    loop {
-        match follower.sql("INSERT INTO t VALUES (6)").await {
-            Ok(_) => break,
-            Err(failure) if left > 0 => {
-                left -= 1;
-                drop(failure);
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-            Err(failure) => panic!("writes do not go on: {failure:?}"),
-        }
-    }
-    let rows = follower.count(all).await;
+    // Everything again, without a restart and without a hand; each client of the broker has to find
+    // it again by itself.
+    goes_on("writes", async || {
+        follower.sql("INSERT INTO t VALUES (6)").await
+    })
+    .await;
+    let rows = goes_on("reads", async || follower.sql_with(all, &[]).await).await;
+    let rows = rows.count();
     assert!((5..=6).contains(&rows), "{rows}: 5 may have been applied");
-    leader.flush().await.expect("flush");
+    goes_on("flushes", async || leader.flush().await).await;
     assert_eq!(leader.count(all).await, rows);
     cluster.replicas_agree(1).await;
+}
+
+/// Tries something until it succeeds.
+async fn goes_on<T>(what: &str, attempt: impl AsyncFn() -> Failed<T>) -> T {
+    let mut left = 200;
+    loop {
+        match attempt().await {
+            Ok(done) => return done,
+            Err(failure) => {
+                assert!(left > 0, "{what} do not go on: {failure:?}");
+                left -= 1;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

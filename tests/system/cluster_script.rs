@@ -57,7 +57,17 @@ async fn the_script_starts_a_cluster_that_the_command_line_moves_shards_in() {
     let folder = tempfile::tempdir().expect("a folder");
     let dir = folder.path().join("cluster");
     let _down = Down(&dir);
-    let first = up(&dir, &["--nodes", "2", "--shards", "2", "--replicas", "1"]);
+    let first = [
+        "--nodes",
+        "2",
+        "--shards",
+        "2",
+        "--replicas",
+        "1",
+        "--schedulers",
+        "0",
+    ];
+    let first = up(&dir, &first);
     let nodes = first["nodes"].as_array().expect("nodes");
     assert_eq!(nodes.len(), 2);
     for node in nodes {
@@ -121,4 +131,55 @@ async fn the_script_starts_a_cluster_that_the_command_line_moves_shards_in() {
     let (good, out, _) = cluster(&dir, &["status"]);
     assert!(good, "{out}");
     assert_eq!(client.count("SELECT count(*) FROM m1").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn schedulers_place_the_shards_of_a_cluster_and_it_is_restarted_piece_by_piece() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = folder.path().join("cluster");
+    let _down = Down(&dir);
+    let first = up(&dir, &["--nodes", "2", "--shards", "4"]);
+    let schedulers = first["schedulers"].as_array().expect("schedulers");
+    assert_eq!(schedulers.len(), 2, "{first}");
+    let http = |one: &Value| format!("http://{}", one["http"].as_str().expect("an address"));
+    for scheduler in schedulers {
+        let listed = admin(&http(scheduler), &["nodes"]);
+        let listed = listed.as_array().expect("nodes");
+        let state = |role: &str| {
+            let all = listed.iter().filter(|n| n["role"] == role);
+            let mut states: Vec<&str> = all.filter_map(|n| n["state"].as_str()).collect();
+            states.sort_unstable();
+            states
+        };
+        assert_eq!(state("node"), ["up", "up"]);
+        assert_eq!(state("scheduler"), ["leading", "standby"]);
+        // What is about data is answered by a node.
+        let shards = admin(&http(scheduler), &["shards"]);
+        for shard in shards.as_array().expect("shards") {
+            assert_eq!(
+                shard["followers"].as_array().map(Vec::len),
+                Some(1),
+                "{shard}"
+            );
+        }
+    }
+    let restarted = cluster(&dir, &["rolling-restart"]);
+    assert!(restarted.0, "{}", restarted.2);
+    let again = up(&dir, &[]);
+    assert_eq!(again["nodes"].as_array().map(Vec::len), Some(2));
+    for (old, new) in first["nodes"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .zip(again["nodes"].as_array().into_iter().flatten())
+    {
+        assert_eq!(old["id"], new["id"]);
+        assert_ne!(old["pid"], new["pid"]);
+    }
+    let procedures = admin(&http(&again["nodes"][0]), &["procedures"]);
+    let done = procedures.as_array().into_iter().flatten();
+    assert!(
+        done.filter(|p| p["state"] == "done").count() >= 4,
+        "{procedures}"
+    );
 }

@@ -9,6 +9,8 @@ mod cluster_script;
 mod damage;
 mod disk_full;
 mod docs;
+mod failover;
+mod faults;
 mod health;
 mod import;
 mod kill_loop;
