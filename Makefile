@@ -2,7 +2,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run build test bench bench-cluster cluster-up cluster-down lint format clean setup setup-tests stack-up stack-down
+.PHONY: help run build test bench bench-cluster bench-failover cluster-up cluster-down lint format clean setup setup-tests stack-up stack-down
 
 # Build output lives outside the checkout, so that `git clean` and fresh clones stay cheap.
 export SHOAL_CACHE ?= $(HOME)/.cache/shoal
@@ -32,6 +32,9 @@ bench: setup-tests build ## the benchmark: figures against bars, into benches/RE
 bench-cluster: setup-tests build ## nodes over real Kafka, MinIO and etcd: figures against bars (ARGS="--only promotion …")
 	cargo build --release --locked -p shoal-wal --example kafka_rates
 	$(VENV)/bin/python benches/run-cluster --rates "$(CARGO_TARGET_DIR)/release/examples/kafka_rates" $(ARGS)
+
+bench-failover: setup-tests build ## nodes and schedulers killed, frozen, drained, added: what clients see, against bars (ARGS="--only kill …")
+	$(VENV)/bin/python benches/run-failover $(ARGS)
 
 cluster-up: build ## start Kafka, MinIO, etcd and three nodes in ./shoal-cluster (ARGS="--nodes 2 …")
 	@scripts/cluster up $(ARGS)
