@@ -235,10 +235,7 @@ impl Conductor {
         }
         self.hand_on(procedure.clone());
         self.kept.procedures.insert(procedure.id, procedure);
-        if self
-            .assignment(shard)
-            .is_some_and(|a| a.leader.is_none_or(|l| self.is_down(l)))
-        {
+        if self.is_orphaned(shard) {
             self.orphans.insert(shard);
         }
     }

@@ -324,9 +324,23 @@ impl Conductor {
     fn assignment(&self, shard: ShardId) -> Option<Assignment> {
         let snapshot = self.backends.topology.snapshot();
         let seen = snapshot.assignments.get(&shard);
-        match self.assigned.get(&shard) {
-            Some((made, _)) if seen.is_none_or(|s| s.version < made.version) => Some(made.clone()),
-            _ => seen.cloned(),
-        }
+        self.newest(shard, seen).cloned()
+    }
+
+    /// Of what the watch tells and what was made here the newer assignment.
+    fn newest<'a>(
+        &'a self,
+        shard: ShardId,
+        seen: Option<&'a Assignment>,
+    ) -> Option<&'a Assignment> {
+        let made = self.assigned.get(&shard).map(|(made, _)| made);
+        made.filter(|made| seen.is_none_or(|s| s.version < made.version))
+            .or(seen)
+    }
+
+    /// Whether a shard has no leader that is there.
+    fn is_orphaned(&self, shard: ShardId) -> bool {
+        self.assignment(shard)
+            .is_some_and(|a| a.leader.is_none_or(|l| self.is_down(l)))
     }
 }

@@ -72,14 +72,7 @@ impl Conductor {
             if only.is_some_and(|only| !only.contains(id)) {
                 continue;
             }
-            let overlaid;
-            let assignment = match self.assigned.get(id) {
-                Some((made, _)) if made.version > seen.version => {
-                    overlaid = made.clone();
-                    &overlaid
-                }
-                _ => seen,
-            };
+            let assignment = self.newest(*id, Some(seen)).unwrap_or(seen);
             let nodes = assignment.leader.iter().chain(&assignment.followers);
             expected.extend(nodes.filter(|n| !self.entries.contains_key(n)).copied());
             view.shards.push(self.shard(*id, assignment));
@@ -150,11 +143,9 @@ impl Conductor {
         let steps = plan_failovers(&view, &self.kept.settings);
         self.begin_steps(&view, steps);
         // What nobody can take over at this moment is looked at again with the next tick.
-        let waiting = orphans.into_iter().filter(|shard| {
-            let leader = self.assignment(*shard).map(|a| a.leader);
-            let lost = leader.is_some_and(|l| l.is_none_or(|l| self.is_down(l)));
-            lost && !self.running.contains_key(shard)
-        });
+        let waiting = orphans
+            .into_iter()
+            .filter(|shard| self.is_orphaned(*shard) && !self.running.contains_key(shard));
         self.unrescued = waiting.collect();
     }
 

@@ -143,6 +143,20 @@ pub enum State {
     Cancelled,
 }
 
+impl State {
+    /// What it is called, as it is written.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Overtaken => "overtaken",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
 /// A change of who serves a shard.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Procedure {

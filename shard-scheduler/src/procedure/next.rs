@@ -98,6 +98,10 @@ impl With<'_> {
         replica.is_some_and(|r| r.leads.is_some_and(|term| term >= self.assignment.term))
     }
 
+    fn is_ready(&self, node: NodeId) -> bool {
+        self.node(node).replica.is_some_and(|r| r.ready)
+    }
+
     /// Whether the shard needs another leader before anything else.
     fn is_orphaned(&self) -> bool {
         self.assignment.leader.is_none_or(|l| self.node(l).down)
@@ -108,13 +112,7 @@ impl With<'_> {
             leader, followers, ..
         } = self.assignment;
         if *leader == Some(to) && self.assignment.term > term {
-            if self.leads(to) {
-                return end(State::Done);
-            }
-            if self.node(to).down {
-                return failed(format!("node {to} went down before it led"));
-            }
-            return Act::Tell(to);
+            return self.until_it_leads(to);
         }
         if self.assignment.term != term {
             return end(State::Overtaken);
@@ -131,24 +129,58 @@ impl With<'_> {
         if !may_open && !followers.contains(&to) {
             return failed(format!("node {to} follows the shard no more"));
         }
-        let mut followers = without(followers, to);
-        followers.extend(leader);
+        self.give_lead(to)
+    }
+
+    /// The lead was given to a node: it is waited for.
+    fn until_it_leads(&self, to: NodeId) -> Act {
+        if self.leads(to) {
+            end(State::Done)
+        } else if self.node(to).down {
+            failed(format!("node {to} went down before it led"))
+        } else {
+            Act::Tell(to)
+        }
+    }
+
+    /// A node leads, and who led follows.
+    fn give_lead(&self, to: NodeId) -> Act {
+        let mut followers = without(&self.assignment.followers, to);
+        followers.extend(self.assignment.leader.filter(|old| *old != to));
         Act::Assign {
             leader: Some(to),
             followers,
         }
     }
 
+    /// A node that has no replica follows.
+    fn join(&self, to: NodeId) -> Act {
+        if self.node(to).down {
+            return failed(format!("node {to} is down"));
+        }
+        let mut followers = self.assignment.followers.clone();
+        followers.push(to);
+        Act::Assign {
+            leader: self.assignment.leader,
+            followers,
+        }
+    }
+
+    /// A node that follows is waited for until it can take over.
+    fn until_it_is_ready(&self, to: NodeId) -> Act {
+        if self.node(to).down {
+            failed(format!("node {to} went down before it had caught up"))
+        } else {
+            Act::Tell(to)
+        }
+    }
+
     fn reconcile(&self, to: NodeId, version: u64) -> Act {
         if self.assignment.version > version {
-            return if self.assignment.leader != Some(to) {
-                end(State::Overtaken)
-            } else if self.leads(to) {
-                end(State::Done)
-            } else if self.node(to).down {
-                failed(format!("node {to} went down before it led"))
+            return if self.assignment.leader == Some(to) {
+                self.until_it_leads(to)
             } else {
-                Act::Tell(to)
+                end(State::Overtaken)
             };
         }
         if self.assignment.version == version {
@@ -158,19 +190,13 @@ impl With<'_> {
         if self.node(to).down {
             return failed(format!("node {to} went down"));
         }
-        let mut followers = without(&self.assignment.followers, to);
-        followers.extend(self.assignment.leader.filter(|old| *old != to));
-        Act::Assign {
-            leader: Some(to),
-            followers,
-        }
+        self.give_lead(to)
     }
 
     fn follow(&self, to: NodeId, had: bool) -> Act {
         let Assignment {
             leader, followers, ..
         } = self.assignment;
-        let node = self.node(to);
         if self.procedure.cancelled {
             return if followers.contains(&to) && !had {
                 self.take_off(to)
@@ -182,23 +208,12 @@ impl With<'_> {
             return end(State::Overtaken);
         }
         if !self.assignment.involves(to) {
-            if node.down {
-                return failed(format!("node {to} is down"));
-            }
-            let mut followers = followers.clone();
-            followers.push(to);
-            return Act::Assign {
-                leader: *leader,
-                followers,
-            };
+            return self.join(to);
         }
-        let ready = node.replica.is_some_and(|r| r.ready);
-        if ready || *leader == Some(to) {
+        if self.is_ready(to) || *leader == Some(to) {
             end(State::Done)
-        } else if node.down {
-            failed(format!("node {to} went down before it had caught up"))
         } else {
-            Act::Tell(to)
+            self.until_it_is_ready(to)
         }
     }
 
@@ -236,7 +251,6 @@ impl With<'_> {
         let Assignment {
             leader, followers, ..
         } = self.assignment;
-        let target = self.node(to);
         if self.procedure.cancelled && *leader != Some(to) && self.assignment.involves(from) {
             return if !had && followers.contains(&to) {
                 self.take_off(to)
@@ -252,51 +266,32 @@ impl With<'_> {
                 end(State::Overtaken)
             };
         }
-        let ready = target.replica.as_ref().is_some_and(|r| r.ready);
+        let ready = self.is_ready(to);
         if self.is_orphaned() && (*leader != Some(from) || !ready) {
             return end(State::Overtaken);
         }
         if !self.assignment.involves(to) {
-            if target.down {
-                return failed(format!("node {to} is down"));
-            }
-            let mut followers = followers.clone();
-            followers.push(to);
-            return Act::Assign {
-                leader: *leader,
-                followers,
-            };
+            return self.join(to);
         }
         if *leader == Some(to) {
-            if self.leads(to) {
-                // It reads the claim of its successor before it lets go: what it had in flight is
-                // answered for certain.
-                let old = self.node(from);
-                let lets_go = old.down || old.replica.is_none_or(|r| r.leads.is_none());
-                return if lets_go {
-                    self.take_off(from)
-                } else {
-                    Act::Tell(from)
-                };
+            if !self.leads(to) {
+                return self.until_it_leads(to);
             }
-            if target.down {
-                return failed(format!("node {to} went down before it led"));
-            }
-            return Act::Tell(to);
+            // It reads the claim of its successor before it lets go: what it had in flight is
+            // answered for certain.
+            let old = self.node(from);
+            let lets_go = old.down || old.replica.is_none_or(|r| r.leads.is_none());
+            return if lets_go {
+                self.take_off(from)
+            } else {
+                Act::Tell(from)
+            };
         }
         if !ready {
-            if target.down {
-                return failed(format!("node {to} went down before it had caught up"));
-            }
-            return Act::Tell(to);
+            return self.until_it_is_ready(to);
         }
         if *leader == Some(from) {
-            let mut followers = without(followers, to);
-            followers.push(from);
-            return Act::Assign {
-                leader: Some(to),
-                followers,
-            };
+            return self.give_lead(to);
         }
         self.take_off(from)
     }
