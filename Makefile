@@ -2,7 +2,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run build test bench bench-cluster bench-failover cluster-up cluster-down lint format clean setup setup-tests stack-up stack-down
+.PHONY: help run build test bench bench-cluster bench-failover bench-split cluster-up cluster-down lint format clean setup setup-tests stack-up stack-down
 
 # Build output lives outside the checkout, so that `git clean` and fresh clones stay cheap.
 export SHOAL_CACHE ?= $(HOME)/.cache/shoal
@@ -35,6 +35,11 @@ bench-cluster: setup-tests build ## nodes over real Kafka, MinIO and etcd: figur
 
 bench-failover: setup-tests build ## nodes and schedulers killed, frozen, drained, added: what clients see, against bars (ARGS="--only kill …")
 	$(VENV)/bin/python benches/run-failover $(ARGS)
+
+bench-split: setup-tests build ## tables in partitions beside the same rows in one: figures against bars (ARGS="--only query …")
+	built="$$(cargo test --release --locked -p shoal-rows --lib --no-run --message-format json)"; \
+	routes="$$(sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' <<<"$$built")"; \
+	$(VENV)/bin/python benches/run-split --route-test "$$routes" $(ARGS)
 
 cluster-up: build ## start Kafka, MinIO, etcd and three nodes in ./shoal-cluster (ARGS="--nodes 2 …")
 	@scripts/cluster up $(ARGS)

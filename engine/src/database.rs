@@ -3,6 +3,7 @@
 //! - `database/open.rs`: opening all shards, cleaning up what a crash left, closing.
 //! - `database/tables.rs`: schemas and tables; `database/names.rs`: making and dropping them;
 //!   `database/writes.rs`: rows in; `database/reads.rs`: views out.
+//! - `database/partitions.rs`: which rows go to which partition; partitions made and dropped.
 //! - `database/holds.rs`: tables whose writes wait for a statement that changes them.
 //! - `database/roles.rs`: which shards are led or followed here; `database/remote.rs`: what is
 //!   asked of other nodes, and answered to them.
@@ -16,6 +17,7 @@ mod maintenance;
 mod names;
 mod open;
 mod open_shard;
+mod partitions;
 mod reads;
 mod remote;
 mod repair;
@@ -24,6 +26,7 @@ mod tables;
 mod writes;
 
 pub use holds::Hold;
+pub use partitions::NewPartition;
 pub use repair::Repaired;
 
 use std::collections::BTreeMap;
@@ -32,9 +35,10 @@ use std::time::Duration;
 
 use object_store::ObjectStore;
 use parking_lot::{Mutex, RwLock};
+use shoal_meta::{Layout, NamedTable, Part, Placed};
 use shoal_sst::SstError;
 use shoal_types::{
-    Clock, Epoch, Offset, PartitionId, Retry, ShardId, TableId, TableSchema, WriteId,
+    Clock, Epoch, Offset, PartitionBy, PartitionId, Retry, ShardId, TableId, TableSchema, WriteId,
 };
 use shoal_wal::log::LogStore;
 use shoal_wal::record::ImportChunk;
@@ -62,7 +66,8 @@ pub struct Backends {
     pub peers: Option<Arc<dyn Peers>>,
 }
 
-/// A table as the catalog knows it. Cheap to clone; the schema is looked up when needed.
+/// A table as the catalog knows it, or one partition of it ([`Self::partitions`]). Cheap to clone;
+/// the schema is looked up when needed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableHandle {
     /// Schema name, `public` by default.
@@ -70,11 +75,58 @@ pub struct TableHandle {
     /// Table name.
     pub name: String,
     /// The table.
+    pub table: TableId,
+    /// The rows' id in their shard: of the partition, and of a table the one that decides columns.
     pub id: TableId,
-    /// Its only partition (partitioned tables come later).
+    /// That partition.
     pub partition: PartitionId,
-    /// Where the partition lives.
+    /// Where it lives.
     pub shard: ShardId,
+    /// All partitions of the table; `None`: there is one, which owns everything.
+    pub layout: Option<Arc<Layout>>,
+}
+
+impl TableHandle {
+    fn of(named: &NamedTable) -> Self {
+        let home = named.entry.home();
+        Self {
+            schema_name: named.schema_name.to_string(),
+            name: named.name.to_string(),
+            table: named.entry.table,
+            id: home.unit,
+            partition: home.partition,
+            shard: home.shard,
+            layout: named.entry.layout.clone(),
+        }
+    }
+
+    /// A handle of each partition, in the layout's order.
+    #[must_use]
+    pub fn partitions(&self) -> Vec<Self> {
+        match &self.layout {
+            None => vec![self.clone()],
+            Some(layout) => {
+                let parts = layout.parts.iter();
+                parts.map(|part| self.at(part.placed())).collect()
+            }
+        }
+    }
+
+    /// The partition that this is a handle of, if the table may have several.
+    #[must_use]
+    pub fn part(&self) -> Option<&Part> {
+        let layout = self.layout.as_ref()?;
+        layout.parts.iter().find(|part| part.unit == self.id)
+    }
+
+    fn at(&self, placed: Placed) -> Self {
+        Self {
+            id: placed.unit,
+            partition: placed.partition,
+            shard: placed.shard,
+            ..self.clone()
+        }
+    }
 }
 
 /// A table to be made. `schema.table` is replaced by a fresh id.
@@ -86,6 +138,18 @@ pub struct NewTable {
     pub name: String,
     /// Columns, key, mode.
     pub schema: TableSchema,
+    /// Its partitions; `None`: one, which owns everything.
+    pub partitions: Option<NewPartitions>,
+}
+
+/// The partitions that a table is made with.
+#[derive(Clone, Debug)]
+pub struct NewPartitions {
+    /// How rows find theirs. The key columns must include the columns of an upsert table's: else
+    /// rows of one key could be in two partitions.
+    pub by: PartitionBy,
+    /// At least one.
+    pub partitions: Vec<NewPartition>,
 }
 
 /// The position a statement read a table at, for conflict detection.
@@ -108,6 +172,9 @@ pub struct WriteOptions {
     pub read_at: Option<ReadAt>,
     /// All rows in one record or none.
     pub atomic: bool,
+    /// The rows of each shard in one record or none of them: with an id, a retry may bring other
+    /// rows, and what was done of several records could not be told.
+    pub record_a_shard: bool,
     /// Longest wait for the verdict; default `write_timeout_ms`.
     pub timeout: Option<Duration>,
 }
@@ -164,6 +231,17 @@ pub struct Commit {
     pub rows: u64,
     /// Whether the write id (or import chunk) had been applied before on every shard.
     pub duplicate: bool,
+}
+
+impl CommitToken {
+    /// Adds it to others; of several of one shard the last counts.
+    pub fn add_to(self, tokens: &mut Vec<Self>) {
+        match tokens.iter_mut().find(|known| known.shard == self.shard) {
+            Some(known) if known.offset < self.offset => *known = self,
+            Some(_) => {}
+            None => tokens.push(self),
+        }
+    }
 }
 
 /// What this process is to be for a shard.
@@ -238,6 +316,7 @@ pub(crate) struct Shared {
     pub slots: BTreeMap<ShardId, Slot>,
     pub stop: CancellationToken,
     pub holds: Arc<holds::Holds>,
+    pub routers: partitions::Routers,
 }
 
 /// All shards of this process and the catalog.

@@ -109,6 +109,17 @@ pub enum WriteError {
         /// The id.
         id: shoal_types::WriteId,
     },
+    /// Of a write id or import chunk some rows were applied before and some not: the rest was not
+    /// written. Only between the parts of this crate; a leader sends the rest itself.
+    #[error("some of the rows were written before")]
+    Overlaps {
+        /// What was applied.
+        covered: Vec<shoal_wal::record::Covered>,
+    },
+    /// A row belongs to no partition of its table: nothing was written. The text names its values
+    /// and the remedy.
+    #[error("{0}")]
+    NoPartition(String),
     /// `atomic` was asked for but the rows need several records or shards.
     #[error("an atomic write must fit one record: {what}")]
     TooLargeForAtomic {
@@ -177,11 +188,13 @@ impl WriteError {
             | Self::StaleSchema { .. }
             | Self::Overloaded(_)
             | Self::NoSpace(_)
+            | Self::Overlaps { .. }
             | Self::NotLeader { .. }
             | Self::ShardUnavailable { .. }
             | Self::ShardHalted { .. } => Retry::Safe,
             Self::OutcomeUnknown(_) | Self::CommitTimeout { .. } => Retry::Unknown,
             Self::ExpiredId { .. }
+            | Self::NoPartition(_)
             | Self::TooLargeForAtomic { .. }
             | Self::RowTooLarge { .. }
             | Self::Invalid(_) => Retry::Never,

@@ -30,8 +30,8 @@ mod traffic;
 pub use checksum::{ShardChecksum, TableChecksum};
 pub use config::EngineConfig;
 pub use database::{
-    Backends, Commit, CommitToken, Database, Hold, NewTable, ReadAt, Repaired, Role, TableHandle,
-    WriteOptions,
+    Backends, Commit, CommitToken, Database, Hold, NewPartition, NewPartitions, NewTable, ReadAt,
+    Repaired, Role, TableHandle, WriteOptions,
 };
 pub use durable_store::DurableLocalStore;
 pub use error::{EngineError, WriteError};

@@ -51,6 +51,11 @@ pub struct ShardWrite {
 /// Rows of one record.
 #[derive(Clone, Debug)]
 pub struct RecordPart {
+    /// Number of the request's part that they are of: a part has the same rows in every try,
+    /// whatever shards they are on by then.
+    pub number: u32,
+    /// Whether it is the request's last part.
+    pub last: bool,
     /// Its tables.
     pub tables: Vec<TableWrite>,
     /// `encode_blocks` of its rows.
@@ -80,6 +85,12 @@ pub trait Peers: Send + Sync + std::fmt::Debug + 'static {
     /// # Errors
     /// [`EngineError::ShardUnavailable`]: why not, and the remedy.
     fn is_led(&self, shard: ShardId) -> Result<(), EngineError>;
+
+    /// The node that leads a shard, as far as meta says.
+    fn leader_of(&self, shard: ShardId) -> Option<NodeId>;
+
+    /// The shards with the least load, where it is measured; empty: nothing is known.
+    fn idle_shards(&self) -> Vec<ShardId>;
 
     /// Whether meta gives this process a replica of the shard that fits the place, although it may
     /// not be open yet.
@@ -141,22 +152,27 @@ pub trait Peers: Send + Sync + std::fmt::Debug + 'static {
     /// As [`Self::table_schema`].
     async fn apply_deletes(&self, shard: ShardId, table: TableId) -> Result<(), EngineError>;
 
-    /// Whether a write with this id was applied, by the shard's leader.
+    /// Whether a write with this id was applied to a table, by the shard's leader.
     ///
     /// # Errors
     /// As [`Self::table_schema`].
-    async fn was_applied(&self, shard: ShardId, id: WriteId) -> Result<bool, EngineError>;
-
-    /// A replica's view of a table.
-    ///
-    /// # Errors
-    /// As `Database::read_view_at`.
-    async fn read_view(
+    async fn was_applied(
         &self,
         shard: ShardId,
         table: TableId,
+        id: WriteId,
+    ) -> Result<bool, EngineError>;
+
+    /// A replica's views of some tables, in their order, all at one position.
+    ///
+    /// # Errors
+    /// As `Database::read_view_at`; [`EngineError::NotFound`] names the id of one that is not there.
+    async fn read_views(
+        &self,
+        shard: ShardId,
+        tables: &[TableId],
         read: &Read,
-    ) -> Result<EncodedView, EngineError>;
+    ) -> Result<Vec<EncodedView>, EngineError>;
 
     /// The other nodes that are heard of, with what each tells of its replicas; `None`: it did not
     /// answer in time.

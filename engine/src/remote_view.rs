@@ -57,6 +57,15 @@ enum EncodedStep {
     },
 }
 
+impl ViewHead {
+    /// How many bodies belong to it.
+    #[must_use]
+    pub fn bodies(&self) -> usize {
+        let steps = self.memory.iter().flatten();
+        steps.filter(|s| matches!(s, EncodedStep::Rows)).count()
+    }
+}
+
 impl EncodedView {
     /// Encodes a view. Work in proportion to its rows in memory: not for a thread that others wait
     /// for.

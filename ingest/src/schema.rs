@@ -87,6 +87,7 @@ impl PendingTable {
             ttl_ms: None,
             origin: TableOrigin::LineProtocol,
             next_column_id: ColumnId(columns.len() as u32),
+            part_of: None,
             columns,
         };
         schema.check()?;

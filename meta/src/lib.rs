@@ -11,7 +11,10 @@ mod record_limits;
 mod store;
 mod topology;
 
-pub use catalog::{CATALOG_FORMAT, Catalog, NamedTable, SchemaEntry, ShardEntry, TableEntry};
+pub use catalog::{
+    CATALOG_FORMAT, Catalog, Layout, LooseUnit, NamedTable, PARTITIONS_MAX, Part, Placed,
+    SchemaEntry, ShardEntry, TableEntry,
+};
 pub use embedded::{EmbeddedMetaStore, META_FILE_FORMAT};
 pub use etcd::{EtcdConfig, EtcdMetaStore, EtcdTls};
 pub use identity::{ClusterIdentity, Configured, join_cluster, read_cluster};
@@ -22,6 +25,7 @@ pub use store::{
     Watch, WatchEvent,
 };
 pub use topology::{
-    AssignError, Assignment, Fence, Formats, NodeEntry, NodeRegistration, Registered,
-    SchedulerEntry, Snapshot, Topology, check as check_assignment, scheduler_prefix,
+    AssignError, Assignment, Assignments, Fence, Formats, Holding, LabelChanges, NodeEntry,
+    NodeRegistration, Registered, SchedulerEntry, Snapshot, Topology, check as check_assignment,
+    scheduler_prefix,
 };

@@ -56,8 +56,12 @@ kinds! {
     DUPLICATE_TABLE = "duplicate_table", "42P07", Never;
     DUPLICATE_COLUMN = "duplicate_column", "42701", Never;
     DUPLICATE_STATEMENT = "duplicate_statement", "42P05", Never;
+    UNDEFINED_PARTITION = "undefined_partition", "42704", Never;
+    DUPLICATE_PARTITION = "duplicate_partition", "42710", Never;
     DUPLICATE_SCHEMA = "duplicate_schema", "42P06", Never;
     INVALID_DEFINITION = "invalid_table_definition", "42P16", Never;
+    // PostgreSQL gives it for rows that belong to no partition.
+    NO_PARTITION = "no_partition", "23514", Never;
     INVALID_QUERY = "invalid_query", "42000", Never;
     INVALID_VALUE = "invalid_value", "22023", Never;
     TYPE_MISMATCH = "type_mismatch", "42804", Never;
@@ -123,6 +127,11 @@ impl QueryError {
         self.code == kind.0
     }
 
+    /// Whether a table, or a partition of it, is not there.
+    pub(crate) fn is_missing_table(&self) -> bool {
+        self.code == "undefined_table"
+    }
+
     /// Whether the table was altered between planning and running: planning anew is enough.
     pub(crate) fn is_schema_change(&self) -> bool {
         self.is(Kind::SCHEMA_CHANGED)
@@ -165,11 +174,13 @@ impl From<EngineError> for QueryError {
             EngineError::NotFound { what, .. } => match *what {
                 "schema" => Kind::UNDEFINED_SCHEMA,
                 "column" => Kind::UNDEFINED_COLUMN,
+                "partition" => Kind::UNDEFINED_PARTITION,
                 _ => Kind::UNDEFINED_TABLE,
             },
             EngineError::AlreadyExists { what, .. } => match *what {
                 "schema" => Kind::DUPLICATE_SCHEMA,
                 "column" => Kind::DUPLICATE_COLUMN,
+                "partition" => Kind::DUPLICATE_PARTITION,
                 _ => Kind::DUPLICATE_TABLE,
             },
             EngineError::Schema(_) => Kind::INVALID_DEFINITION,
@@ -181,6 +192,8 @@ impl From<EngineError> for QueryError {
             EngineError::Manifest { .. } => Kind::DAMAGED,
             EngineError::Lost { .. } => Kind::LOST,
             EngineError::LostLog { .. } => Kind::UNAVAILABLE,
+            EngineError::Meta(_) if retry == Retry::Safe => Kind::UNAVAILABLE,
+            EngineError::Meta(_) if retry == Retry::Unknown => Kind::UNKNOWN_OUTCOME,
             EngineError::Log(_) | EngineError::Meta(_) => Kind::IO,
             #[allow(unreachable_patterns)]
             _ => Kind::INTERNAL,
@@ -214,7 +227,7 @@ impl From<WriteError> for QueryError {
         let kind = match &error {
             WriteError::Conflict { .. } => Kind::CONFLICT,
             WriteError::StaleSchema { .. } => Kind::SCHEMA_CHANGED,
-            WriteError::Overloaded(_) => Kind::OVERLOADED,
+            WriteError::Overloaded(_) | WriteError::Overlaps { .. } => Kind::OVERLOADED,
             WriteError::NoSpace(_) => Kind::DISK_FULL,
             WriteError::ShardUnavailable { .. }
             | WriteError::ShardHalted { .. }
@@ -222,6 +235,7 @@ impl From<WriteError> for QueryError {
             WriteError::OutcomeUnknown(_) => Kind::UNKNOWN_OUTCOME,
             WriteError::CommitTimeout { .. } => Kind::COMMIT_TIMEOUT,
             WriteError::ExpiredId { .. } => Kind::EXPIRED_ID,
+            WriteError::NoPartition(_) => Kind::NO_PARTITION,
             WriteError::Invalid(_) => Kind::INTERNAL,
             _ => Kind::INVALID_VALUE,
         };

@@ -28,11 +28,7 @@ impl Seen {
     pub fn add(&self, tokens: &[CommitToken]) {
         let mut seen = self.0.lock();
         for token in tokens {
-            match seen.iter_mut().find(|known| known.shard == token.shard) {
-                Some(known) if known.offset < token.offset => *known = *token,
-                Some(_) => {}
-                None => seen.push(*token),
-            }
+            token.add_to(&mut seen);
         }
     }
 

@@ -29,7 +29,7 @@ mod text;
 mod threads;
 mod ticks;
 
-pub use catalog::{CATALOG, OWN_SCHEMAS, ShoalCatalog};
+pub use catalog::{CATALOG, OWN_SCHEMAS, ShoalCatalog, partition_owns};
 pub use config::{QueryConfig, SessionOptions};
 pub use engine::QueryEngine;
 pub use error::QueryError;

@@ -297,14 +297,15 @@ impl Session {
 
     /// A state for one statement: its views, its counters.
     pub(crate) fn statement_state(&self, stats: &Arc<QueryStats>, read: Read) -> SessionState {
+        let views =
+            StatementViews::new(Arc::clone(self.engine.database()), Arc::clone(stats), read);
+        self.state_with(views)
+    }
+
+    /// A state for a statement, or a step of it, with these views.
+    pub(crate) fn state_with(&self, views: StatementViews) -> SessionState {
         let mut state = self.ctx.state();
-        state
-            .config_mut()
-            .set_extension(Arc::new(StatementViews::new(
-                Arc::clone(self.engine.database()),
-                Arc::clone(stats),
-                read,
-            )));
+        state.config_mut().set_extension(Arc::new(views));
         state
     }
 

@@ -23,10 +23,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::values::{Values, values_of};
 use crate::{RowBlock, Series};
 
-/// Number of hash slots of a table.
-pub const SLOTS: u32 = 65_536;
-
-/// A hash slot: the top 16 bits of xxh3-64 (seed 0) of the encoded key.
+/// One of a table's [`shoal_types::SLOTS`] hash slots: the top 16 bits of xxh3-64 (seed 0) of the encoded key.
 pub type Slot = u16;
 
 const NULL: u8 = 0x00;
@@ -76,46 +73,108 @@ pub(crate) struct KeyColumn<'a> {
 
 impl<'a> KeyColumn<'a> {
     pub(crate) fn new(array: &'a dyn Array) -> Self {
-        Self {
-            nulls: array.nulls(),
-            values: values_of(array)
-                .expect("RowBlock::check and block_from_batch admit only stored types"),
-        }
+        Self::of(array).expect("RowBlock::check and block_from_batch admit only stored types")
     }
 
+    /// `None`: no column can have the array's type.
+    pub(crate) fn of(array: &'a dyn Array) -> Option<Self> {
+        Some(Self {
+            nulls: array.nulls(),
+            values: values_of(array)?,
+        })
+    }
+
+    #[inline]
     pub(crate) fn encode(&self, index: usize, out: &mut Vec<u8>) {
         if self.nulls.is_some_and(|n| n.is_null(index)) {
             out.push(NULL);
             return;
         }
-        out.push(VALUE);
-        match &self.values {
-            Values::Boolean(v) => out.push(u8::from(v.value(index))),
-            Values::Int16(v) => out.extend(((v[index] as u16) ^ (1 << 15)).to_be_bytes()),
-            Values::Int32(v) => out.extend(((v[index] as u32) ^ (1 << 31)).to_be_bytes()),
-            Values::Int64(v) => out.extend(flip(v[index]).to_be_bytes()),
-            Values::Int128(v) => out.extend(((v[index] as u128) ^ (1 << 127)).to_be_bytes()),
-            Values::Float32(v) => {
-                let bits = v[index].to_bits();
-                let ordered = if bits >> 31 == 1 {
-                    !bits
-                } else {
-                    bits | 1 << 31
-                };
-                out.extend(ordered.to_be_bytes());
+        let value = match &self.values {
+            Values::Boolean(v) => Plain::Boolean(v.value(index)),
+            Values::Int16(v) => Plain::Int16(v[index]),
+            Values::Int32(v) => Plain::Int32(v[index]),
+            Values::Int64(v) => Plain::Int64(v[index]),
+            Values::Int128(v) => Plain::Int128(v[index]),
+            Values::Float32(v) => Plain::Float32(v[index]),
+            Values::Float64(v) => Plain::Float64(v[index]),
+            Values::Text(v) => Plain::Bytes(v.value(index).as_bytes()),
+            Values::Binary(v) => Plain::Bytes(v.value(index)),
+        };
+        encode_plain(&value, out);
+    }
+
+    /// Whether two values are encoded alike.
+    pub(crate) fn is_same(&self, a: usize, b: usize) -> bool {
+        if let Some(nulls) = self.nulls {
+            let (a, b) = (nulls.is_null(a), nulls.is_null(b));
+            if a || b {
+                return a && b;
             }
-            Values::Float64(v) => {
-                let bits = v[index].to_bits();
-                let ordered = if bits >> 63 == 1 {
-                    !bits
-                } else {
-                    bits | 1 << 63
-                };
-                out.extend(ordered.to_be_bytes());
-            }
-            Values::Text(v) => encode_bytes(v.value(index).as_bytes(), out),
-            Values::Binary(v) => encode_bytes(v.value(index), out),
         }
+        match &self.values {
+            Values::Boolean(v) => v.value(a) == v.value(b),
+            Values::Int16(v) => v[a] == v[b],
+            Values::Int32(v) => v[a] == v[b],
+            Values::Int64(v) => v[a] == v[b],
+            Values::Int128(v) => v[a] == v[b],
+            Values::Float32(v) => v[a].to_bits() == v[b].to_bits(),
+            Values::Float64(v) => v[a].to_bits() == v[b].to_bits(),
+            // Equal views are equal values; those of one array's repeated values mostly are.
+            Values::Text(v) => v.views()[a] == v.views()[b] || v.value(a) == v.value(b),
+            Values::Binary(v) => v.views()[a] == v.views()[b] || v.value(a) == v.value(b),
+        }
+    }
+}
+
+/// Appends the encoding of a column that is NULL.
+pub(crate) fn encode_null(out: &mut Vec<u8>) {
+    out.push(NULL);
+}
+
+/// A value without its marker; integers as wide as their type.
+pub(crate) enum Plain<'a> {
+    Boolean(bool),
+    Int16(i16),
+    Int32(i32),
+    Int64(i64),
+    Int128(i128),
+    Float32(f32),
+    Float64(f64),
+    Bytes(&'a [u8]),
+}
+
+/// Appends the encoding of a value that is not NULL.
+#[inline]
+pub(crate) fn encode_plain(value: &Plain<'_>, out: &mut Vec<u8>) {
+    out.push(VALUE);
+    match value {
+        Plain::Boolean(v) => out.push(u8::from(*v)),
+        Plain::Int16(v) => out.extend(((*v as u16) ^ (1 << 15)).to_be_bytes()),
+        Plain::Int32(v) => out.extend(((*v as u32) ^ (1 << 31)).to_be_bytes()),
+        Plain::Int64(v) => out.extend(flip(*v).to_be_bytes()),
+        Plain::Int128(v) => out.extend(((*v as u128) ^ (1 << 127)).to_be_bytes()),
+        Plain::Float32(v) => out.extend(total_order_32(*v).to_be_bytes()),
+        Plain::Float64(v) => out.extend(total_order_64(*v).to_be_bytes()),
+        Plain::Bytes(v) => encode_bytes(v, out),
+    }
+}
+
+fn total_order_32(value: f32) -> u32 {
+    let bits = value.to_bits();
+    if bits >> 31 == 1 {
+        !bits
+    } else {
+        bits | 1 << 31
+    }
+}
+
+fn total_order_64(value: f64) -> u64 {
+    let bits = value.to_bits();
+    if bits >> 63 == 1 {
+        !bits
+    } else {
+        bits | 1 << 63
     }
 }
 
@@ -205,7 +264,7 @@ pub fn slot_of(encoded: &[u8]) -> Slot {
     (xxh3_64(encoded) >> 48) as Slot
 }
 
-/// A value of a key, for people to read.
+/// A value of a key. Shown as a SQL literal.
 #[derive(Clone, Debug, PartialEq)]
 pub enum KeyValue {
     /// NULL
@@ -235,15 +294,66 @@ impl fmt::Display for KeyValue {
             Self::Boolean(v) => v.fmt(f),
             Self::Int(v) => v.fmt(f),
             Self::Float(v) => v.fmt(f),
-            Self::Decimal(v, scale) => write!(f, "{v}e{}", -i32::from(*scale)),
-            Self::Text(v) => write!(f, "{v:?}"),
+            Self::Decimal(v, scale) => write_decimal(*v, *scale, f),
+            Self::Text(v) => write!(f, "'{}'", v.replace('\'', "''")),
             Self::Binary(v) => {
-                f.write_str("\\x")?;
-                v.iter().try_for_each(|b| write!(f, "{b:02x}"))
+                f.write_str("'\\x")?;
+                v.iter().try_for_each(|b| write!(f, "{b:02x}"))?;
+                f.write_str("'")
             }
-            Self::Date(v) => write!(f, "day {v}"),
-            Self::Timestamp(v, precision) => write!(f, "{v}e-{}s", precision.digits()),
+            Self::Date(v) => write!(f, "'{}'", Day(i64::from(*v))),
+            Self::Timestamp(v, precision) => {
+                let per_second = precision.per_second();
+                let (second, fraction) = (v.div_euclid(per_second), v.rem_euclid(per_second));
+                let (day, second) = (Day(second.div_euclid(86_400)), second.rem_euclid(86_400));
+                let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+                write!(f, "'{day} {hour:02}:{minute:02}:{second:02}")?;
+                let digits = usize::from(precision.digits());
+                if digits > 0 {
+                    write!(f, ".{fraction:0digits$}")?;
+                }
+                f.write_str("'")
+            }
         }
+    }
+}
+
+fn write_decimal(unscaled: i128, scale: i8, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let sign = if unscaled < 0 { "-" } else { "" };
+    let digits = unscaled.unsigned_abs();
+    let Ok(point @ 1..) = usize::try_from(scale) else {
+        let zeros = if unscaled == 0 {
+            0
+        } else {
+            usize::from(scale.unsigned_abs())
+        };
+        return write!(f, "{sign}{digits}{:0>zeros$}", "");
+    };
+    let padded = format!("{digits:0>width$}", width = point + 1);
+    let (whole, fraction) = padded.split_at(padded.len() - point);
+    write!(f, "{sign}{whole}.{fraction}")
+}
+
+/// Days since 1970-01-01, shown as a date of the Gregorian calendar.
+struct Day(i64);
+
+impl fmt::Display for Day {
+    /// Howard Hinnant, "chrono-compatible low-level date algorithms", `civil_from_days`: years
+    /// begin in March, so that the leap day is a year's last.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shifted = self.0 + 719_468;
+        let (era, of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+        let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+        let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let from_march = (5 * of_year + 2) / 153;
+        let day = of_year - (153 * from_march + 2) / 5 + 1;
+        let month = if from_march < 10 {
+            from_march + 3
+        } else {
+            from_march - 9
+        };
+        let year = year_of_era + era * 400 + i64::from(month <= 2);
+        write!(f, "{year:04}-{month:02}-{day:02}")
     }
 }
 
@@ -274,6 +384,25 @@ pub fn decode_key(encoded: &[u8], types: &[ColumnType]) -> Result<Vec<KeyValue>,
         return Err(reader.fail("bytes after the last column"));
     }
     Ok(values)
+}
+
+/// Where each column of an encoded key ends.
+///
+/// # Errors
+/// As [`decode_key`].
+pub(crate) fn column_ends(encoded: &[u8], types: &[ColumnType]) -> Result<Vec<usize>, KeyError> {
+    let mut reader = KeyReader {
+        bytes: encoded,
+        at: 0,
+    };
+    let ends = types
+        .iter()
+        .map(|t| reader.value(*t).map(|_| reader.at))
+        .collect::<Result<_, _>>()?;
+    if reader.at < encoded.len() {
+        return Err(reader.fail("bytes after the last column"));
+    }
+    Ok(ends)
 }
 
 struct KeyReader<'a> {

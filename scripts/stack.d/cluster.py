@@ -205,7 +205,7 @@ class Cluster:
             spec = self._settle(options)
             stack = self._stack(spec)
             if spec["stack"] is None:
-                keys = ("kafka_port", "s3_port", "etcd_port", "bucket", "kafka_set")
+                keys = ("etcds", "hosts", "kafka_port", "s3_port", "etcd_port", "bucket", "kafka_set")
                 wanted = dict.fromkeys(keys)
                 stack.up({**wanted, "brokers": spec["brokers"], "cluster_name": spec["name"]}, options.timeout)
             (self.folder / "shoal.toml").write_text(_config(stack, spec))

@@ -17,19 +17,28 @@ import wire
 FIRST, LAST = 20000, 65535
 
 
-def is_free(port):
+def is_free(port, host=wire.HOST):
     with socket.socket() as probe:
         # As the services do: a port whose connections are only fading away counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((wire.HOST, port))
+            probe.bind((host, port))
         except OSError:
             return False
         return True
 
 
-def free(count, avoid=frozenset()):
-    """`count` ports on which nothing listens, none of them in `avoid`."""
+def require_host(host):
+    """Fails unless services can listen on this address."""
+    with socket.socket() as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise say.Trouble(f"{host} is no address of this machine to listen on ({error})") from error
+
+
+def free(count, avoid=frozenset(), host=wire.HOST):
+    """`count` ports of `host` on which nothing listens, none of them in `avoid`."""
     low, high = 32768, 60999
     try:
         low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
@@ -41,7 +50,7 @@ def free(count, avoid=frozenset()):
     for port in candidates:
         if len(found) == count:
             break
-        if is_free(port):
+        if is_free(port, host):
             found.append(port)
     if len(found) < count:
         raise say.Trouble(f"no {count} free ports between {FIRST} and {LAST} outside {low}–{high}")
@@ -89,4 +98,10 @@ def _names(folder, port):
 def all_of(spec):
     """Every port of a stack (the content of its stack.json)."""
     brokers = [broker[key] for broker in spec["brokers"] for key in ("port", "controller_port")]
-    return [*brokers, spec["s3"]["port"], spec["etcd"]["port"], spec["etcd"]["peer_port"]]
+    members = [member[key] for member in etcds(spec) for key in ("port", "peer_port")]
+    return [*brokers, spec["s3"]["port"], *members]
+
+
+def etcds(spec):
+    """The members of etcd; a stack made by an older release has one and says so without a list."""
+    return spec["etcds"] if "etcds" in spec else [{"name": "etcd", **spec["etcd"]}]

@@ -100,11 +100,25 @@ class Process:
             return False
         try:
             signal.pidfd_send_signal(descriptor, number)
+            if number == signal.SIGSTOP:
+                # Threads go on until each has taken note of it.
+                while not (_ended(descriptor, 0) or self._stands_still()):
+                    time.sleep(0.001)
             return True
         except ProcessLookupError:
             return False
         finally:
             os.close(descriptor)
+
+    def _stands_still(self):
+        """Whether all threads of the process are stopped."""
+        pid = json.loads(self.run_file.read_text())["pid"]
+        try:
+            threads = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+        except (FileNotFoundError, ProcessLookupError):
+            return False  # One has ended meanwhile.
+        # The state follows the name, which may hold parentheses itself.
+        return all(thread.rpartition(")")[2].split()[0] in "tT" for thread in threads)
 
 
 def end(processes, grace_s):

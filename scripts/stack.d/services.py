@@ -11,18 +11,29 @@ import processes
 import say
 import wire
 
+KINDS = ("kafka", "s3", "etcd")
 HEAP_MB_ALONE = 512
 HEAP_MB_OF_THREE = 384
+
+
+def host_of(spec, kind):
+    """Where `kafka`, `s3` or `etcd` of this stack.json listens."""
+    return spec.get("hosts", {}).get(kind, wire.HOST)
 
 
 class Service:
     """A component of a stack: a process, its data below `folder`, and a question it must answer."""
 
-    def __init__(self, folder, name, ports):
+    # The name that means all members of it.
+    group = None
+
+    def __init__(self, folder, name, host, ports):
         """`ports`: all that it listens on, first the one that clients use."""
         self.name = name
+        self.host = host
         self.ports = ports
-        self.address = f"{wire.HOST}:{ports[0]}"
+        self.address = f"{host}:{ports[0]}"
+        self.endpoint = (host, ports[0])
         self.data = folder / name
         self.log = folder / "logs" / f"{name}.log"
         self.process = processes.Process(folder / "run" / f"{name}.json")
@@ -70,36 +81,37 @@ class Service:
 
 
 class Broker(Service):
+    group = "kafka"
+
     def __init__(self, folder, spec, broker):
-        super().__init__(folder, f"kafka{broker['id']}", [broker["port"], broker["controller_port"]])
+        super().__init__(folder, f"kafka{broker['id']}", host_of(spec, "kafka"), [broker["port"], broker["controller_port"]])
         self._spec = spec
         self._broker = broker
 
     def _command(self, tools):
         brokers = self._spec["brokers"]
-        properties = prepare_broker(
-            self.data, tools.kafka, self._spec["kafka_cluster"], self._broker, brokers, self._spec["kafka_set"]
-        )
+        cluster, extra = self._spec["kafka_cluster"], self._spec["kafka_set"]
+        properties = prepare_broker(self.data, tools.kafka, cluster, self.host, self._broker, brokers, extra)
         return broker_command(tools.java, tools.kafka, tools.kafka_cds, len(brokers), properties), None
 
     def answers(self):
-        return self._broker["id"] in wire.kafka_brokers(self._broker["port"])
+        return self._broker["id"] in wire.kafka_brokers(self.endpoint)
 
     def _ready(self):
-        return self.answers() and wire.kafka_takes_producers(self._broker["port"])
+        return self.answers() and wire.kafka_takes_producers(self.endpoint)
 
     def sees_all(self):
         """Whether all brokers are members of the cluster, not only alive."""
-        return len(wire.kafka_brokers(self._broker["port"])) == len(self._spec["brokers"])
+        return len(wire.kafka_brokers(self.endpoint)) == len(self._spec["brokers"])
 
 
-def prepare_broker(place, kafka, cluster, broker, brokers, extra):
+def prepare_broker(place, kafka, cluster, host, broker, brokers, extra):
     """Writes server.properties, and formats the data folder unless it is. Returns the properties.
 
     `extra` overrides what is chosen here.
     """
     data = place / "data"
-    settings = _broker_settings(data, broker, brokers)
+    settings = _broker_settings(data, host, broker, brokers)
     settings.update(extra)
     properties = place / "server.properties"
     properties.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
@@ -113,14 +125,14 @@ def prepare_broker(place, kafka, cluster, broker, brokers, extra):
     return properties
 
 
-def _broker_settings(data, broker, brokers):
+def _broker_settings(data, host, broker, brokers):
     replicas = len(brokers)
-    listener = f"{wire.HOST}:{broker['port']}"
+    listener = f"{host}:{broker['port']}"
     return {
         "process.roles": "broker,controller",
         "node.id": broker["id"],
-        "controller.quorum.voters": ",".join(f"{b['id']}@{wire.HOST}:{b['controller_port']}" for b in brokers),
-        "listeners": f"PLAINTEXT://{listener},CONTROLLER://{wire.HOST}:{broker['controller_port']}",
+        "controller.quorum.voters": ",".join(f"{b['id']}@{host}:{b['controller_port']}" for b in brokers),
+        "listeners": f"PLAINTEXT://{listener},CONTROLLER://{host}:{broker['controller_port']}",
         "advertised.listeners": f"PLAINTEXT://{listener}",
         "controller.listener.names": "CONTROLLER",
         "log.dirs": data,
@@ -195,7 +207,7 @@ def kafka_id():
 
 class ObjectStore(Service):
     def __init__(self, folder, spec):
-        super().__init__(folder, "s3", [spec["s3"]["port"]])
+        super().__init__(folder, "s3", host_of(spec, "s3"), [spec["s3"]["port"]])
         self._s3 = spec["s3"]
 
     def _command(self, tools):
@@ -210,34 +222,42 @@ class ObjectStore(Service):
         return [tools.minio, "server", "--anonymous", "--address", self.address, self.data / "data"], environment
 
     def answers(self):
-        return wire.s3_ready(self._s3["port"]) and wire.s3_make_bucket(self._s3["port"], self._s3)
+        return wire.s3_ready(self.endpoint) and wire.s3_make_bucket(self.endpoint, self._s3)
 
 
 # ---- etcd ------------------------------------------------------------------------------------
 
 
 class Etcd(Service):
-    def __init__(self, folder, spec):
-        super().__init__(folder, "etcd", [spec["etcd"]["port"], spec["etcd"]["peer_port"]])
-        self._etcd = spec["etcd"]
+    group = "etcd"
+
+    def __init__(self, folder, spec, member):
+        super().__init__(folder, member["name"], host_of(spec, "etcd"), [member["port"], member["peer_port"]])
+        self._members = spec["etcds"]
+        self._member = member
 
     def _command(self, tools):
-        client = f"http://{self.address}"
-        peer = f"http://{wire.HOST}:{self._etcd['peer_port']}"
+        client, peer = f"http://{self.address}", self._peer_url(self._member)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD")}
         if platform.machine() != "x86_64":
             # etcd 3.4 knows no other as supported, and asks for a promise.
             environment["ETCD_UNSUPPORTED_ARCH"] = {"aarch64": "arm64"}.get(platform.machine(), platform.machine())
-        argv = [tools.etcd, "--name", "etcd", "--data-dir", self.data / "data", "--logger", "zap"]
+        argv = [tools.etcd, "--name", self.name, "--data-dir", self.data / "data", "--logger", "zap"]
         argv += ["--listen-client-urls", client, "--advertise-client-urls", client]
         argv += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
-        return [*argv, "--initial-cluster", f"etcd={peer}"], environment
+        members = ",".join(f"{member['name']}={self._peer_url(member)}" for member in self._members)
+        return [*argv, "--initial-cluster", members], environment
 
     def answers(self):
-        return wire.etcd_healthy(self._etcd["port"])
+        """Only with a quorum: without one it cannot say what is in it."""
+        return wire.etcd_healthy(self.endpoint)
+
+    def _peer_url(self, member):
+        return f"http://{self.host}:{member['peer_port']}"
 
 
 def all_of(folder, spec):
     """Every service of a stack, Kafka first: it takes longest."""
     brokers = [Broker(folder, spec, broker) for broker in spec["brokers"]]
-    return [*brokers, ObjectStore(folder, spec), Etcd(folder, spec)]
+    members = [Etcd(folder, spec, member) for member in spec["etcds"]]
+    return [*brokers, ObjectStore(folder, spec), *members]

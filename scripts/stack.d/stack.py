@@ -7,7 +7,9 @@
     FOLDER/kafka1/ …    data and settings of each component
 """
 
+import copy
 import json
+import re
 import shutil
 import signal
 import time
@@ -19,7 +21,6 @@ import ports
 import processes
 import say
 import services
-import wire
 
 VERSION = 1
 REGION = "us-east-1"
@@ -51,19 +52,22 @@ class Stack:
             raise say.Trouble(f"{self._spec_file} is damaged ({error}): `down --purge` removes it") from None
         if spec.get("version") != VERSION:
             raise say.Trouble(f"{self._spec_file} is of another version: `down --purge` removes it")
+        spec["etcds"] = ports.etcds(spec)
+        spec.pop("etcd", None)
         return spec
 
     def services(self):
         return services.all_of(self.folder, self.spec())
 
     def select(self, names):
-        """The services of these names; `kafka` means all brokers."""
+        """The services of these names; `kafka` means all brokers, `etcd` all members of etcd."""
         every = self.services()
         chosen = []
         for name in names:
-            found = [s for s in every if s.name == name or (name == "kafka" and s.name.startswith("kafka"))]
+            found = [s for s in every if name in (s.name, s.group)]
             if not found:
-                known = ", ".join(["kafka"] + [service.name for service in every])
+                groups = [s.group for s in every if s.group]
+                known = ", ".join(dict.fromkeys([*groups, *(service.name for service in every)]))
                 raise say.Trouble(f"{name} is no component of this stack; there are {known}")
             chosen += [service for service in found if service not in chosen]
         return chosen
@@ -120,7 +124,7 @@ class Stack:
 
     def _check_ports(self, service):
         for number in service.ports:
-            if not ports.is_free(number):
+            if not ports.is_free(number, service.host):
                 raise say.Trouble(
                     f"port {number}, which {service.name} needs, is taken by another program "
                     f"(`ss -ltnp sport = :{number}` tells by which). End that one, or choose "
@@ -148,7 +152,7 @@ class Stack:
     def _purge(self):
         """Removes what a stack writes and nothing else: the folder may be one the user named."""
         for entry in self.folder.iterdir():
-            ours = entry.name in ("run", "logs", "s3", "etcd") or entry.name in ("kafka1", "kafka2", "kafka3")
+            ours = entry.name in ("run", "logs", "s3", "etcd") or re.fullmatch("(kafka|etcd)[1-3]", entry.name)
             if ours and entry.is_dir():
                 shutil.rmtree(entry)
         for name in ("shoal.toml", "stack.json", "stack.new", "lock"):
@@ -161,28 +165,39 @@ class Stack:
     def _settle(self, wanted):
         """Writes stack.json: what it said before, changed by what is wanted now.
 
-        `wanted`: brokers, kafka_port, s3_port, etcd_port, bucket, cluster_name, kafka_set; None
-        where the user said nothing.
+        `wanted`: brokers, etcds, hosts, kafka_port, s3_port, etcd_port, bucket, cluster_name, kafka_set;
+        None where the user said nothing.
         """
         spec = self.spec() if self._spec_file.exists() else None
-        if spec and wanted["brokers"] not in (None, len(spec["brokers"])):
-            raise say.Trouble(
-                f"the stack in {self.folder} has {len(spec['brokers'])} broker(s), which cannot "
-                "change while it has data: use `down --purge` first, or another --dir"
-            )
+        for key, what in (("brokers", "broker(s)"), ("etcds", "member(s) of etcd")):
+            if spec and wanted[key] not in (None, len(spec[key])):
+                raise say.Trouble(
+                    f"the stack in {self.folder} has {len(spec[key])} {what}, which cannot "
+                    "change while it has data: use `down --purge` first, or another --dir"
+                )
         rests = not any(process.alive() for process in self._processes())
         with ports.Reservations() as reservations:
             others = reservations.of_others(self.folder)
             before = spec
-            spec = spec or _new_spec(wanted["brokers"] or 1)
+            spec = copy.deepcopy(spec) or _new_spec(wanted["brokers"] or 1, wanted["etcds"] or 1)
+            if wanted["hosts"]:
+                spec["hosts"] = {**spec.get("hosts", {}), **wanted["hosts"]}
+            if before and len(spec["etcds"]) > 1 and services.host_of(before, "etcd") != services.host_of(spec, "etcd"):
+                # They know each other by address, from their data.
+                raise say.Trouble(
+                    f"the members of etcd in {self.folder} cannot change their host while they have data: "
+                    "use `down --purge` first, or another --dir"
+                )
+            for host in spec.get("hosts", {}).values():
+                ports.require_host(host)
             _set_ports(spec, wanted, others, may_change=rests)
             for key in ("cluster_name", "kafka_set"):
                 if wanted[key] is not None:
                     spec[key] = wanted[key]
             if wanted["bucket"] is not None:
                 spec["s3"]["bucket"] = wanted["bucket"]
-            if before is not None and not rests and ports.all_of(self.spec()) != ports.all_of(spec):
-                raise say.Trouble(f"the stack in {self.folder} runs with other ports: `down` first")
+            if before is not None and not rests and _listeners(before) != _listeners(spec):
+                raise say.Trouble(f"the stack in {self.folder} runs with other ports or hosts: `down` first")
             draft = self.folder / "stack.new"
             draft.write_text(json.dumps(spec, indent=2) + "\n")
             draft.rename(self._spec_file)
@@ -199,15 +214,15 @@ class Stack:
             facts = service.process.facts() or {"pid": None}
             components.append({"name": service.name, "pid": facts["pid"], "address": service.address})
         return {
-            "kafka": ",".join(f"{wire.HOST}:{broker['port']}" for broker in spec["brokers"]),
+            "kafka": ",".join(f"{services.host_of(spec, 'kafka')}:{broker['port']}" for broker in spec["brokers"]),
             "s3": {
-                "endpoint": f"http://{wire.HOST}:{s3['port']}",
+                "endpoint": f"http://{services.host_of(spec, 's3')}:{s3['port']}",
                 "bucket": s3["bucket"],
                 "region": REGION,
                 "access_key": s3["access_key"],
                 "secret_key": s3["secret_key"],
             },
-            "etcd": [f"http://{wire.HOST}:{spec['etcd']['port']}"],
+            "etcd": [f"http://{services.host_of(spec, 'etcd')}:{member['port']}" for member in spec["etcds"]],
             "dir": str(self.folder),
             "config": str(self.folder / "shoal.toml"),
             "components": components,
@@ -227,7 +242,7 @@ class Stack:
             "objects": {
                 "store": "s3",
                 **{key: s3[key] for key in ("endpoint", "bucket", "region")},
-                # MinIO speaks http here, and listens on the loopback address only.
+                # MinIO speaks http here.
                 "allow_http": True,
             },
             "meta": {"endpoints": ",".join(where["etcd"])},
@@ -265,7 +280,8 @@ class Stack:
         return found
 
 
-def _new_spec(brokers):
+def _new_spec(brokers, etcds):
+    names = ["etcd"] if etcds == 1 else [f"etcd{number}" for number in range(1, etcds + 1)]
     return {
         "version": VERSION,
         "cluster_name": "default",
@@ -273,31 +289,36 @@ def _new_spec(brokers):
         "kafka_set": {},
         "brokers": [{"id": number} for number in range(1, brokers + 1)],
         "s3": {"access_key": ACCESS_KEY, "secret_key": SECRET_KEY, "bucket": "shoal", "region": REGION},
-        "etcd": {},
+        "etcds": [{"name": name} for name in names],
     }
+
+
+def _listeners(spec):
+    return [services.host_of(spec, kind) for kind in services.KINDS], ports.all_of(spec)
 
 
 def _set_ports(spec, wanted, others, may_change):
     """Gives every listener its port: the one asked for, else the one it had, else a free one."""
     asked = {}
-    if wanted["kafka_port"] is not None:
-        for index in range(len(spec["brokers"])):
-            asked["brokers", index, "port"] = wanted["kafka_port"] + index
+    for part, first in (("brokers", wanted["kafka_port"]), ("etcds", wanted["etcd_port"])):
+        if first is not None:
+            asked.update({(part, index, "port"): first + index for index in range(len(spec[part]))})
     if wanted["s3_port"] is not None:
         asked["s3", None, "port"] = wanted["s3_port"]
-    if wanted["etcd_port"] is not None:
-        asked["etcd", None, "port"] = wanted["etcd_port"]
     if len(set(asked.values())) < len(asked):
         raise say.Trouble("two listeners cannot have the same port")
 
+    kinds = {"brokers": "kafka", "etcds": "etcd"}
     slots = [("brokers", index, key) for index in range(len(spec["brokers"])) for key in ("port", "controller_port")]
-    slots += [("s3", None, "port"), ("etcd", None, "port"), ("etcd", None, "peer_port")]
+    slots += [("s3", None, "port")]
+    slots += [("etcds", index, key) for index in range(len(spec["etcds"])) for key in ("port", "peer_port")]
     fixed = set(asked.values())
     for part, index, key in slots:
         owner = spec[part] if index is None else spec[part][index]
+        host = services.host_of(spec, kinds.get(part, part))
         had = owner.get(key)
         if (part, index, key) in asked:
             owner[key] = asked[part, index, key]
-        elif had is None or had in fixed or (may_change and (had in others or not ports.is_free(had))):
-            (owner[key],) = ports.free(1, others | fixed)
+        elif had is None or had in fixed or (may_change and (had in others or not ports.is_free(had, host))):
+            (owner[key],) = ports.free(1, others | fixed, host)
         fixed.add(owner[key])

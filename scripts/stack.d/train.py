@@ -24,13 +24,13 @@ def train(java, kafka, archive):
     with tempfile.TemporaryDirectory(prefix="shoal-kafka-") as place:
         port, controller_port = ports.free(2)
         broker = {"id": 1, "port": port, "controller_port": controller_port}
-        properties = services.prepare_broker(Path(place), kafka, "AAAAAAAAAAAAAAAAAAAAAg", broker, [broker], {})
+        properties = services.prepare_broker(Path(place), kafka, "AAAAAAAAAAAAAAAAAAAAAg", wire.HOST, broker, [broker], {})
         argv = services.broker_command(java, kafka, None, 1, properties)
         argv.insert(1, f"-XX:ArchiveClassesAtExit={archive}")
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
         try:
             deadline = time.monotonic() + START_S
-            while not wire.kafka_brokers(port):
+            while not wire.kafka_brokers((wire.HOST, port)):
                 if process.poll() is not None:
                     sys.exit(f"the broker ended with code {process.returncode}")
                 if time.monotonic() > deadline:

@@ -8,16 +8,17 @@ import json
 import socket
 import struct
 
+# Where a service listens unless told otherwise. Addresses below are (host, port).
 HOST = "127.0.0.1"
 TIMEOUT_S = 2.0
 
 
-def kafka_brokers(port):
-    """Ids of the brokers that the broker at `port` knows as live; empty if it does not answer.
+def kafka_brokers(address):
+    """Ids of the brokers that the broker at `address` knows as live; empty if it does not answer.
 
     Metadata request, version 1: https://kafka.apache.org/protocol#The_Messages_Metadata
     """
-    answer = _kafka(port, 3, 1, struct.pack(">i", 0))  # of no topics
+    answer = _kafka(address, 3, 1, struct.pack(">i", 0))  # of no topics
     brokers = set()
     if answer is None:
         return brokers
@@ -32,23 +33,23 @@ def kafka_brokers(port):
     return brokers
 
 
-def kafka_takes_producers(port):
+def kafka_takes_producers(address):
     """Whether an idempotent producer may begin at once.
 
     The broker fetches a block of producer ids from the controller when the first is asked for,
     and clients back off for a second meanwhile. So this also proves that a controller is elected
     and writes. InitProducerId request, version 0.
     """
-    answer = _kafka(port, 22, 0, struct.pack(">hi", -1, 60_000))  # no transaction
+    answer = _kafka(address, 22, 0, struct.pack(">hi", -1, 60_000))  # no transaction
     return answer is not None and struct.unpack_from(">h", answer, 4)[0] == 0
 
 
-def _kafka(port, api, version, body):
+def _kafka(address, api, version, body):
     """What the broker answers after the correlation id; None if it does not."""
     client_id = b"shoal-stack"
     request = struct.pack(">hhih", api, version, 1, len(client_id)) + client_id + body
     try:
-        with socket.create_connection((HOST, port), TIMEOUT_S) as connection:
+        with socket.create_connection(address, TIMEOUT_S) as connection:
             connection.settimeout(TIMEOUT_S)
             connection.sendall(struct.pack(">i", len(request)) + request)
             (length,) = struct.unpack(">i", _exactly(connection, 4))
@@ -67,13 +68,13 @@ def _exactly(connection, count):
     return data
 
 
-def http_get(port, path):
+def http_get(address, path):
     """Status and body, or (None, b"") if nothing answers."""
-    return _http(port, "GET", path, {})
+    return _http(address, "GET", path, {})
 
 
-def _http(port, method, path, headers):
-    connection = http.client.HTTPConnection(HOST, port, timeout=TIMEOUT_S)
+def _http(address, method, path, headers):
+    connection = http.client.HTTPConnection(*address, timeout=TIMEOUT_S)
     try:
         connection.request(method, path, headers=headers)
         answer = connection.getresponse()
@@ -84,8 +85,8 @@ def _http(port, method, path, headers):
         connection.close()
 
 
-def etcd_healthy(port):
-    status, body = http_get(port, "/health")
+def etcd_healthy(address):
+    status, body = http_get(address, "/health")
     if status != 200:
         return False
     try:
@@ -94,11 +95,11 @@ def etcd_healthy(port):
         return False
 
 
-def s3_ready(port):
-    return http_get(port, "/minio/health/ready")[0] == 200
+def s3_ready(address):
+    return http_get(address, "/minio/health/ready")[0] == 200
 
 
-def s3_make_bucket(port, s3):
+def s3_make_bucket(address, s3):
     """Makes the bucket unless it is there. True once it is there; also proves the credentials.
 
     Signature version 4 of an empty PUT:
@@ -108,7 +109,7 @@ def s3_make_bucket(port, s3):
     stamp, day = now.strftime("%Y%m%dT%H%M%SZ"), now.strftime("%Y%m%d")
     path = "/" + s3["bucket"]
     empty = hashlib.sha256(b"").hexdigest()
-    headers = {"host": f"{HOST}:{port}", "x-amz-content-sha256": empty, "x-amz-date": stamp}
+    headers = {"host": "{}:{}".format(*address), "x-amz-content-sha256": empty, "x-amz-date": stamp}
     names = ";".join(headers)
     lines = "".join(f"{name}:{value}\n" for name, value in headers.items())
     canonical = f"PUT\n{path}\n\n{lines}\n{names}\n{empty}"
@@ -123,5 +124,5 @@ def s3_make_bucket(port, s3):
         f"AWS4-HMAC-SHA256 Credential={s3['access_key']}/{scope}, "
         f"SignedHeaders={names}, Signature={signature}"
     )
-    status, body = _http(port, "PUT", path, headers)
+    status, body = _http(address, "PUT", path, headers)
     return status == 200 or (status == 409 and b"BucketAlreadyOwnedByYou" in body)

@@ -20,7 +20,7 @@ use shoal_query::QueryEngine;
 use shoal_wal::local::{FSYNC_BUCKETS_MS, LocalLogStats};
 
 use crate::config::Config;
-use crate::http::Intake;
+use crate::http::body::Intake;
 
 /// Labels of a request; the route is the pattern, so their number is bounded.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]

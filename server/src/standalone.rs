@@ -22,7 +22,7 @@ use crate::auth::{Auth, AuthError, check_listener};
 use crate::config::{Config, ListenAddr};
 use crate::http::{self, AppState, Forward, Intake};
 use crate::metrics::{EngineCollector, Metrics};
-use crate::node::Cluster;
+use crate::node::cluster::Cluster;
 use crate::node::metrics::ClusterCollector;
 use crate::postgres::{self, PostgresConfig};
 
@@ -58,6 +58,14 @@ pub enum StartError {
         address: SocketAddr,
         /// Why.
         source: std::io::Error,
+    },
+    /// An address that is needed.
+    #[error("{key} is off: {why}")]
+    Off {
+        /// The key.
+        key: &'static str,
+        /// What would not work.
+        why: &'static str,
     },
     /// The addresses file.
     #[error("cannot write {path}: {source}")]
@@ -147,6 +155,7 @@ impl Standalone {
             connections_max: usize::try_from(config.http_connections_max).unwrap_or(usize::MAX),
             record_rows_max: usize::try_from(config.wal_record_rows_max).unwrap_or(usize::MAX),
             record_bytes_max: config.wal_record_bytes_max.usize(),
+            line_protocol: config.line_protocol(),
         });
         let shutdown = CancellationToken::new();
         let mut running = Self {
@@ -198,10 +207,7 @@ impl Standalone {
             body["grpc"] = text(cluster.grpc()).into();
             body["node"] = cluster.me.to_string().into();
         }
-        // Written aside and renamed, so that a reader never sees half of it.
-        let aside = self.addresses_file.with_extension("json.new");
-        std::fs::write(&aside, format!("{body}\n"))?;
-        std::fs::rename(&aside, &self.addresses_file)
+        publish(&self.addresses_file, &body)
     }
 
     /// Stops: see the module's head.
@@ -231,7 +237,14 @@ impl Standalone {
     }
 }
 
-fn remove_quietly(path: &Path) {
+/// Writes an addresses file; a reader never sees half of it.
+pub(crate) fn publish(file: &Path, body: &serde_json::Value) -> std::io::Result<()> {
+    let aside = file.with_extension("json.new");
+    std::fs::write(&aside, format!("{body}\n"))?;
+    std::fs::rename(&aside, file)
+}
+
+pub(crate) fn remove_quietly(path: &Path) {
     if let Err(error) = std::fs::remove_file(path) {
         tracing::debug!(%error, path = %path.display(), "cannot remove the addresses file");
     }
@@ -277,6 +290,24 @@ pub(crate) async fn bind(
             address,
             source,
         })
+}
+
+/// As [`bind`], and the address; an address that is switched off is an error that says `why` not.
+pub(crate) async fn bind_needed(
+    key: &'static str,
+    address: &ListenAddr,
+    why: &'static str,
+) -> Result<(TcpListener, SocketAddr), StartError> {
+    let Some(listener) = bind(key, address).await? else {
+        return Err(StartError::Off { key, why });
+    };
+    let bound = listener.local_addr();
+    let bound = bound.map_err(|source| StartError::Bind {
+        key,
+        address: address.0.unwrap_or_else(|| ([127, 0, 0, 1], 0).into()),
+        source,
+    })?;
+    Ok((listener, bound))
 }
 
 fn local(listener: Option<&TcpListener>) -> Option<SocketAddr> {

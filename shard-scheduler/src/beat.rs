@@ -21,6 +21,9 @@ pub struct Beat {
     pub reaches_log: bool,
     /// Cores that it may use.
     pub cores: f64,
+    /// Other nodes that it wants to reach and does not.
+    #[serde(default)]
+    pub unreached: Vec<NodeId>,
 }
 
 /// A node's replica of a shard.
@@ -77,6 +80,8 @@ pub struct Report {
     pub reaches_log: bool,
     /// See [`Beat::cores`].
     pub cores: f64,
+    /// See [`Beat::unreached`].
+    pub unreached: Vec<NodeId>,
 }
 
 /// A replica and what it costs.
@@ -84,10 +89,25 @@ pub struct Report {
 pub struct Replica {
     /// As it was told last.
     pub beat: ReplicaBeat,
-    /// Smoothed.
-    pub load: Load,
+    /// Smoothed, when it was told.
+    load: Load,
     /// When it was told.
     told_ms: TimestampMs,
+}
+
+impl Replica {
+    /// What it costs now. A node tells of a replica only when something of it has changed: since
+    /// then nothing was written or read.
+    #[must_use]
+    pub fn load(&self, now_ms: TimestampMs) -> Load {
+        let seconds = now_ms.saturating_sub(self.told_ms) as f64 / 1e3;
+        let left = (1.0 - SMOOTHING_PER_S).powf(seconds);
+        Load {
+            write_bytes_per_s: self.load.write_bytes_per_s * left,
+            read_ms_per_s: self.load.read_ms_per_s * left,
+            memory_bytes: self.load.memory_bytes,
+        }
+    }
 }
 
 impl Report {
@@ -99,6 +119,7 @@ impl Report {
             replicas: BTreeMap::new(),
             reaches_log: true,
             cores: 1.0,
+            unreached: Vec::new(),
         }
     }
 
@@ -106,6 +127,7 @@ impl Report {
     pub fn take(&mut self, now_ms: TimestampMs, beat: Beat) {
         self.reaches_log = beat.reaches_log;
         self.cores = beat.cores;
+        self.unreached = beat.unreached;
         for shard in beat.gone {
             self.replicas.remove(&shard);
         }
@@ -223,6 +245,7 @@ mod tests {
             gone: Vec::new(),
             reaches_log: true,
             cores: 2.0,
+            unreached: Vec::new(),
         }
     }
 
@@ -232,10 +255,13 @@ mod tests {
         for second in 0..=60_u64 {
             report.take(second * 1_000, beat(vec![told(second * 1_000_000, 0)]));
         }
-        let load = |report: &Report| report.replicas.values().next().expect("one").load;
-        assert!((load(&report).write_bytes_per_s - 1e6).abs() < 1e4);
+        let load = |report: &Report, now_ms| {
+            let replica = report.replicas.values().next().expect("one");
+            replica.load(now_ms).write_bytes_per_s
+        };
+        assert!((load(&report, 60_000) - 1e6).abs() < 1e4);
         report.take(61_000, beat(vec![told(5, 0)]));
-        assert!(load(&report).write_bytes_per_s > 0.0);
+        assert!(load(&report, 61_000) > 0.0);
         report.take(
             62_000,
             Beat {
@@ -244,6 +270,25 @@ mod tests {
             },
         );
         assert!(report.replicas.is_empty());
+    }
+
+    #[test]
+    fn a_load_that_stops_is_forgotten_although_nothing_is_told_any_more() {
+        let mut report = Report::new(Ulid::nil());
+        for second in 0..=60_u64 {
+            report.take(second * 1_000, beat(vec![told(second * 1_000_000, 0)]));
+        }
+        // Beats come, and say nothing of what has not changed.
+        report.take(120_000, beat(Vec::new()));
+        let replica = report.replicas.values().next().expect("one");
+        let left = replica.load(120_000).write_bytes_per_s;
+        assert!(left < 1e4, "{left} bytes a second a minute later");
+        let before = replica.load(60_000).write_bytes_per_s;
+        // One that goes on is measured over the whole time.
+        report.take(120_000, beat(vec![told(120_000_000, 0)]));
+        let replica = report.replicas.values().next().expect("one");
+        let after = replica.load(120_000).write_bytes_per_s;
+        assert!((after - before).abs() < 0.02 * before, "{before}, {after}");
     }
 
     #[test]

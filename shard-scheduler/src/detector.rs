@@ -16,7 +16,7 @@
 //! than half of the nodes are silent at once, only those are down that meta does not know any more
 //! either, or whose machine says that nobody listens there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_types::{NodeId, TimestampMs};
 
@@ -205,21 +205,54 @@ impl Detector {
         known.health == Health::Down && (certain || !self.most_are_silent())
     }
 
-    /// Whether more than half of the nodes that meta knows are silent: then it is probably us.
+    /// Whether more than half of the nodes are silent, but those that have certainly ended: then it
+    /// is probably us.
     #[must_use]
     pub fn most_are_silent(&self) -> bool {
-        let registered = self.nodes.values().filter(|k| k.registered);
-        let (mut all, mut silent) = (0_usize, 0_usize);
-        for known in registered {
-            all += 1;
-            silent += usize::from(known.health != Health::Up && !known.refused);
-        }
+        let ended = |k: &Known| k.refused || !k.registered && k.health == Health::Down;
+        let silent = self.nodes.values().filter(|k| k.health != Health::Up);
+        let silent = silent.filter(|k| !ended(k)).count();
+        let all = self.nodes.len();
         all > 2 && silent * 2 > all
     }
 
     /// Forgets a node that was taken out of the cluster.
     pub fn forget(&mut self, node: NodeId) {
         self.nodes.remove(&node);
+    }
+}
+
+/// Nodes that are cut off from at least half of the others, by what each says of whom it does not
+/// reach: the one with most such pairs first, and then those pairs count no more, since to a node
+/// that is cut off the others seem to be. One of which only it says so itself has trouble of its own.
+#[must_use]
+pub fn unreached(told: &BTreeMap<NodeId, BTreeSet<NodeId>>) -> BTreeSet<NodeId> {
+    let mut pairs: BTreeSet<(NodeId, NodeId)> = BTreeSet::new();
+    for (teller, named) in told {
+        pairs.extend(
+            named
+                .iter()
+                .map(|node| (*teller.min(node), *teller.max(node))),
+        );
+    }
+    let named_by_others = |node: &NodeId| told.values().any(|named| named.contains(node));
+    let mut found = BTreeSet::new();
+    let mut others = told.len().saturating_sub(1);
+    loop {
+        let mut degrees: BTreeMap<NodeId, usize> = BTreeMap::new();
+        for (a, b) in &pairs {
+            *degrees.entry(*a).or_default() += 1;
+            *degrees.entry(*b).or_default() += 1;
+        }
+        let most = degrees.into_iter().max_by_key(|(_, degree)| *degree);
+        let Some((node, _)) = most.filter(|(_, degree)| degree * 2 >= others) else {
+            return found;
+        };
+        if named_by_others(&node) {
+            found.insert(node);
+        }
+        pairs.retain(|(a, b)| *a != node && *b != node);
+        others = others.saturating_sub(1);
     }
 }
 
@@ -335,7 +368,25 @@ mod tests {
             detector.is_down(node(0)),
             "meta does not know it any more either"
         );
-        assert!(detector.is_down(node(1)), "two of four are no majority");
+        assert!(detector.is_down(node(1)), "two of five are no majority");
+    }
+
+    #[test]
+    fn one_that_has_ended_does_not_make_the_silence_of_the_others_certain() {
+        let mut detector = detector(3);
+        for n in 0..3 {
+            detector.see(10, node(n), Seen::Broken);
+        }
+        detector.see(11, node(0), Seen::Unregistered);
+        detector.look(11);
+        for n in 1..3 {
+            for now_ms in [300, 600] {
+                detector.see(now_ms, node(n), Seen::Probed(Probe::Silent));
+                detector.look(now_ms);
+            }
+        }
+        assert!(detector.is_down(node(0)));
+        assert!(!detector.is_down(node(1)) && !detector.is_down(node(2)));
     }
 
     #[test]
@@ -347,5 +398,25 @@ mod tests {
             detector.see(11, node(n), Seen::Probed(Probe::Refused));
             assert!(detector.is_down(node(n)));
         }
+    }
+
+    #[test]
+    fn who_is_cut_off_from_the_others_does_not_have_them_taken_for_cut_off() {
+        let told = |said: &[(u64, &[u64])]| {
+            let said = said.iter().map(|(n, named)| {
+                let named = named.iter().map(|n| node(*n));
+                (node(*n), named.collect())
+            });
+            unreached(&said.collect()).into_iter().collect::<Vec<_>>()
+        };
+        assert_eq!(told(&[(1, &[]), (2, &[]), (3, &[])]), []);
+        assert_eq!(told(&[(1, &[2, 3]), (2, &[1]), (3, &[1])]), [node(1)]);
+        // Not all have noticed.
+        assert_eq!(told(&[(1, &[2, 3]), (2, &[]), (3, &[1])]), [node(1)]);
+        // Two of three do not reach each other: one of them.
+        assert_eq!(told(&[(1, &[2]), (2, &[1]), (3, &[])]).len(), 1);
+        // One of many has trouble of its own.
+        let five: [(u64, &[u64]); 5] = [(1, &[2, 3, 4, 5]), (2, &[]), (3, &[]), (4, &[]), (5, &[])];
+        assert_eq!(told(&five), []);
     }
 }

@@ -15,6 +15,9 @@ use crate::conductor::{Backends, Command, Conductor, ConductorLimits, Ended};
 /// Pause before meta is tried again.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// One that hears nobody stands for election again after so many leases.
+const DEAF_LEASES: u32 = 3;
+
 /// Whether this process leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Elected {
@@ -75,13 +78,21 @@ pub async fn serve(
             Ended::Meta(error) => {
                 tracing::error!(process = %entry.process, %error, "cannot lead: what schedulers keep is not readable");
             }
+            Ended::NotLetIn(_) => {
+                tracing::error!(process = %entry.process, %over, "cannot lead");
+            }
             over => tracing::info!(process = %entry.process, %over, "a tenure has ended"),
         }
         registration.end().await;
         if matches!(over, Ended::Stopped) {
             return;
         }
-        tokio::time::sleep(PAUSE).await;
+        // Whoever hears more takes it up meanwhile.
+        let pause = match over {
+            Ended::Deaf | Ended::NotLetIn(_) => ttl * DEAF_LEASES,
+            _ => PAUSE,
+        };
+        tokio::time::sleep(pause).await;
     }
 }
 

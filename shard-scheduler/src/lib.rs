@@ -23,13 +23,13 @@ mod view;
 
 pub use beat::{Beat, Replica as ReplicaReport, ReplicaBeat, Report, Reports, Serving};
 pub use conductor::{
-    Backends, Command, Conductor, ConductorLimits, Drained, Ended, Handle, NodeOverview, Order,
-    Ordered, Overview, Refused,
+    Backends, Command, Conductor, ConductorLimits, Drained, Ended, Handle, NodeCounts,
+    NodeOverview, Order, Ordered, Overview, Refused, ShardCounts,
 };
 pub use detector::{Detector, DetectorLimits, Probe, Seen};
 pub use election::{Elected, serve};
-pub use nodes::{Led, Nodes};
-pub use plan::{Action, Rule, Step, plan, plan_failovers};
+pub use nodes::{Led, Nodes, NotHeard};
+pub use plan::{Action, Rule, Step, idle_shards, plan, plan_failovers};
 pub use procedure::{Act, NodeSight, Outcome, Procedure, ReplicaSight, Sight, State, Task, next};
 pub use records::Marks;
 pub use settings::{BalanceSettings, GroupSettings, LabelValue, Settings, SettingsError};

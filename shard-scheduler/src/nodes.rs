@@ -17,6 +17,20 @@ pub struct Led {
     pub epoch: Epoch,
     /// Offsets that it passed since it was told.
     pub records_replayed: u64,
+    /// From its claim of the log until it served: then neither it nor its predecessor took writes.
+    /// `None`: it led already.
+    pub pause: Option<Duration>,
+}
+
+/// Why a node's beats are not heard.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotHeard {
+    /// It does not answer, or not any more.
+    #[error("{0}")]
+    Silent(String),
+    /// It is there, and does not let this scheduler in.
+    #[error("{0}")]
+    NotLetIn(String),
 }
 
 /// The nodes of a cluster.
@@ -30,7 +44,7 @@ pub trait Nodes: Send + Sync + 'static {
     async fn beats(
         &self,
         node: &NodeEntry,
-    ) -> Result<BoxStream<'static, Result<Beat, String>>, String>;
+    ) -> Result<BoxStream<'static, Result<Beat, String>>, NotHeard>;
 
     /// Whether the node is there.
     async fn probe(&self, node: &NodeEntry, within: Duration) -> Probe;

@@ -8,6 +8,18 @@ use shoal_types::{ShardId, TimestampMs};
 /// Labels that replicas are spread by, at most: 16 bits of 128 are for each.
 const SPREAD_MAX: usize = 8;
 
+/// Longest times, in ms.
+const TIME_MAX_MS: u64 = 366 * 24 * 3600 * 1000;
+/// Largest numbers of changes.
+const COUNT_MAX: usize = 1_000_000;
+/// Length of names.
+const WORD_BYTES_MAX: usize = 128;
+
+fn is_word(text: &str) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+    (1..=WORD_BYTES_MAX).contains(&text.len()) && text.chars().all(fits)
+}
+
 /// The group of shards that are named nowhere.
 const DEFAULT_GROUP: &str = "default";
 
@@ -15,6 +27,9 @@ const DEFAULT_GROUP: &str = "default";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Settings {
+    /// Counts their changes; a change of settings that were read must name the version that was
+    /// read, or 0: whatever they are.
+    pub version: u64,
     /// Balance by load.
     pub balance: BalanceSettings,
     /// A follower that is away for this long is replaced by another one, in ms.
@@ -78,6 +93,7 @@ impl std::error::Error for SettingsError {}
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            version: 0,
             balance: BalanceSettings::default(),
             replace_after_ms: 60_000,
             changes_per_node_max: 4,
@@ -143,10 +159,44 @@ impl Settings {
                 "balance.tolerance is {tolerance}, it must be from 0.01 to 1"
             ));
         }
-        if self.changes_per_node_max == 0 || self.steps_max == 0 {
-            return refused("changes_per_node_max and steps_max must be above 0".into());
+        for (name, value) in [
+            ("replace_after_ms", self.replace_after_ms),
+            ("balance.rest_ms", self.balance.rest_ms),
+        ] {
+            if value > TIME_MAX_MS {
+                return refused(format!(
+                    "{name} is {value}, it must be from 0 to {TIME_MAX_MS} (a year)"
+                ));
+            }
+        }
+        for (name, value) in [
+            ("changes_per_node_max", self.changes_per_node_max),
+            ("steps_max", self.steps_max),
+        ] {
+            if !(1..=COUNT_MAX).contains(&value) {
+                return refused(format!(
+                    "{name} is {value}, it must be from 1 to {COUNT_MAX}"
+                ));
+            }
         }
         for (name, group) in &self.groups {
+            if !is_word(name) {
+                return refused(format!(
+                    "{name:?} cannot name a group: use 1 to {WORD_BYTES_MAX} of A-Z, a-z, 0-9, '_' and '-'"
+                ));
+            }
+            let mut labels: Vec<&String> = group.spread.iter().collect();
+            labels.sort_unstable();
+            labels.dedup();
+            let wrong = group
+                .spread
+                .iter()
+                .any(|l| l.is_empty() || l.len() > WORD_BYTES_MAX);
+            if wrong || labels.len() != group.spread.len() {
+                return refused(format!(
+                    "groups.{name}.spread has a label that is empty, longer than {WORD_BYTES_MAX} bytes or there twice"
+                ));
+            }
             if !(1..=16).contains(&group.replication) {
                 return refused(format!(
                     "groups.{name}.replication is {}, it must be from 1 to 16",

@@ -50,6 +50,8 @@ pub struct Node {
     pub leaves: bool,
     /// Whether it reaches the log; a leader that does not is replaced by one that does.
     pub reaches_log: bool,
+    /// Whether the other nodes reach it; a leader that they do not is replaced by one that they do.
+    pub reached: bool,
     /// Changes under way that it takes part in.
     pub changes: usize,
 }
@@ -58,7 +60,7 @@ impl Node {
     /// Whether it may be given leads.
     #[must_use]
     pub fn takes_leads(&self) -> bool {
-        self.takes_replicas() && !self.leaves
+        self.takes_replicas() && !self.leaves && self.reached
     }
 
     /// Whether it may be given replicas.
@@ -77,6 +79,16 @@ pub struct Load {
     pub read_ms_per_s: f64,
     /// Bytes of rows in memory.
     pub memory_bytes: f64,
+}
+
+impl std::iter::Sum for Load {
+    fn sum<I: Iterator<Item = Self>>(loads: I) -> Self {
+        loads.fold(Self::default(), |all, one| Self {
+            write_bytes_per_s: all.write_bytes_per_s + one.write_bytes_per_s,
+            read_ms_per_s: all.read_ms_per_s + one.read_ms_per_s,
+            memory_bytes: all.memory_bytes + one.memory_bytes,
+        })
+    }
 }
 
 impl Load {

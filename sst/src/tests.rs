@@ -48,6 +48,7 @@ fn cpu_schema() -> Arc<TableSchema> {
         ttl_ms: None,
         origin: TableOrigin::LineProtocol,
         next_column_id: ColumnId(21),
+        part_of: None,
     })
 }
 
@@ -530,6 +531,7 @@ fn every_type() -> (Arc<TableSchema>, Vec<ArrayRef>) {
         ttl_ms: None,
         origin: TableOrigin::Sql,
         next_column_id: ColumnId(20),
+        part_of: None,
     };
     (Arc::new(schema), columns.into_iter().map(|c| c.2).collect())
 }

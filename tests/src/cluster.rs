@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::{Client, Server, root};
+use crate::{Client, EtcdMember, Host, Server, root};
 
 const POLL: Duration = Duration::from_millis(20);
 /// Long enough for a loaded machine; a hang still ends.
@@ -16,10 +16,32 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Stack {
     folder: PathBuf,
+    /// The machine of a test's own network that it runs on; `None`: this one, on loopback.
+    host: Option<Host>,
 }
 
-fn script(name: &str, words: &[&str]) -> Result<String, String> {
-    let done = Command::new(root().join("scripts").join(name))
+/// How many members the services of a [`Stack`] have: 1 or 3.
+#[derive(Clone, Copy, Debug)]
+pub struct Members {
+    /// Of Kafka. Of three each has every record, and two confirm it.
+    pub brokers: usize,
+    /// Of etcd.
+    pub etcds: usize,
+}
+
+impl Default for Members {
+    fn default() -> Self {
+        Self {
+            brokers: 1,
+            etcds: 1,
+        }
+    }
+}
+
+fn script(host: Option<&Host>, name: &str, words: &[&str]) -> Result<String, String> {
+    let path = root().join("scripts").join(name);
+    let done = host
+        .map_or_else(|| Command::new(&path), |host| host.command(&path))
         .args(words)
         .stdin(Stdio::null())
         .output()
@@ -32,13 +54,13 @@ fn script(name: &str, words: &[&str]) -> Result<String, String> {
 }
 
 impl Stack {
-    /// Starts one with one broker below `folder`.
+    /// Starts one with one broker and one etcd below `folder`.
     ///
     /// # Panics
     /// When it does not start.
     #[must_use]
     pub fn start(folder: &Path) -> Self {
-        Self::with_brokers(folder, 1)
+        Self::with(folder, Members::default())
     }
 
     /// Where its brokers are, as a client's `bootstrap.servers`.
@@ -47,21 +69,81 @@ impl Stack {
     /// When its configuration does not name them.
     #[must_use]
     pub fn brokers(&self) -> String {
-        let config = self.config("any");
-        let line = config.lines().find_map(|l| l.strip_prefix("brokers = "));
-        let brokers = line.expect("brokers in the configuration");
-        brokers.trim_matches('"').to_owned()
+        self.configured("brokers")
     }
 
-    /// Starts one with 1 or 3 brokers below `folder`.
+    /// The members of its etcd.
+    ///
+    /// # Panics
+    /// When its configuration does not name them.
+    #[must_use]
+    pub fn etcds(&self) -> Vec<EtcdMember> {
+        let endpoints = self.configured("endpoints");
+        let endpoints: Vec<&str> = endpoints.split(',').collect();
+        let alone = endpoints.len() == 1;
+        let members = endpoints.into_iter().zip(1..);
+        members
+            .map(|(url, number)| {
+                let number = if alone {
+                    String::new()
+                } else {
+                    format!("{number}")
+                };
+                EtcdMember::new(&format!("etcd{number}"), url)
+            })
+            .collect()
+    }
+
+    fn configured(&self, key: &str) -> String {
+        let config = self.config("any");
+        let start = format!("{key} = ");
+        let line = config.lines().find_map(|l| l.strip_prefix(&start));
+        let value = line.unwrap_or_else(|| panic!("{key} in the configuration"));
+        value.trim_matches('"').to_owned()
+    }
+
+    /// Starts one with 1 or 3 brokers and one etcd below `folder`.
     ///
     /// # Panics
     /// When it does not start.
     #[must_use]
-    #[expect(clippy::zombie_processes, reason = "the watcher outlives this process")]
     pub fn with_brokers(folder: &Path, brokers: usize) -> Self {
+        let one = Members::default();
+        Self::with(folder, Members { brokers, ..one })
+    }
+
+    /// Starts one with so many members below `folder`.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn with(folder: &Path, members: Members) -> Self {
+        Self::up(folder, None, members, &[])
+    }
+
+    /// Starts one with one broker and one etcd on a machine of the test's own network. Kafka, S3
+    /// and etcd have its first three addresses, in this order.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start_on(folder: &Path, host: &Host) -> Self {
+        let addresses = host.addresses().iter().map(ToString::to_string);
+        let flags = ["--kafka-host", "--s3-host", "--etcd-host"];
+        let words: Vec<String> = flags
+            .into_iter()
+            .zip(addresses)
+            .flat_map(|(flag, address)| [flag.to_owned(), address])
+            .collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        Self::up(folder, Some(host), Members::default(), &words)
+    }
+
+    #[expect(clippy::zombie_processes, reason = "the watcher outlives this process")]
+    fn up(folder: &Path, host: Option<&Host>, members: Members, words: &[&str]) -> Self {
         let stack = Self {
             folder: folder.join("stack"),
+            host: host.cloned(),
         };
         // A test that is killed cannot end its stack: somebody waits for its end.
         let watch = "while kill -0 \"$1\" 2>/dev/null; do sleep 1; done; exec \"$2\" down --purge --dir \"$3\"";
@@ -79,7 +161,9 @@ impl Stack {
             "starting Kafka, MinIO and etcd in {}",
             stack.folder.display()
         );
-        stack.act(&["up", "--timeout", "300", "--brokers", &brokers.to_string()]);
+        let (brokers, etcds) = (members.brokers.to_string(), members.etcds.to_string());
+        let members = ["--brokers", &brokers, "--etcds", &etcds];
+        stack.act(&[&["up", "--timeout", "300"], &members[..], words].concat());
         stack
     }
 
@@ -90,7 +174,7 @@ impl Stack {
     pub fn act(&self, words: &[&str]) {
         let folder = self.folder.display().to_string();
         let words = [words, &["--dir", &folder]].concat();
-        if let Err(why) = script("stack", &words) {
+        if let Err(why) = script(self.host.as_ref(), "stack", &words) {
             panic!("{why}");
         }
     }
@@ -141,7 +225,7 @@ impl Stack {
 impl Drop for Stack {
     fn drop(&mut self) {
         let folder = self.folder.display().to_string();
-        if let Err(why) = script("stack", &["down", "--purge", "--dir", &folder]) {
+        if let Err(why) = script(None, "stack", &["down", "--purge", "--dir", &folder]) {
             eprintln!("{why}");
         }
     }
@@ -171,12 +255,50 @@ impl Cluster {
         nodes: usize,
         settings: &[(&str, &str)],
     ) -> Self {
+        let mut cluster = Self::prepare(stack, folder, name, settings);
+        for _ in 0..nodes {
+            cluster.add_node(&[]).await;
+        }
+        cluster.known(nodes).await;
+        cluster
+    }
+
+    /// Starts a node on each of these machines, and a scheduler on each of those.
+    ///
+    /// # Panics
+    /// When one does not become ready.
+    pub async fn start_on(
+        stack: &Stack,
+        folder: &Path,
+        name: &str,
+        (nodes, schedulers): (&[Host], &[Host]),
+        settings: &[(&str, &str)],
+    ) -> Self {
+        let mut cluster = Self::prepare(stack, folder, name, settings);
+        for (n, host) in nodes.iter().enumerate() {
+            let mut node = cluster.prepare_node(&format!("n{n}"), &[]).on(host);
+            node.restart().await;
+            cluster.nodes.push(node);
+        }
+        cluster.known(nodes.len()).await;
+        for (n, host) in schedulers.iter().enumerate() {
+            let folder = cluster.folder.join(format!("s{n}"));
+            let scheduler = Server::prepare_scheduler(&folder, &cluster.config, &[]);
+            let mut scheduler = scheduler.on(host);
+            scheduler.restart().await;
+            cluster.schedulers.push(scheduler);
+        }
+        cluster
+    }
+
+    /// No nodes yet.
+    fn prepare(stack: &Stack, folder: &Path, name: &str, settings: &[(&str, &str)]) -> Self {
         let folder = folder.join(name);
         std::fs::create_dir_all(&folder).expect("make the cluster's folder");
         let config = folder.join("shoal.toml");
         std::fs::write(&config, stack.config(name)).expect("write the config");
         let settings = settings.iter();
-        let mut cluster = Self {
+        Self {
             folder,
             config,
             settings: settings
@@ -184,12 +306,7 @@ impl Cluster {
                 .collect(),
             nodes: Vec::new(),
             schedulers: Vec::new(),
-        };
-        for _ in 0..nodes {
-            cluster.add_node(&[]).await;
         }
-        cluster.known(nodes).await;
-        cluster
     }
 
     /// Starts one more node.
@@ -275,6 +392,9 @@ impl Cluster {
 
     /// Waits until the first node hears of so many.
     async fn known(&self, count: usize) {
+        if count == 0 {
+            return;
+        }
         self.until(0, "the nodes know each other", "/v1/admin/nodes", |nodes| {
             let up = nodes.as_array().into_iter().flatten();
             up.filter(|n| n["state"] == "up").count() >= count
@@ -302,6 +422,21 @@ impl Cluster {
             tokio::time::sleep(POLL).await;
             waited += POLL;
         }
+    }
+
+    /// Who leads the shard of a table, as a node tells: the place among [`Self::nodes`].
+    ///
+    /// # Panics
+    /// When nobody does, or the table has several shards.
+    pub async fn leader_of(&self, table: &str, asked_at: usize) -> usize {
+        let path = format!("/v1/route/{table}");
+        let route = self.client(asked_at).get(&path).await;
+        let route: Value = serde_json::from_str(&route.expect("a route")).expect("JSON");
+        let leader = &route["partitions"][0]["leader"]["node"];
+        let mut nodes = self.nodes.iter();
+        nodes
+            .position(|n| *leader == n.node().as_str())
+            .unwrap_or_else(|| panic!("{route}"))
     }
 
     /// All shards, as a node tells.

@@ -8,22 +8,29 @@
 
 mod client;
 mod cluster;
+mod etcd;
 mod ledger;
+mod network;
 mod process;
 mod python;
 
 pub use client::{Answer, Client, Failed, Failure};
-pub use cluster::{Cluster, Stack};
+pub use cluster::{Cluster, Members, Stack};
+pub use etcd::EtcdMember;
 pub use ledger::{Ledger, Outcome};
+pub use network::{Host, Network, Way};
 pub use process::{Server, shoal_bin, shoal_command};
 pub use python::python;
 
 use std::path::{Path, PathBuf};
 
-/// The root of the checkout.
+/// The root of the checkout: the one that the tests run for. A cache that several checkouts share
+/// may hold a program that was built in another one.
 #[must_use]
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    let built_in = env!("CARGO_MANIFEST_DIR").into();
+    let folder = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or(built_in);
+    Path::new(&folder)
         .parent()
         .expect("tests/ is in the checkout")
         .to_path_buf()

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::Client;
+use crate::{Client, Host};
 
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -54,6 +54,10 @@ pub struct Server {
     data_dir: PathBuf,
     /// The role and its flags.
     role: Vec<String>,
+    /// Flag of the listener that the role has besides HTTP and PostgreSQL.
+    listener: Option<&'static str>,
+    /// The machine of a test's own network that it runs on; `None`: this one, on loopback.
+    host: Option<Host>,
     settings: Vec<(String, String)>,
     child: Option<Child>,
     addresses: Value,
@@ -77,6 +81,8 @@ impl Server {
         Self {
             data_dir: data_dir.to_path_buf(),
             role: vec!["standalone".to_owned()],
+            listener: None,
+            host: None,
             settings: settings
                 .iter()
                 .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
@@ -94,9 +100,8 @@ impl Server {
             "node".to_owned(),
             "--config".to_owned(),
             config.display().to_string(),
-            "--grpc-addr".to_owned(),
-            "127.0.0.1:0".to_owned(),
         ];
+        server.listener = Some("--grpc-addr");
         server
     }
 
@@ -108,10 +113,27 @@ impl Server {
             "scheduler".to_owned(),
             "--config".to_owned(),
             config.display().to_string(),
-            "--scheduler-addr".to_owned(),
-            "127.0.0.1:0".to_owned(),
         ];
+        server.listener = Some("--scheduler-addr");
         server
+    }
+
+    /// The same on a machine of the test's own network.
+    #[must_use]
+    pub fn on(mut self, host: &Host) -> Self {
+        self.host = Some(host.clone());
+        self
+    }
+
+    /// The machine that it was put on.
+    ///
+    /// # Panics
+    /// When that is this one.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        self.host
+            .as_ref()
+            .expect("a server on a machine of its own")
     }
 
     /// Whether it was started and not ended by us.
@@ -148,13 +170,24 @@ impl Server {
             .append(true)
             .open(self.log_path())
             .expect("open the server's log");
-        let mut command = shoal_command(&[]);
+        let (mut command, address) = match &self.host {
+            None => (shoal_command(&[]), "127.0.0.1:0".to_owned()),
+            Some(host) => {
+                let mut command = host.command(shoal_bin());
+                // Nobody else reaches it there.
+                command.stdin(Stdio::null()).env("SHOAL_INSECURE", "true");
+                (command, format!("{}:0", host.address()))
+            }
+        };
+        command.args(&self.role);
+        if let Some(flag) = self.listener {
+            command.args([flag, &address]);
+        }
         command
-            .args(&self.role)
             .arg("--data-dir")
             .arg(&self.data_dir)
-            .env("SHOAL_HTTP_ADDR", "127.0.0.1:0")
-            .env("SHOAL_POSTGRES_ADDR", "127.0.0.1:0")
+            .env("SHOAL_HTTP_ADDR", &address)
+            .env("SHOAL_POSTGRES_ADDR", &address)
             .envs(self.settings.iter().map(|(k, v)| (k, v)))
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log);

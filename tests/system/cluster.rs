@@ -355,6 +355,31 @@ async fn a_frozen_leader_that_wakes_up_acknowledges_nothing_more() {
     cluster.replicas_agree(0).await;
 }
 
+/// A node that heard of a change of leaders, and wrote nothing since, does not ask the old leader.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_former_leader_that_froze_after_it_handed_over_holds_no_write_up() {
+    let (dir, stack) = stack();
+    let cluster = Cluster::start(&stack, dir.path(), "former", 3, SMALL).await;
+    for shard in cluster.shard_ids(0).await {
+        cluster.order(0, &shard, "add-follower", 1).await;
+        let promoted = cluster.order(0, &shard, "promote", 1).await;
+        assert_eq!(promoted["state"], "done", "{promoted}");
+    }
+    let third = cluster.client(2);
+    // As long as a change of leaders is under way, writes go to the one who led before.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    cluster.nodes[0].pause();
+    // On both shards. Nothing of it has an id: what is not answered could not be repeated.
+    for table in ["a", "b"] {
+        let create = format!("CREATE TABLE {table} (k BIGINT, PRIMARY KEY (k))");
+        third.sql(&create).await.expect("made");
+        let insert = format!("INSERT INTO {table} VALUES (1)");
+        third.sql(&insert).await.expect("written");
+    }
+    cluster.nodes[0].resume();
+    assert_eq!(third.count("SELECT count(*) FROM a").await, 1);
+}
+
 /// What a replica that stands still may yet need is garbage to nobody: files of its leader's older
 /// manifests, and files that it wrote and has not published.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

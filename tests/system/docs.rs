@@ -21,10 +21,15 @@ fn blocks<'a>(text: &'a str, language: &str) -> Vec<&'a str> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_sql_example_of_the_guide_does_what_the_page_says() {
+    does_what_it_says("docs/sql.md", 25).await;
+    does_what_it_says("docs/partitioning.md", 5).await;
+}
+
+async fn does_what_it_says(name: &str, statements_min: usize) {
     let folder = tempfile::tempdir().expect("a folder");
     let server = Server::start(&folder.path().join("data"), &[]).await;
     let client = server.client();
-    let text = page("docs/sql.md");
+    let text = page(name);
     let mut statements = 0;
     for block in blocks(&text, "sql") {
         let refused = block.starts_with("-- refused");
@@ -46,8 +51,8 @@ async fn every_sql_example_of_the_guide_does_what_the_page_says() {
         }
     }
     assert!(
-        statements > 25,
-        "only {statements} statements were found on the page"
+        statements > statements_min,
+        "{name}: only {statements} statements were found on the page"
     );
 }
 

@@ -25,6 +25,12 @@ pub struct Clients {
     acked: Arc<[AtomicU64; 2]>,
     /// Writes that were told to fail, and were tried again.
     retried: Arc<AtomicU64>,
+    /// What each writer was told to be done.
+    done: Vec<Arc<AtomicU64>>,
+    /// The longest time from the first try of a batch until it was acknowledged.
+    pause_ms_max: Arc<AtomicU64>,
+    /// Reads at the strongest level that were answered.
+    strong: Arc<AtomicU64>,
     eventual: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     tasks: Vec<JoinHandle<()>>,
@@ -39,8 +45,17 @@ fn clients_of(nodes: &[Server]) -> Vec<Client> {
 }
 
 impl Clients {
-    /// Makes two tables and begins: `writers`, a strong reader, and an eventual one.
+    /// Makes two tables and begins: `writers` and a strong reader.
     pub async fn start(cluster: &Cluster, writers: usize) -> Self {
+        Self::begin(cluster, vec![None; writers]).await
+    }
+
+    /// The same with a writer at each node, which tries every write there first.
+    pub async fn at_each_node(cluster: &Cluster) -> Self {
+        Self::begin(cluster, (0..cluster.nodes.len()).map(Some).collect()).await
+    }
+
+    async fn begin(cluster: &Cluster, homes: Vec<Option<usize>>) -> Self {
         for table in TABLES {
             let create = format!(
                 "CREATE TABLE {table} (batch BIGINT, \"row\" BIGINT) WITH (mode = 'append')"
@@ -52,12 +67,16 @@ impl Clients {
             begun: Arc::default(),
             acked: Arc::default(),
             retried: Arc::default(),
+            done: homes.iter().map(|_| Arc::default()).collect(),
+            pause_ms_max: Arc::default(),
+            strong: Arc::default(),
             eventual: Arc::default(),
             stop: Arc::default(),
             tasks: Vec::new(),
         };
-        for _ in 0..writers {
-            all.tasks.push(tokio::spawn(all.writer()));
+        for (home, done) in homes.into_iter().zip(&all.done) {
+            let writer = all.writer(home, Arc::clone(done));
+            all.tasks.push(tokio::spawn(writer));
         }
         all.tasks.push(tokio::spawn(all.reader()));
         all
@@ -78,10 +97,25 @@ impl Clients {
         self.retried.load(Ordering::Relaxed)
     }
 
-    fn writer(&self) -> impl Future<Output = ()> + Send + use<> {
+    /// Rows of table `one` that were acknowledged.
+    pub fn acknowledged(&self) -> u64 {
+        self.acked[0].load(Ordering::SeqCst) * ROWS
+    }
+
+    /// The longest time that a batch took since this was asked last.
+    pub fn longest_pause(&self) -> Duration {
+        Duration::from_millis(self.pause_ms_max.swap(0, Ordering::Relaxed))
+    }
+
+    fn writer(
+        &self,
+        home: Option<usize>,
+        done: Arc<AtomicU64>,
+    ) -> impl Future<Output = ()> + Send + use<> {
         let (nodes, begun) = (Arc::clone(&self.nodes), Arc::clone(&self.begun));
         let (acked, stop) = (Arc::clone(&self.acked), Arc::clone(&self.stop));
         let retried = Arc::clone(&self.retried);
+        let pause_ms_max = Arc::clone(&self.pause_ms_max);
         async move {
             let mut at = 0;
             while !stop.load(Ordering::Relaxed) {
@@ -96,6 +130,7 @@ impl Clients {
                 let id = Ulid::new().to_string();
                 let headers = [("Shoal-Write-Id", id.as_str())];
                 let since = Instant::now();
+                at = home.unwrap_or(at);
                 loop {
                     let client = {
                         let nodes = nodes.lock();
@@ -116,7 +151,10 @@ impl Clients {
                     at += 1;
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
+                let took_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+                pause_ms_max.fetch_max(took_ms, Ordering::Relaxed);
                 acked[table].fetch_add(1, Ordering::SeqCst);
+                done.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
@@ -125,6 +163,7 @@ impl Clients {
     fn reader(&self) -> impl Future<Output = ()> + Send + use<> {
         let (nodes, acked) = (Arc::clone(&self.nodes), Arc::clone(&self.acked));
         let (begun, stop) = (Arc::clone(&self.begun), Arc::clone(&self.stop));
+        let strong = Arc::clone(&self.strong);
         async move {
             let mut turn = 0_usize;
             while !stop.load(Ordering::Relaxed) {
@@ -148,6 +187,7 @@ impl Clients {
                     );
                     assert!(count <= after * ROWS, "{query}: {count}, begun {after}");
                     assert_eq!(count % ROWS, 0, "{query}: half of a batch");
+                    strong.fetch_add(1, Ordering::Relaxed);
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -179,9 +219,28 @@ impl Clients {
                 .sum::<u64>()
         };
         let goal = count() + more;
+        self.until("no progress", || count() >= goal).await;
+    }
+
+    /// Waits until every writer was told of `more` batches, and as many strong reads were answered.
+    pub async fn all_progress(&self, more: u64) {
+        let counts = self.done.iter().chain([&self.strong]);
+        let goals: Vec<_> = counts
+            .map(|count| (count, count.load(Ordering::Relaxed) + more))
+            .collect();
+        let reached = || {
+            goals
+                .iter()
+                .all(|(count, goal)| count.load(Ordering::Relaxed) >= *goal)
+        };
+        self.until("a writer or the reader stands still", reached)
+            .await;
+    }
+
+    async fn until(&self, why: &str, holds: impl Fn() -> bool) {
         let since = Instant::now();
-        while count() < goal {
-            assert!(since.elapsed() < PATIENCE, "no progress");
+        while !holds() {
+            assert!(since.elapsed() < PATIENCE, "{why}");
             for task in &self.tasks {
                 assert!(!task.is_finished(), "a client has failed");
             }

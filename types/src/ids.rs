@@ -80,6 +80,11 @@ impl LogId {
 }
 
 ulid_id!(
+    /// A split, merge or recut of shards: what its records have in common, so that it is decided
+    /// once.
+    ProcedureId
+);
+ulid_id!(
     /// A process that holds replicas, plans queries or schedules.
     NodeId
 );

@@ -66,7 +66,7 @@ pub enum TableOrigin {
 /// `time_column`, the columns before it name a *series*.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TableSchema {
-    /// The table.
+    /// The table; of a partition in its shard, the partition's unit.
     pub table: TableId,
     /// Raised by every change.
     pub version: u32,
@@ -86,6 +86,9 @@ pub struct TableSchema {
     pub origin: TableOrigin,
     /// The id that the next added column gets.
     pub next_column_id: ColumnId,
+    /// The table that it is a partition of, where that has another id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part_of: Option<TableId>,
 }
 
 /// Why a schema cannot be.
@@ -113,6 +116,12 @@ pub enum SchemaError {
 }
 
 impl TableSchema {
+    /// The table, whichever of its partitions this is.
+    #[must_use]
+    pub fn owner(&self) -> TableId {
+        self.part_of.unwrap_or(self.table)
+    }
+
     /// The column with a name, compared exactly.
     #[must_use]
     pub fn column(&self, name: &str) -> Option<&Column> {
@@ -327,6 +336,7 @@ mod tests {
             ttl_ms: None,
             origin: TableOrigin::Sql,
             next_column_id: ColumnId(3),
+            part_of: None,
         }
     }
 

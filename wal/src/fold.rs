@@ -11,17 +11,26 @@
 //! 1. Is it of the current claim, in order? (`NotCurrent`, `Duplicate`, `Gap`)
 //!    From here on the record consumes its `seq`, whatever else is said of it; otherwise one
 //!    refused write would poison its epoch.
-//! 2. `WrongGeneration`: its rows may belong to another shard by now.
-//! 3. `StaleSchema`: its rows cannot be stored as they are.
-//! 4. `Conflict`: it was computed from rows that have changed.
-//! 5. `DuplicateId`, `ExpiredId`: it is done already, or nobody can tell.
-//! 6. `Apply`.
+//! 2. `Sealed`: this shard is about to become part of another.
+//! 3. `WrongGeneration`: its rows may belong to another shard by now.
+//! 4. `StaleSchema`: its rows cannot be stored as they are.
+//! 5. `Conflict`: it was computed from rows that have changed.
+//! 6. `DuplicateId`, `Overlaps`, `ExpiredId`: it is done already, or in part, or nobody can tell.
+//! 7. `Apply`.
+//!
+//! Of a record that changes what the shard owns: 1, then `Decided`, `Sealed`, `StalePlan`, `Apply`
+//! (the `ownership` and `procedures` modules say why).
 //!
 //! Question 1 is asked with more patience behind records that an operator gave up ([`Skipped`]).
 
 mod changes;
 mod imports;
+mod merge;
+mod ownership;
+mod procedures;
 mod recent;
+mod schemas;
+mod scopes;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -32,16 +41,22 @@ use std::sync::Arc;
 use rpds::HashTrieMapSync;
 use serde::{Deserialize, Serialize};
 use shoal_types::{
-    Epoch, ManifestVersion, Offset, RowVersion, Seq, TableId, TableSchema, WriteId, WriterId,
+    Epoch, ManifestVersion, Offset, ProcedureId, RowVersion, Seq, TableId, TableSchema, WriteId,
+    WriterId,
 };
 use uuid::Uuid;
 
-use crate::record::{ManifestRef, Payload, Record, SchemaChange, WriteHeader, WriteIdPart};
+use crate::record::{Covered, ManifestRef, Payload, Record, WriteHeader, WriteIdPart};
 use changes::TableChanges;
 use imports::Imports;
+pub use ownership::{Origin, OwnedUnit, VERSION_BASE_MAX};
+use procedures::Procedures;
+pub use procedures::{Decided, Decision};
 use recent::RecentSchemas;
+pub use scopes::{ScopeSnapshot, TablePart};
 pub use snapshot::{
     ChangesEdit, FoldEdit, FoldEditError, FoldSnapshot, ImportSnapshot, OpenChunk, TableChange,
+    WriteIdEntry,
 };
 use write_ids::WriteIds;
 
@@ -76,10 +91,27 @@ pub enum Verdict {
     },
     /// A write id or import chunk that is applied already: success for the client.
     DuplicateId,
-    /// A write id that the window does not reach: too old, or dated too far ahead. Also a part
-    /// number that an import chunk cannot have.
+    /// Of a write id or import chunk some rows are applied and some not, because its units were cut,
+    /// joined or brought together since. The writer leaves out what is covered and sends the rest
+    /// with this as [`WriteHeader::besides`]; if nothing is left, all is applied.
+    Overlaps {
+        /// What is applied, of the units named. Empty: nothing is, though the record says so.
+        covered: Vec<Covered>,
+    },
+    /// A write id that the window does not reach: too old, or dated too far ahead, or from before
+    /// partitions and its units have changed. Also a part number that an import chunk cannot have,
+    /// and an import of which units were joined that it had got on with differently.
     ExpiredId,
-    /// It changes no state: a barrier, a genesis, a `Manifest` that is not above the last named.
+    /// The shard is sealed: it takes no writes and nothing that changes what it owns until the
+    /// procedure that sealed it is decided. Also a `Seal` while another procedure holds one.
+    Sealed,
+    /// A `Split`, `Merge` or `Recut` that does not fit this state any more, or an `Unseal` by who
+    /// does not hold the seal: plan anew from this state.
+    StalePlan,
+    /// Its procedure was decided here before ([`FoldState::decided`] tells how).
+    Decided,
+    /// It changes no state: a barrier, a genesis, a `Manifest` that is not above the last named;
+    /// a `Seal` or `Abort` that says once more what holds.
     Noted,
 }
 
@@ -88,8 +120,12 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct FoldLimits {
-    /// Write ids remembered, about 40 bytes each.
+    /// Write ids remembered, about 50 bytes each.
     pub write_ids_max: u32,
+    /// Parts of tables that are named in the different scopes of write ids, about 50 bytes each.
+    /// Beyond it the oldest ids are forgotten: only requests that each write to another set of
+    /// tables get there.
+    pub write_id_parts_max: u32,
     /// A write id older than this, by the stamp of the record that carries it, is refused.
     pub write_id_age_ms_max: u64,
     /// A write id dated further ahead of the stamp than this is refused: it would stay in the
@@ -97,18 +133,23 @@ pub struct FoldLimits {
     pub write_id_ahead_ms_max: u64,
     /// Tables whose last change is remembered for UPDATE and DELETE.
     pub changed_tables_max: u32,
-    /// Imports whose progress is remembered.
+    /// Imports whose progress is remembered, counted once for every unit that they write to.
     pub imports_max: u32,
+    /// Procedures whose outcome is remembered; of more, the oldest is forgotten. Whoever may still
+    /// send a record of a procedure must not have seen so many others decided since.
+    pub procedures_max: u32,
 }
 
 impl Default for FoldLimits {
     fn default() -> Self {
         Self {
             write_ids_max: 1 << 18,
+            write_id_parts_max: 1 << 18,
             write_id_age_ms_max: 24 * 3_600_000,
             write_id_ahead_ms_max: 24 * 3_600_000,
             changed_tables_max: 65_536,
             imports_max: 1024,
+            procedures_max: 1024,
         }
     }
 }
@@ -138,6 +179,12 @@ pub struct FoldHead {
     /// Records given up that nothing has settled yet.
     #[serde(default)]
     pub skipped: Skipped,
+    /// The merge that this shard is sealed for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<ProcedureId>,
+    /// The split that made this shard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
 }
 
 /// What records that an operator gave up ([`FoldState::skip`]) may have been, until later records
@@ -162,9 +209,12 @@ pub struct Skipped {
 pub struct FoldState {
     head: FoldHead,
     schemas: Map<TableId, Arc<TableSchema>>,
+    /// What units own that are parts of a table; the others own all of theirs.
+    units: Map<TableId, OwnedUnit>,
     changes: TableChanges,
     write_ids: WriteIds,
     imports: Imports,
+    procedures: Procedures,
     /// Only to find what an edit holds; no verdict asks it.
     recent: RecentSchemas,
 }
@@ -174,9 +224,11 @@ impl PartialEq for FoldState {
     fn eq(&self, other: &Self) -> bool {
         self.head == other.head
             && self.schemas == other.schemas
+            && self.units == other.units
             && self.changes == other.changes
             && self.write_ids == other.write_ids
             && self.imports == other.imports
+            && self.procedures == other.procedures
     }
 }
 
@@ -202,11 +254,15 @@ impl FoldState {
                 generation: 0,
                 manifest: None,
                 skipped: Skipped::default(),
+                seal: None,
+                origin: None,
             },
             schemas: Map::default(),
+            units: Map::default(),
             changes: TableChanges::default(),
             write_ids: WriteIds::default(),
             imports: Imports::default(),
+            procedures: Procedures::default(),
             recent: RecentSchemas::default(),
         }
     }
@@ -276,22 +332,35 @@ impl FoldState {
     pub fn changed_at(&self, table: TableId) -> Offset {
         self.changes.changed_at(table, None)
     }
-    /// Whether a write with this id was applied, as far as is remembered.
+    /// Whether anything of a write with this id was applied, as far as is remembered.
     #[must_use]
     pub fn has_write_id(&self, id: WriteId) -> bool {
         self.write_ids.contains(WriteIdPart { id, part: 0 })
+    }
+    /// Whether all rows of a part of a request that a unit owns were applied, as far as is told:
+    /// `false` also of an id that is forgotten, or from before partitions with its units changed.
+    #[must_use]
+    pub fn covers_write_id(&self, unit: TableId, part: WriteIdPart) -> bool {
+        self.write_ids.covers(part, &self.piece(unit))
     }
     /// Write ids remembered, for the gauge.
     #[must_use]
     pub fn write_id_count(&self) -> usize {
         self.write_ids.len()
     }
+    /// Parts of tables in the scopes of write ids, for the gauge.
+    #[must_use]
+    pub fn write_id_part_count(&self) -> usize {
+        self.write_ids.scope_parts()
+    }
     /// For a resumable import: one past the highest chunk below which all are done as far as this
     /// shard can tell; `None` if it has seen none of it.
     ///
     /// A chunk has rows on some shards only, so one shard's answer may be below another's. To
     /// resume, send again from the smallest answer of the shards concerned (`None` counts as 0);
-    /// what a shard has applied already it answers with `DuplicateId`.
+    /// what a shard has applied already it answers with `DuplicateId`. Where the import writes to
+    /// several units of this shard, records should name all of them, also without rows: a unit that
+    /// never hears of a chunk holds the answer back.
     #[must_use]
     pub fn import_progress(&self, import: u128) -> Option<u64> {
         self.imports.progress(import)
@@ -345,6 +414,9 @@ impl FoldState {
     }
 
     fn judge_write(&self, header: &WriteHeader, stamp_ms: u64) -> Verdict {
+        if self.head.seal.is_some() {
+            return Verdict::Sealed;
+        }
         if header.generation != self.head.generation {
             return Verdict::WrongGeneration;
         }
@@ -359,14 +431,20 @@ impl FoldState {
                 return Verdict::Conflict { table: write.table };
             }
         }
+        if header.import.is_none() && header.write_id.is_none() {
+            return Verdict::Apply;
+        }
+        let pieces = self.pieces(header);
+        let besides = header.besides.as_deref();
         if let Some(chunk) = &header.import {
-            let verdict = self.imports.judge(chunk);
+            let verdict = self.imports.judge(chunk, besides, &pieces);
             if verdict != Verdict::Apply {
                 return verdict;
             }
         }
+        let limits = &self.head.limits;
         match header.write_id {
-            Some(part) => self.write_ids.judge(&self.head.limits, stamp_ms, part),
+            Some(part) => (self.write_ids).judge(limits, stamp_ms, part, besides, &pieces),
             None => Verdict::Apply,
         }
     }
@@ -377,43 +455,17 @@ impl FoldState {
         for write in &header.tables {
             self.changes.note(&limits, write.table, offset, by);
         }
+        if header.import.is_none() && header.write_id.is_none() {
+            return;
+        }
+        let pieces = header.besides.as_ref().map(|_| self.pieces(header));
+        let pieces = pieces.as_deref();
         if let Some(part) = header.write_id {
-            self.write_ids.insert(&limits, stamp_ms, part);
+            self.write_ids.insert(&limits, stamp_ms, part, pieces);
         }
         if let Some(chunk) = &header.import {
-            self.imports.apply(&limits, offset, chunk);
+            self.imports.apply(&limits, offset, chunk, pieces);
         }
-    }
-
-    fn fold_schema(&mut self, offset: Offset, changes: &[SchemaChange]) -> Verdict {
-        // On a copy (which shares everything), so that a refused change undoes those before it.
-        let mut schemas = self.schemas.clone();
-        for change in changes {
-            let table = change.table();
-            let current = schemas.get(&table).map(|s| s.version);
-            match change {
-                SchemaChange::Put(schema) => {
-                    let next = current.map_or(Some(1), |v| v.checked_add(1));
-                    if next != Some(schema.version) {
-                        return Verdict::StaleSchema { table };
-                    }
-                    schemas.insert_mut(table, Arc::clone(schema));
-                }
-                SchemaChange::Drop { .. } => {
-                    if current.is_none() {
-                        return Verdict::StaleSchema { table };
-                    }
-                    schemas.remove_mut(&table);
-                }
-            }
-        }
-        self.schemas = schemas;
-        let limits = self.head.limits;
-        for change in changes {
-            self.changes.note(&limits, change.table(), offset, None);
-            self.recent.note(offset, change.table());
-        }
-        Verdict::Apply
     }
 
     fn fold_claim(&mut self, record: &Record, manifest: ManifestRef) -> Verdict {
@@ -497,7 +549,7 @@ pub fn fold(state: &mut FoldState, offset: Offset, record: &Record) -> Verdict {
     match &record.payload {
         Payload::Genesis(_) | Payload::Barrier(_) => return Verdict::Noted,
         Payload::Claim(manifest) => return state.fold_claim(record, *manifest),
-        Payload::Write(_) | Payload::Schema(_) | Payload::Manifest(_) => {}
+        _ => {}
     }
     let place = state.sequence(record);
     if place != Verdict::Apply {
@@ -519,18 +571,13 @@ pub fn fold(state: &mut FoldState, offset: Offset, record: &Record) -> Verdict {
                 Verdict::Noted
             }
         }
+        Payload::Split(split) => state.fold_split(offset, split),
+        Payload::Recut(recut) => state.fold_recut(offset, recut),
+        Payload::Merge(merge) => state.fold_merge(offset, merge),
+        Payload::Seal { procedure } => state.fold_seal(*procedure),
+        Payload::Unseal { procedure } => state.fold_unseal(offset, *procedure),
+        Payload::Abort { procedure } => state.fold_abort(offset, *procedure),
         Payload::Genesis(_) | Payload::Barrier(_) | Payload::Claim(_) => Verdict::Noted,
-    }
-}
-
-impl SchemaChange {
-    /// The table that it changes.
-    #[must_use]
-    pub fn table(&self) -> TableId {
-        match self {
-            Self::Put(schema) => schema.table,
-            Self::Drop { table } => *table,
-        }
     }
 }
 

@@ -2,15 +2,17 @@
 //! The bytes are laid out in [`codec`].
 
 pub mod codec;
+mod ownership;
 mod text;
 
 pub use codec::{RecordError, RecordId, RecordKind, Remains};
+pub use ownership::{Join, Merge, Move, Recut, Split, UnitCut};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use shoal_types::{
-    ColumnId, Epoch, Incarnation, ManifestVersion, Offset, Seq, ShardId, TableId, TableSchema,
-    TimestampMs, WriteId, WriterId,
+    ColumnId, Epoch, Incarnation, ManifestVersion, Offset, PartitionBounds, ProcedureId, Seq,
+    ShardId, TableId, TableSchema, TimestampMs, WriteId, WriterId,
 };
 use std::sync::Arc;
 use uuid::Uuid;
@@ -59,6 +61,27 @@ pub enum Payload {
     Schema(Vec<SchemaChange>),
     /// A manifest was published.
     Manifest(ManifestRef),
+    /// Units leave for a new shard.
+    Split(Split),
+    /// This shard is to become part of another: from here on it takes no write.
+    Seal {
+        /// The procedure that wants it.
+        procedure: ProcedureId,
+    },
+    /// The merge was decided against: the seal is lifted.
+    Unseal {
+        /// The procedure that holds the seal.
+        procedure: ProcedureId,
+    },
+    /// All units of a sealed shard come in.
+    Merge(Merge),
+    /// The procedure is decided against, if nothing decided it before.
+    Abort {
+        /// The procedure.
+        procedure: ProcedureId,
+    },
+    /// Units are cut and joined in place.
+    Recut(Recut),
 }
 
 /// Names the log, so that a foreign one is recognised.
@@ -98,6 +121,24 @@ pub struct WriteHeader {
     /// For UPDATE and DELETE: the offset of the last record that the statement's reads had
     /// applied. Any later change of a written table by somebody else is a conflict.
     pub read_at: Option<Offset>,
+    /// What earlier records of the same write id and part (or import chunk and part) have brought
+    /// of the units named here, and this one leaves out: empty at the first try, then what
+    /// [`Verdict::Overlaps`](crate::fold::Verdict::Overlaps) told. With it, the record says that it
+    /// brings all other rows of its part that the units named own; the part was cut from the
+    /// request alone, before its rows were routed.
+    ///
+    /// `None`: of a version from before partitions. It is told apart by its id and part alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub besides: Option<Vec<Covered>>,
+}
+
+/// Rows of one unit that were applied before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Covered {
+    /// The unit, as the write names it.
+    pub unit: TableId,
+    /// Those within these bounds; `None`: all of the unit's.
+    pub bounds: Option<Arc<PartitionBounds>>,
 }
 
 /// One table of a write.
@@ -123,7 +164,8 @@ pub struct TableWrite {
 pub struct WriteIdPart {
     /// The client's id.
     pub id: WriteId,
-    /// Large requests become parts, in order.
+    /// Large requests become parts, in order. They are cut from the request alone, before its rows
+    /// are routed, so that a part holds the same rows in every try.
     pub part: u32,
 }
 
@@ -152,6 +194,17 @@ pub enum SchemaChange {
     Drop {
         /// The table.
         table: TableId,
+    },
+    /// What a new unit owns. Stands behind the `Put` that makes the unit, in the same record; a
+    /// unit without it owns its whole table.
+    Own {
+        /// The unit.
+        table: TableId,
+        /// The table that it is a part of: the same for all its units, whichever shards they are
+        /// on. By it the fold knows rows again that were written to another unit.
+        of: TableId,
+        /// What it owns.
+        bounds: Arc<PartitionBounds>,
     },
 }
 
@@ -203,7 +256,7 @@ impl Record {
         }
     }
 
-    /// A record of the holder of a claim; `payload` is a `Write`, `Schema` or `Manifest`.
+    /// A record of the holder of a claim; `payload` is of a sequenced kind.
     #[must_use]
     pub fn sequenced(
         claim: (Epoch, WriterId),
@@ -240,6 +293,12 @@ impl Record {
             Payload::Write(_) => RecordKind::Write,
             Payload::Schema(_) => RecordKind::Schema,
             Payload::Manifest(_) => RecordKind::Manifest,
+            Payload::Split(_) => RecordKind::Split,
+            Payload::Seal { .. } => RecordKind::Seal,
+            Payload::Unseal { .. } => RecordKind::Unseal,
+            Payload::Merge(_) => RecordKind::Merge,
+            Payload::Abort { .. } => RecordKind::Abort,
+            Payload::Recut(_) => RecordKind::Recut,
         }
     }
 }

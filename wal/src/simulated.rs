@@ -5,7 +5,8 @@
 //! Without [`Faults`] it is a plain log that acknowledges at once.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -73,6 +74,8 @@ struct Records {
     late: Vec<Bytes>,
     /// Offsets that no reader gets past, from and to.
     unreadable: Option<(u64, u64)>,
+    /// Where each reader goes on.
+    readers: Vec<Weak<AtomicU64>>,
 }
 
 impl Records {
@@ -195,6 +198,25 @@ impl SimulatedLogStore {
         }
         drop(records);
         medium.changed.notify_waiters();
+    }
+
+    /// Waits until every reader of a shard's log has read all of it: one that knows of records only
+    /// by their receipts does not see them go.
+    pub async fn all_read(&self, shard: ShardId) {
+        let Some(medium) = self.medium(shard) else {
+            return;
+        };
+        loop {
+            {
+                let records = medium.records.lock();
+                let readers = records.readers.iter().filter_map(Weak::upgrade);
+                let mut places = readers.map(|next| next.load(Ordering::SeqCst));
+                if places.all(|next| next >= records.end) {
+                    return;
+                }
+            }
+            tokio::task::yield_now().await;
+        }
     }
 
     /// All records of a shard that are kept, for tests that look behind the scenes.
@@ -325,16 +347,15 @@ impl Log for SimulatedLog {
     }
 
     async fn read(&self, from: Offset) -> Result<Box<dyn LogReader>, LogError> {
-        let reader = SimulatedReader {
-            medium: Arc::clone(&self.medium),
-            next: from.0,
-        };
-        reader
-            .medium
-            .records
-            .lock()
-            .check(self.medium.shard, from)?;
-        Ok(Box::new(reader))
+        let next = Arc::new(AtomicU64::new(from.0));
+        {
+            let mut records = self.medium.records.lock();
+            records.check(self.medium.shard, from)?;
+            records.readers.retain(|reader| reader.strong_count() > 0);
+            records.readers.push(Arc::downgrade(&next));
+        }
+        let medium = Arc::clone(&self.medium);
+        Ok(Box::new(SimulatedReader { medium, next }))
     }
 
     async fn bounds(&self) -> Result<(Offset, Offset), LogError> {
@@ -383,7 +404,7 @@ impl Records {
 
 struct SimulatedReader {
     medium: Arc<Medium>,
-    next: u64,
+    next: Arc<AtomicU64>,
 }
 
 const READ_RECORDS_MAX: usize = 256;
@@ -399,27 +420,28 @@ impl LogReader for SimulatedReader {
             changed.as_mut().enable();
             {
                 let records = medium.records.lock();
-                records.check(medium.shard, Offset(self.next))?;
+                let next = self.next.load(Ordering::SeqCst);
+                records.check(medium.shard, Offset(next))?;
                 let mut until = u64::MAX;
-                if let Some((from, to)) = records.unreadable.filter(|(_, to)| *to > self.next) {
-                    if from <= self.next && records.end > from {
+                if let Some((from, to)) = records.unreadable.filter(|(_, to)| *to > next) {
+                    if from <= next && records.end > from {
                         return Err(LogError::Damaged {
                             shard: medium.shard,
-                            place: format!("simulated offset {}", self.next),
+                            place: format!("simulated offset {}", next),
                             what: "made unreadable".into(),
-                            range: Some((Offset(self.next), Offset(to))),
+                            range: Some((Offset(next), Offset(to))),
                         });
                     }
                     until = from;
                 }
                 let found: Vec<_> = records
                     .kept
-                    .range(self.next..until.max(self.next))
+                    .range(next..until.max(next))
                     .take(READ_RECORDS_MAX)
                     .map(|(o, b)| (Offset(*o), b.clone()))
                     .collect();
                 if let Some((last, _)) = found.last() {
-                    self.next = last.0 + 1;
+                    self.next.store(last.0 + 1, Ordering::SeqCst);
                     return Ok(found);
                 }
             }

@@ -127,7 +127,9 @@ impl Database {
     pub fn status(&self) -> Vec<ShardStatus> {
         let catalog = &self.shared.env.catalog;
         let slots = self.shared.slots.values();
-        slots.map(|s| s.status(catalog.tables_on(s.id))).collect()
+        slots
+            .map(|s| s.status(catalog.partitions_on(s.id)))
+            .collect()
     }
 
     /// How many of the shards that are placed here are served, and those that are not, ascending by

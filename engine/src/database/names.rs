@@ -15,12 +15,13 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use shoal_meta::{MetaError, NamedTable, SchemaEntry, TableEntry};
-use shoal_types::{PartitionId, SchemaError, ShardId, TableId, TableSchema};
+use shoal_meta::{MetaError, NamedTable, Placed, SchemaEntry, TableEntry};
+use shoal_types::{NodeId, SchemaError, ShardId, TableId, TableSchema};
 use shoal_wal::record::SchemaChange;
 
 use super::open::ByShard;
-use super::tables::{TRIES, contended, handle};
+use super::partitions::{NewUnit, new_layout};
+use super::tables::{TRIES, contended};
 use super::{NewTable, Shared, TableHandle};
 use crate::{EngineError, WriteError};
 
@@ -83,7 +84,8 @@ impl Shared {
             }
             match catalog.drop_schema(name, &tables).await {
                 Ok(()) => {
-                    self.forget(tables.iter().map(|t| t.entry)).await;
+                    let units = tables.iter().flat_map(|t| t.entry.placed());
+                    self.forget(units).await;
                     return Ok(true);
                 }
                 Err(MetaError::Conflict) => {}
@@ -102,6 +104,9 @@ impl Shared {
         for table in tables {
             SchemaError::check_name("table", &table.name)?;
             table.schema.check()?;
+            if let Some(partitions) = &table.partitions {
+                partitions.check(&table.schema)?;
+            }
             if !catalog.find_schema(&table.schema_name).await? {
                 return Err(self.schema_not_found(&table.schema_name));
             }
@@ -156,21 +161,34 @@ impl Shared {
             return Ok(());
         }
         let mut named = Vec::with_capacity(missing.len());
-        let mut by_shard: ByShard<Arc<TableSchema>> = HashMap::new();
+        let mut by_shard: ByShard<NewUnit> = HashMap::new();
         let mut placing = self.placing(broken)?;
         for table in missing {
-            let shard = placing.next();
-            let entry = TableEntry {
-                table: TableId::generate(),
-                partition: PartitionId::generate(),
-                shard,
-            };
+            placing.begin_table();
+            let id = TableId::generate();
             let schema = TableSchema {
-                table: entry.table,
+                table: id,
                 version: 1,
                 ..table.schema.clone()
             };
-            by_shard.entry(shard).or_default().push(Arc::new(schema));
+            let entry = match &table.partitions {
+                None => {
+                    let shard = placing.next();
+                    by_shard.entry(shard).or_default().push(NewUnit {
+                        schema: Arc::new(schema),
+                        bounds: None,
+                    });
+                    TableEntry::whole(id, shard)
+                }
+                Some(partitions) => {
+                    let layout = new_layout(partitions, || placing.next())?;
+                    for part in &layout.parts {
+                        let unit = NewUnit::of(&schema, &layout, part);
+                        by_shard.entry(part.shard).or_default().push(unit);
+                    }
+                    TableEntry::partitioned(id, Arc::new(layout))
+                }
+            };
             named.push(NamedTable {
                 schema_name: table.schema_name.as_str().into(),
                 name: table.name.as_str().into(),
@@ -179,7 +197,7 @@ impl Shared {
         }
         let written = by_shard
             .into_iter()
-            .map(|(shard, schemas)| async move { (shard, self.put_schemas(shard, schemas).await) });
+            .map(|(shard, units)| async move { (shard, self.put_units(shard, units).await) });
         let written = futures::future::join_all(written).await;
         let failed = written.into_iter().find(|(_, outcome)| outcome.is_err());
         if let Some((shard, Err(error))) = failed {
@@ -189,9 +207,9 @@ impl Shared {
                     WriteError::ShardHalted { .. } | WriteError::ShardUnavailable { .. }
                 )
             );
-            let others = |entry: &TableEntry| !unserved || entry.shard != shard;
-            self.forget(named.iter().map(|t| t.entry).filter(others))
-                .await;
+            let units = named.iter().flat_map(|t| t.entry.placed());
+            let others = |placed: &Placed| !unserved || placed.shard != shard;
+            self.forget(units.filter(others)).await;
             return Err(if unserved {
                 MakeError::Broken { shard, error }
             } else {
@@ -203,7 +221,8 @@ impl Shared {
             Err(MetaError::Conflict) => {
                 // Another creator took a name (or a schema went): what we made has none.
                 let ours = |t: &&NamedTable| self.env.catalog.placement(t.entry.table).is_none();
-                let lost: Vec<_> = named.iter().filter(ours).map(|t| t.entry).collect();
+                let lost = named.iter().filter(ours);
+                let lost: Vec<_> = lost.flat_map(|t| t.entry.placed()).collect();
                 self.forget(lost.into_iter()).await;
                 Err(MakeError::Raced)
             }
@@ -212,26 +231,33 @@ impl Shared {
         }
     }
 
-    async fn put_schemas(
+    /// Makes units in a shard.
+    pub(super) async fn put_units(
         &self,
         shard: ShardId,
-        schemas: Vec<Arc<TableSchema>>,
+        units: Vec<NewUnit>,
     ) -> Result<(), EngineError> {
         let mut part = Vec::new();
         let mut columns = 0;
-        for schema in schemas {
-            if columns + schema.columns.len() > COLUMNS_A_RECORD && !part.is_empty() {
+        for unit in units {
+            if columns + unit.schema.columns.len() > COLUMNS_A_RECORD && !part.is_empty() {
                 self.submit_schemas(shard, std::mem::take(&mut part))
                     .await?;
                 columns = 0;
             }
-            columns += schema.columns.len() + 8;
-            part.push(SchemaChange::Put(schema));
+            columns += unit.schema.columns.len() + 8;
+            let (table, of) = (unit.schema.table, unit.schema.owner());
+            part.push(SchemaChange::Put(unit.schema));
+            part.extend(unit.bounds.map(|bounds| SchemaChange::Own {
+                table,
+                of,
+                bounds: Arc::new(bounds),
+            }));
         }
         Ok(self.submit_schemas(shard, part).await?)
     }
 
-    fn placing(&self, broken: &HashSet<ShardId>) -> Result<Placing, EngineError> {
+    pub(super) fn placing(&self, broken: &HashSet<ShardId>) -> Result<Placing, EngineError> {
         let catalog = &self.env.catalog;
         let fit: Vec<ShardId> = match self.peers() {
             None => self.open_shards().iter().map(|s| s.id).collect(),
@@ -240,27 +266,40 @@ impl Shared {
                 all.filter(|id| peers.is_led(*id).is_ok()).collect()
             }
         };
-        let counts: Vec<_> = fit
-            .into_iter()
-            .filter(|id| !broken.contains(id))
-            .map(|id| (id, catalog.tables_on(id)))
-            .collect();
-        if counts.is_empty() {
+        let mut fit: Vec<ShardId> = fit.into_iter().filter(|id| !broken.contains(id)).collect();
+        let idle = self
+            .peers()
+            .map(|peers| peers.idle_shards())
+            .unwrap_or_default();
+        if fit.iter().any(|id| idle.contains(id)) {
+            fit.retain(|id| idle.contains(id));
+        }
+        let leader = |id| self.peers().and_then(|peers| peers.leader_of(id));
+        let shards = fit.into_iter().map(|shard| Place {
+            shard,
+            node: leader(shard),
+            partitions: catalog.partitions_on(shard),
+        });
+        let shards: Vec<Place> = shards.collect();
+        if shards.is_empty() {
             return Err(match self.slots.values().next() {
                 Some(slot) => slot.shard().err().unwrap_or(EngineError::ShuttingDown),
                 None => EngineError::Invalid("there are no shards".into()),
             });
         }
-        Ok(Placing { counts })
+        Ok(Placing {
+            shards,
+            on_nodes: HashMap::new(),
+        })
     }
 
     /// Drops the columns of tables that have no name any more. What fails is made good at the next
     /// open: nobody can reach them.
-    async fn forget(&self, tables: impl Iterator<Item = TableEntry>) {
+    pub(super) async fn forget(&self, units: impl Iterator<Item = Placed>) {
         let mut by_shard: ByShard<SchemaChange> = HashMap::new();
-        for entry in tables {
-            let drop = SchemaChange::Drop { table: entry.table };
-            by_shard.entry(entry.shard).or_default().push(drop);
+        for placed in units {
+            let drop = SchemaChange::Drop { table: placed.unit };
+            by_shard.entry(placed.shard).or_default().push(drop);
         }
         for (shard, mut drops) in by_shard {
             match (self.led_here(shard), self.peers()) {
@@ -287,11 +326,11 @@ impl Shared {
         SchemaError::check_name("table", name)?;
         let catalog = &self.env.catalog;
         for _ in 0..TRIES {
-            let Some(named) = catalog.named(table.id) else {
+            let Some(named) = catalog.named(table.table) else {
                 return Err(self.table_not_found(&table.schema_name, &table.name));
             };
             if &*named.name == name {
-                return Ok(handle(&named));
+                return Ok(TableHandle::of(&named));
             }
             if catalog.table(&named.schema_name, name).is_some() {
                 return Err(EngineError::AlreadyExists {
@@ -303,7 +342,7 @@ impl Shared {
                 Ok(()) => {
                     return Ok(TableHandle {
                         name: name.to_owned(),
-                        ..handle(&named)
+                        ..TableHandle::of(&named)
                     });
                 }
                 Err(MetaError::Conflict) => {}
@@ -316,12 +355,12 @@ impl Shared {
     pub(super) async fn drop_table(&self, table: &TableHandle) -> Result<(), EngineError> {
         let catalog = &self.env.catalog;
         for _ in 0..TRIES {
-            let Some(named) = catalog.named(table.id) else {
+            let Some(named) = catalog.named(table.table) else {
                 return Err(self.table_not_found(&table.schema_name, &table.name));
             };
             match catalog.drop_table(&named).await {
                 Ok(()) => {
-                    self.forget(std::iter::once(named.entry)).await;
+                    self.forget(named.entry.placed().into_iter()).await;
                     return Ok(());
                 }
                 Err(MetaError::Conflict) => {}
@@ -348,20 +387,43 @@ impl From<EngineError> for MakeError {
     }
 }
 
-/// Gives each new table to the shard with the fewest.
-struct Placing {
-    counts: Vec<(ShardId, u64)>,
+/// Gives each new partition to the shard with the fewest, of those with the least load; partitions
+/// of one table to different nodes as far as there are some.
+pub(super) struct Placing {
+    shards: Vec<Place>,
+    /// Partitions that this table has on each node.
+    on_nodes: HashMap<NodeId, u64>,
+}
+
+struct Place {
+    shard: ShardId,
+    /// Who leads it.
+    node: Option<NodeId>,
+    partitions: u64,
 }
 
 impl Placing {
-    fn next(&mut self) -> ShardId {
+    /// From here on another table's partitions are placed.
+    pub(super) fn begin_table(&mut self) {
+        self.on_nodes.clear();
+    }
+
+    pub(super) fn next(&mut self) -> ShardId {
         let mut least = 0;
-        for (i, (_, count)) in self.counts.iter().enumerate() {
-            if *count < self.counts[least].1 {
+        let rank = |place: &Place| {
+            let node = place.node.and_then(|node| self.on_nodes.get(&node));
+            (node.copied().unwrap_or(0), place.partitions)
+        };
+        for (i, place) in self.shards.iter().enumerate() {
+            if rank(place) < rank(&self.shards[least]) {
                 least = i;
             }
         }
-        self.counts[least].1 += 1;
-        self.counts[least].0
+        let place = &mut self.shards[least];
+        place.partitions += 1;
+        if let Some(node) = place.node {
+            *self.on_nodes.entry(node).or_default() += 1;
+        }
+        place.shard
     }
 }

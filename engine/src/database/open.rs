@@ -143,6 +143,7 @@ impl Database {
             slots,
             stop: CancellationToken::new(),
             holds: Arc::default(),
+            routers: super::partitions::Routers::default(),
         });
         for shard in shared.led_shards() {
             drop_nameless(&shard).await;
@@ -226,16 +227,23 @@ async fn refuse_foreign_objects(env: &Env) -> Result<(), EngineError> {
 
 pub(super) async fn drop_nameless(shard: &Arc<Shard>) {
     let catalog = &shard.env.catalog;
-    let unknown: Vec<TableId> = {
-        let state = shard.state.read();
-        let tables = state.fold.schemas().map(|s| s.table);
-        tables.filter(|t| catalog.placement(*t).is_none()).collect()
-    };
+    // By table: a unit that a named table's layout does not list may have come with a split that
+    // meta has not been told of yet.
+    let mut unknown: HashMap<TableId, Vec<TableId>> = HashMap::new();
+    for schema in shard.state.read().fold.schemas() {
+        if catalog.placement(schema.owner()).is_none() {
+            unknown
+                .entry(schema.owner())
+                .or_default()
+                .push(schema.table);
+        }
+    }
     if unknown.is_empty() {
         return;
     }
+    let tables: Vec<TableId> = unknown.keys().copied().collect();
     // Another node may be about to name them; from here on it cannot.
-    let nameless = match catalog.forsake(&unknown, shard.env.clock.now_ms()).await {
+    let nameless = match catalog.forsake(&tables, shard.env.clock.now_ms()).await {
         Ok(nameless) => nameless,
         Err(error) => {
             tracing::warn!(shard = %shard.id, %error, "tables without a name not looked for");
@@ -243,7 +251,8 @@ pub(super) async fn drop_nameless(shard: &Arc<Shard>) {
         }
     };
     let drop = |table| SchemaChange::Drop { table };
-    let nameless: Vec<SchemaChange> = nameless.into_iter().map(drop).collect();
+    let units = nameless.iter().filter_map(|table| unknown.remove(table));
+    let nameless: Vec<SchemaChange> = units.flatten().map(drop).collect();
     if nameless.is_empty() {
         return;
     }

@@ -31,11 +31,13 @@ impl Database {
         patience: Duration,
     ) -> Result<ReadView, EngineError> {
         let shard = self.shared.shard(table.shard)?;
-        match shard.view(table.id, level, patience).await {
-            Err(EngineError::NotFound { .. }) => {
+        let views = shard.views_of(&[table.id], level, patience).await;
+        match views.map(|mut views| views.pop()) {
+            Ok(Some(view)) => Ok(view),
+            Ok(None) | Err(EngineError::NotFound { .. }) => {
                 Err(self.table_not_found(&table.schema_name, &table.name))
             }
-            other => other,
+            Err(error) => Err(error),
         }
     }
 

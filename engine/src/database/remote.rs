@@ -4,12 +4,13 @@
 //! looks for the leader again. So a request crosses at most one node, whatever two nodes believe of
 //! each other.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_rows::decode_blocks;
 use shoal_types::{NodeId, ShardId, TableId, TableSchema, WriteId};
-use shoal_wal::record::{Payload, SchemaChange};
+use shoal_wal::record::{Payload, SchemaChange, WriteIdPart};
 use tokio::time::Instant;
 
 use super::writes::{Outcome, Sending, worse};
@@ -135,6 +136,7 @@ impl Shared {
                     match change {
                         SchemaChange::Put(schema) => drop(known.put(schema.table, schema)),
                         SchemaChange::Drop { table } => drop(known.pop(&table)),
+                        SchemaChange::Own { .. } => {}
                     }
                 }
             }
@@ -163,7 +165,7 @@ impl Shared {
 
     /// No replica has the table. One that has a name was in the log before it got that.
     fn not_there(&self, table: &TableHandle) -> EngineError {
-        match self.env.catalog.placement(table.id) {
+        match self.env.catalog.placed(table.id) {
             Some(_) => EngineError::NotFresh {
                 shard: table.shard,
                 what: format!(
@@ -173,6 +175,12 @@ impl Shared {
             },
             None => self.table_not_found(&table.schema_name, &table.name),
         }
+    }
+
+    /// A shard has not one of the tables that were asked for.
+    fn lacks(&self, tables: &[&TableHandle], id: &str) -> EngineError {
+        let named = tables.iter().find(|table| table.id.to_string() == id);
+        self.not_there(named.unwrap_or(&tables[0]))
     }
 
     fn remember(&self, schema: Option<&Arc<TableSchema>>) {
@@ -280,7 +288,7 @@ impl Shared {
             && let Some(named) = self.env.catalog.named(*table)
         {
             // Else its next try would be built with the same old columns.
-            let refreshed = self.refresh_schema(&super::tables::handle(&named)).await;
+            let refreshed = self.refresh_schema(&TableHandle::of(&named)).await;
             if let Err(error) = refreshed {
                 tracing::debug!(%table, %error, "schema not brought up to date");
             }
@@ -295,18 +303,61 @@ impl Database {
     /// # Errors
     /// As [`Self::read_view_at`].
     pub async fn read(&self, table: &TableHandle, read: &Read) -> Result<ReadView, EngineError> {
+        let mut views = self.read_all(std::slice::from_ref(table), read).await?;
+        views
+            .pop()
+            .ok_or_else(|| EngineError::Invalid("a read without a view".into()))
+    }
+
+    /// As [`Self::read`], of several tables or partitions, in their order: those of one shard at one
+    /// position.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub async fn read_all(
+        &self,
+        tables: &[TableHandle],
+        read: &Read,
+    ) -> Result<Vec<ReadView>, EngineError> {
+        let mut by_shard: BTreeMap<ShardId, Vec<usize>> = BTreeMap::new();
+        for (at, table) in tables.iter().enumerate() {
+            by_shard.entry(table.shard).or_default().push(at);
+        }
+        let taken = by_shard.into_values().map(|places| async move {
+            let wanted: Vec<&TableHandle> = places.iter().map(|at| &tables[*at]).collect();
+            let views = self.read_shard(&wanted, read).await?;
+            Ok::<_, EngineError>(places.into_iter().zip(views))
+        });
+        let taken = futures::future::try_join_all(taken).await?;
+        let mut views: Vec<(usize, ReadView)> = taken.into_iter().flatten().collect();
+        views.sort_by_key(|(at, _)| *at);
+        Ok(views.into_iter().map(|(_, view)| view).collect())
+    }
+
+    /// Views of tables of one shard, of which there is at least one.
+    async fn read_shard(
+        &self,
+        tables: &[&TableHandle],
+        read: &Read,
+    ) -> Result<Vec<ReadView>, EngineError> {
         let shared = &self.shared;
+        let id = tables[0].shard;
+        let units: Vec<TableId> = tables.iter().map(|table| table.id).collect();
         let patience = read.patience.unwrap_or(shared.patience());
         let Some(peers) = shared.peers() else {
-            return self.read_view_at(table, &read.level, patience).await;
+            let shard = shared.shard(id)?;
+            return match shard.views_of(&units, &read.level, patience).await {
+                Err(EngineError::NotFound { name, .. }) => Err(shared.lacks(tables, &name)),
+                other => other,
+            };
         };
         let deadline = Instant::now() + patience;
         let encoded = loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            if let Ok(shard) = shared.shard(table.shard)
+            if let Ok(shard) = shared.shard(id)
                 && fits(&shard, read.place)
             {
-                match self.read_view_at(table, &read.level, left).await {
+                match shard.views_of(&units, &read.level, left).await {
                     // It was closed meanwhile.
                     Err(EngineError::ShardUnavailable { .. }) => {}
                     // It was opened a moment ago and has not read that far.
@@ -321,26 +372,34 @@ impl Database {
                 patience: Some(left),
                 ..read.clone()
             };
-            match peers.read_view(table.shard, table.id, &elsewhere).await {
+            match peers.read_views(id, &units, &elsewhere).await {
                 // What is to answer here is being opened.
                 Err(EngineError::ShardUnavailable { .. } | EngineError::NotFound { .. })
-                    if peers.may_answer(table.shard, read.place) && Instant::now() < deadline =>
+                    if peers.may_answer(id, read.place) && Instant::now() < deadline =>
                 {
                     tokio::time::sleep(PAUSE).await;
                 }
-                Err(EngineError::NotFound { .. }) => {
-                    return Err(self.shared.not_there(table));
+                Err(EngineError::NotFound { name, .. }) => {
+                    return Err(shared.lacks(tables, &name));
                 }
                 other => break other?,
             }
         };
         let predicate = shared.env.predicate.clone();
+        let decode = move || {
+            let views = encoded
+                .into_iter()
+                .map(|view| view.decode(predicate.clone()));
+            views.collect::<Result<Vec<_>, _>>()
+        };
         // Its rows may be many, and sorting them is work.
-        let view = tokio::task::spawn_blocking(move || encoded.decode(predicate))
+        let views = tokio::task::spawn_blocking(decode)
             .await
             .map_err(|e| EngineError::Invalid(format!("decoding a view: {e}")))??;
-        shared.remember(Some(&view.schema));
-        Ok(view)
+        for view in &views {
+            shared.remember(Some(&view.schema));
+        }
+        Ok(views)
     }
 
     /// Brings what this process knows of a table's columns up to date; another node may have
@@ -393,6 +452,8 @@ impl Database {
                     block.check().map_err(|e| broken(e.to_string()))?;
                 }
                 parts.push(Part {
+                    number: part.number,
+                    last: part.last,
                     tables: part.tables,
                     body: part.body,
                     blocks: blocks.into_iter().map(Arc::new).collect(),
@@ -471,17 +532,17 @@ impl Database {
         Ok(self.shared.led_here(shard)?.schema(table))
     }
 
-    /// For another node: a view by this process's replica of a shard.
+    /// For another node: views by this process's replica of a shard, all at one position.
     ///
     /// # Errors
     /// As [`Self::read_view_at`]; [`EngineError::ShardUnavailable`] also where the replica is not
     /// of the kind that was asked for.
-    pub async fn view_here(
+    pub async fn views_here(
         &self,
         shard: ShardId,
-        table: TableId,
+        tables: &[TableId],
         read: &Read,
-    ) -> Result<ReadView, EngineError> {
+    ) -> Result<Vec<ReadView>, EngineError> {
         let replica = self.shared.shard(shard)?;
         if !fits(&replica, read.place) {
             let role = if replica.leads() { "leads" } else { "follows" };
@@ -491,7 +552,7 @@ impl Database {
             });
         }
         let patience = read.patience.unwrap_or(self.shared.patience());
-        replica.view(table, &read.level, patience).await
+        replica.views_of(tables, &read.level, patience).await
     }
 
     /// For another node: an import's progress on a shard that this process leads.
@@ -603,18 +664,18 @@ impl Database {
         led.compact_fully(table).await.map(|_| ())
     }
 
-    /// Whether a write to a table's shard with this id was applied, as far as is remembered.
+    /// Whether a write with this id was applied to a table or partition, as far as is remembered.
     ///
     /// # Errors
     /// [`EngineError::ShardUnavailable`].
     pub async fn was_applied(&self, table: &TableHandle, id: WriteId) -> Result<bool, EngineError> {
         if let Ok(replica) = self.shared.shard(table.shard) {
-            return Ok(replica.state.read().fold.has_write_id(id));
+            return Ok(replica.has_applied(table.id, id));
         }
         let told = self.shared.of_leader(
             table.shard,
-            |shard| async move { Ok(shard.state.read().fold.has_write_id(id)) },
-            |peers| async move { peers.was_applied(table.shard, id).await },
+            |shard| async move { Ok(shard.has_applied(table.id, id)) },
+            |peers| async move { peers.was_applied(table.shard, table.id, id).await },
         );
         told.await
     }
@@ -623,9 +684,13 @@ impl Database {
     ///
     /// # Errors
     /// As [`Self::schema_here`].
-    pub fn was_applied_here(&self, shard: ShardId, id: WriteId) -> Result<bool, EngineError> {
-        let led = self.shared.led_here(shard)?;
-        Ok(led.state.read().fold.has_write_id(id))
+    pub fn was_applied_here(
+        &self,
+        shard: ShardId,
+        table: TableId,
+        id: WriteId,
+    ) -> Result<bool, EngineError> {
+        Ok(self.shared.led_here(shard)?.has_applied(table, id))
     }
 
     /// This node; `None`: the process is alone.
@@ -668,6 +733,14 @@ impl Database {
     #[must_use]
     pub fn shard_ids(&self) -> Vec<ShardId> {
         self.shared.slots.keys().copied().collect()
+    }
+}
+
+impl Shard {
+    /// Whether the first part of a write with this id was applied to a unit.
+    fn has_applied(&self, unit: TableId, id: WriteId) -> bool {
+        let part = WriteIdPart { id, part: 0 };
+        self.state.read().fold.covers_write_id(unit, part)
     }
 }
 

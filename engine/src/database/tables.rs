@@ -15,16 +15,6 @@ use crate::{EngineError, WriteError};
 /// How often a change is tried when others change the same thing.
 pub(super) const TRIES: u32 = 32;
 
-pub(super) fn handle(table: &NamedTable) -> TableHandle {
-    TableHandle {
-        schema_name: table.schema_name.to_string(),
-        name: table.name.to_string(),
-        id: table.entry.table,
-        partition: table.entry.partition,
-        shard: table.entry.shard,
-    }
-}
-
 fn nearest<'a>(name: &str, all: impl Iterator<Item = &'a str>) -> Option<String> {
     all.map(|other| (strsim::damerau_levenshtein(name, other), other))
         .filter(|(distance, _)| *distance <= 2.max(name.len() / 4))
@@ -63,13 +53,11 @@ impl Shared {
 
     pub(super) fn table(&self, schema_name: &str, name: &str) -> Option<TableHandle> {
         let entry = self.env.catalog.table(schema_name, name)?;
-        Some(TableHandle {
-            schema_name: schema_name.to_owned(),
-            name: name.to_owned(),
-            id: entry.table,
-            partition: entry.partition,
-            shard: entry.shard,
-        })
+        Some(TableHandle::of(&NamedTable {
+            schema_name: schema_name.into(),
+            name: name.into(),
+            entry,
+        }))
     }
 }
 
@@ -127,16 +115,21 @@ impl Database {
         Ok(self.shared.env.catalog.sync().await?)
     }
 
-    /// A table by id.
+    /// The table that an id is of: a table's, or one of its partitions' in its shard.
     #[must_use]
     pub fn table_by_id(&self, table: TableId) -> Option<TableHandle> {
-        self.shared.env.catalog.named(table).map(|t| handle(&t))
+        let named = self.shared.env.catalog.named(table);
+        named.as_ref().map(TableHandle::of)
     }
 
     /// Tables of a schema, sorted by name.
     pub fn tables(&self, schema_name: &str) -> Vec<TableHandle> {
         let tables = self.shared.env.catalog.tables(schema_name);
-        tables.unwrap_or_default().iter().map(handle).collect()
+        tables
+            .unwrap_or_default()
+            .iter()
+            .map(TableHandle::of)
+            .collect()
     }
 
     /// Number of tables of all schemas.
@@ -237,6 +230,7 @@ impl Database {
                 return Ok(current);
             };
             new.table = current.table;
+            new.part_of = current.part_of;
             new.version = current.version + 1;
             new.check()?;
             if new.incarnation < current.incarnation {
@@ -247,7 +241,10 @@ impl Database {
             let new = Arc::new(new);
             let changes = vec![SchemaChange::Put(Arc::clone(&new))];
             match self.shared.submit_schemas(table.shard, changes).await {
-                Ok(()) => return Ok(new),
+                Ok(()) => {
+                    self.shared.bring_up_all(table, &new).await;
+                    return Ok(new);
+                }
                 Err(WriteError::StaleSchema { .. }) => {}
                 Err(e) => return Err(e.into()),
             }

@@ -1,25 +1,34 @@
 //! Rows in.
 //!
-//! Order: check the blocks → wait for room in memory (bounded) → route by table to shards → cut
-//! into records, encode → hand each shard its records in order, all shards side by side → wait for
-//! all verdicts. The unit that is applied whole or not at all is one record; a request that became
-//! several may fail in part, and then says so unless a write id makes its retry harmless.
+//! Order: check the blocks → wait for room in memory (bounded) → route rows to the shards of their
+//! partitions → cut into records, encode → hand each shard its records in order, all shards side by
+//! side → wait for all verdicts. The unit that is applied whole or not at all is one record; a
+//! request that became several may fail in part, and then says so unless a write id makes its retry
+//! harmless.
+//!
+//! A request that may be sent again is cut before it is routed: its part `n` has the same rows in
+//! every try, and each shard's record of it says which units it brings all rows of (the fold's
+//! `write_ids`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bytes::Bytes;
+use shoal_meta::PARTITIONS_MAX;
 use shoal_rows::RowBlock;
-use shoal_types::{Offset, Retry, ShardId, WriteId};
-use shoal_wal::record::{ImportChunk, Payload, TableWrite, Write, WriteHeader, WriteIdPart};
+use shoal_types::{Offset, Retry, ShardId, TableId, WriteId};
+use shoal_wal::record::{
+    Covered, ImportChunk, Payload, TableWrite, Write, WriteHeader, WriteIdPart,
+};
 
 use super::{Commit, CommitToken, Database, TableHandle, WriteOptions, as_write_error};
 use crate::peers::{RecordPart, ShardCommit, ShardWrite};
 use crate::shard::Shard;
-use crate::shard::parts::{Part, PartLimits, cut};
-use crate::shard::write::Acknowledged;
+use crate::shard::parts::{Part, PartLimits, cut, encode_share, group};
+use crate::shard::write::{Acknowledged, Answer};
 use crate::{EngineError, WriteError};
 
+/// How often a record is sent again because more of it turned out to be applied.
+const OVERLAPS_MAX: u32 = 8;
 /// Rows above this are cut and encoded on a thread of their own.
 const INLINE_BYTES_MAX: usize = 256 << 10;
 
@@ -48,6 +57,8 @@ impl Sending {
 
     pub(super) fn to_shard_write(&self) -> ShardWrite {
         let parts = self.parts.iter().map(|part| RecordPart {
+            number: part.number,
+            last: part.last,
             tables: part.tables.clone(),
             body: part.body.clone(),
         });
@@ -71,31 +82,24 @@ impl From<ShardCommit> for Acknowledged {
 }
 
 impl Shard {
-    /// Sends records in order and waits for all of them; one outcome a record that was tried.
+    /// Sends records in order and waits for all of them; one outcome a record that was tried. Those
+    /// that may be sent again go one after another: of one it may turn out that rows of it were
+    /// applied before, and the rest must not come behind the next.
     pub(super) async fn send_parts(&self, sending: Sending, patience: Duration) -> Vec<Outcome> {
-        let count = sending.parts.len();
-        let generation = self.state.read().fold.generation();
-        let mut waiting = Vec::with_capacity(count);
-        let mut outcomes = Vec::with_capacity(count);
-        for (number, part) in sending.parts.into_iter().enumerate() {
-            let last_part = number + 1 == count;
-            let number = u32::try_from(number).unwrap_or(u32::MAX);
-            let header = WriteHeader {
-                generation,
-                tables: part.tables,
-                write_id: sending.write_id.map(|id| WriteIdPart { id, part: number }),
-                import: sending.import.map(|chunk| ImportChunk {
-                    part: number,
-                    last_part,
-                    ..chunk
-                }),
-                read_at: sending.read_at,
-            };
-            let payload = Payload::Write(Write {
-                header,
-                body: part.body,
-            });
-            match self.send(payload, part.blocks, patience).await {
+        let is_numbered = sending.is_idempotent();
+        let mut waiting = Vec::with_capacity(sending.parts.len());
+        let mut outcomes = Vec::with_capacity(sending.parts.len());
+        for part in &sending.parts {
+            if is_numbered {
+                let outcome = self.send_numbered(&sending, part.clone(), patience).await;
+                let failed = outcome.is_err();
+                outcomes.push(outcome);
+                if failed {
+                    break;
+                }
+                continue;
+            }
+            match self.send_part(&sending, part.clone(), None, patience).await {
                 Ok(receiver) => waiting.push(receiver),
                 Err(error) => {
                     // Later parts without this one would be out of order.
@@ -108,6 +112,61 @@ impl Shard {
             outcomes.push(self.answer(receiver, patience).await);
         }
         outcomes
+    }
+
+    /// Sends a record that may have been sent before, and without what was applied of it.
+    async fn send_numbered(
+        &self,
+        sending: &Sending,
+        mut part: Part,
+        patience: Duration,
+    ) -> Outcome {
+        let mut besides = Vec::new();
+        for _ in 0..OVERLAPS_MAX {
+            let sent = self
+                .send_part(sending, part.clone(), Some(besides), patience)
+                .await?;
+            match self.answer(sent, patience).await {
+                Err(WriteError::Overlaps { covered }) => {
+                    part.leave_out(&covered)?;
+                    besides = covered;
+                }
+                other => return other,
+            }
+        }
+        Err(WriteError::Overloaded(format!(
+            "shard {}: what it owns changes all the time",
+            self.id
+        )))
+    }
+
+    async fn send_part(
+        &self,
+        sending: &Sending,
+        part: Part,
+        besides: Option<Vec<Covered>>,
+        patience: Duration,
+    ) -> Result<tokio::sync::oneshot::Receiver<Answer>, WriteError> {
+        let header = WriteHeader {
+            generation: self.state.read().fold.generation(),
+            tables: part.tables,
+            write_id: sending.write_id.map(|id| WriteIdPart {
+                id,
+                part: part.number,
+            }),
+            import: sending.import.map(|chunk| ImportChunk {
+                part: part.number,
+                last_part: part.last,
+                ..chunk
+            }),
+            read_at: sending.read_at,
+            besides,
+        };
+        let payload = Payload::Write(Write {
+            header,
+            body: part.body,
+        });
+        self.send(payload, part.blocks, patience).await
     }
 }
 
@@ -124,30 +183,18 @@ impl Database {
         let patience = self.write_patience(&options);
         let mut rows = 0;
         let mut by_shard: BTreeMap<ShardId, Vec<RowBlock>> = BTreeMap::new();
-        if options.read_at.is_none() {
-            let tables = blocks.iter().map(|block| block.table);
-            self.shared.holds.wait(tables, patience).await?;
-        }
-        for block in blocks {
+        for block in &blocks {
             block
                 .check()
                 .map_err(|e| WriteError::Invalid(e.to_string()))?;
-            if block.rows() == 0 {
-                continue;
-            }
             rows += block.rows() as u64;
-            let shard = self.shard_of(block.table)?;
-            by_shard.entry(shard).or_default().push(block);
         }
-        if options.import.is_some() {
-            // Every shard notes every chunk, also those that have no rows for it: then the least
-            // progress of all shards is the progress of the import.
-            for shard in self.shared.slots.values() {
-                // One process alone goes on without a shard that it cannot open.
-                if self.shared.peers().is_some() || shard.shard().is_ok() {
-                    by_shard.entry(shard.id).or_default();
-                }
-            }
+        let is_numbered = options.write_id.is_some() || options.import.is_some();
+        if is_numbered && !options.atomic && options.read_at.is_none() {
+            return self.write_numbered(blocks, rows, &options, patience).await;
+        }
+        for (shard, block) in self.routed(blocks, &options, patience).await? {
+            by_shard.entry(shard).or_default().push(block);
         }
         if by_shard.is_empty() {
             return Ok(Commit::default());
@@ -155,7 +202,7 @@ impl Database {
         if options.atomic && by_shard.len() > 1 {
             return Err(WriteError::TooLargeForAtomic {
                 what: format!(
-                    "its tables are on {} shards; send one table at a time",
+                    "its rows belong to {} shards; send those of one table, or of one partition, at a time",
                     by_shard.len()
                 ),
             });
@@ -167,6 +214,154 @@ impl Database {
             .map(|o| self.write_shard(o, &options, patience));
         let outcomes = futures::future::join_all(sent).await;
         self.gather(outcomes.into_iter().flatten().collect(), rows, &options)
+    }
+
+    /// Brings rows to the shards of their partitions, once nobody holds these.
+    async fn routed(
+        &self,
+        blocks: Vec<RowBlock>,
+        options: &WriteOptions,
+        patience: Duration,
+    ) -> Result<Vec<(ShardId, RowBlock)>, WriteError> {
+        let mut routed = self.shared.route(blocks)?;
+        routed.retain(|(_, block)| block.rows() > 0);
+        if options.read_at.is_none() {
+            let units = routed.iter().map(|(_, block)| block.table);
+            self.shared.holds.wait(units, patience).await?;
+        }
+        Ok(routed)
+    }
+
+    /// Writes rows that may be sent again: cut first, then routed.
+    async fn write_numbered(
+        &self,
+        blocks: Vec<RowBlock>,
+        rows: u64,
+        options: &WriteOptions,
+        patience: Duration,
+    ) -> Result<Commit, WriteError> {
+        self.wait_for_memory(patience).await?;
+        let limits = match options.record_a_shard {
+            true => PartLimits::of(&self.shared.env.config),
+            false => self.shared.env.stable_limits,
+        };
+        // A statement that is sent again may bring rows to partitions that it had none for.
+        let named = match options.import.is_some() || options.record_a_shard {
+            true => self.units_of(&blocks),
+            false => BTreeMap::new(),
+        };
+        let groups = tokio::task::spawn_blocking(move || group(blocks, limits));
+        let mut groups = groups
+            .await
+            .map_err(|e| WriteError::Invalid(format!("cutting rows: {e}")))?;
+        if groups.is_empty() && options.import.is_some() {
+            groups.push(Vec::new());
+        }
+        let count = groups.len();
+        if options.record_a_shard && count > 1 {
+            return Err(too_many_records(count, limits));
+        }
+        let mut by_shard: BTreeMap<ShardId, Vec<Part>> = BTreeMap::new();
+        for (number, group) in groups.into_iter().enumerate() {
+            let mut shares: BTreeMap<ShardId, Vec<RowBlock>> = BTreeMap::new();
+            for (shard, block) in self.routed(group, options, patience).await? {
+                shares.entry(shard).or_default().push(block);
+            }
+            for shard in named.keys() {
+                shares.entry(*shard).or_default();
+            }
+            for (shard, blocks) in shares {
+                let named = named.get(&shard).cloned().unwrap_or_default();
+                let encode = move || encode_share(blocks, &named, limits);
+                let encoded = tokio::task::spawn_blocking(encode).await;
+                let encoded =
+                    encoded.map_err(|e| WriteError::Invalid(format!("encoding rows: {e}")))??;
+                by_shard.entry(shard).or_default().push(Part {
+                    number: u32::try_from(number).unwrap_or(u32::MAX),
+                    last: number + 1 == count,
+                    ..encoded
+                });
+            }
+        }
+        if options.import.is_some() {
+            // Every shard notes every chunk, also those that have no rows for it: then the least
+            // progress of all shards is the progress of the import.
+            for shard in self.shared.slots.values() {
+                // One process alone goes on without a shard that it cannot open.
+                if self.shared.peers().is_some() || shard.shard().is_ok() {
+                    by_shard.entry(shard.id).or_insert_with(|| {
+                        vec![Part {
+                            last: true,
+                            ..Part::default()
+                        }]
+                    });
+                }
+            }
+        }
+        if self.shared.peers().is_none() {
+            for shard in by_shard.keys() {
+                self.shared.shard(*shard).map_err(as_write_error)?;
+            }
+        }
+        let outgoing = by_shard.into_iter();
+        let sent = outgoing
+            .map(|(shard, parts)| self.write_shard(Outgoing { shard, parts }, options, patience));
+        let outcomes = futures::future::join_all(sent).await;
+        self.gather(outcomes.into_iter().flatten().collect(), rows, options)
+    }
+
+    /// All units of the tables of some rows, by shard: each record of an import's chunk names them,
+    /// whether it has rows of theirs or not, so that every unit hears of the chunk's last part.
+    fn units_of(
+        &self,
+        blocks: &[RowBlock],
+    ) -> BTreeMap<ShardId, Vec<(TableId, shoal_types::Incarnation)>> {
+        let mut units: BTreeMap<ShardId, Vec<_>> = BTreeMap::new();
+        let mut seen = std::collections::BTreeSet::new();
+        for block in blocks {
+            let Some(entry) = self.shared.env.catalog.placement(block.table) else {
+                continue;
+            };
+            for placed in entry.placed() {
+                if seen.insert(placed.unit) {
+                    let of_shard = units.entry(placed.shard).or_default();
+                    of_shard.push((placed.unit, block.incarnation));
+                }
+            }
+        }
+        units
+    }
+
+    /// Notes at a partition that a request was done, which had nothing for it.
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    pub async fn note_write_id(
+        &self,
+        partition: &TableHandle,
+        id: WriteId,
+        options: WriteOptions,
+    ) -> Result<(), WriteError> {
+        let patience = self.write_patience(&options);
+        let schema = self
+            .shared
+            .known_schema(partition)
+            .map_err(as_write_error)?;
+        let named = [(partition.id, schema.incarnation)];
+        let part = Part {
+            last: true,
+            ..encode_share(Vec::new(), &named, self.shared.env.stable_limits)?
+        };
+        let outgoing = Outgoing {
+            shard: partition.shard,
+            parts: vec![part],
+        };
+        let options = WriteOptions {
+            write_id: Some(id),
+            ..options
+        };
+        let outcomes = self.write_shard(outgoing, &options, patience).await;
+        self.gather(outcomes, 0, &options).map(|_| ())
     }
 
     /// Deletes the rows of an append table that match an SQL predicate, as one record.
@@ -184,7 +379,7 @@ impl Database {
         self.shared.holds.wait(tables, patience).await?;
         let schema = match self.shared.current_schema(table).await {
             Ok(schema) => schema,
-            Err(EngineError::NotFound { .. }) => return Err(self.dropped(table.id)),
+            Err(EngineError::NotFound { .. }) => return Err(dropped(table.id)),
             Err(error) => return Err(as_write_error(error)),
         };
         let part = Part {
@@ -195,8 +390,8 @@ impl Database {
                 rows: 0,
                 delete_where: Some(predicate.to_owned()),
             }],
-            body: Bytes::new(),
-            blocks: Vec::new(),
+            last: true,
+            ..Part::default()
         };
         let outgoing = Outgoing {
             shard: table.shard,
@@ -259,19 +454,6 @@ impl Database {
         options.timeout.unwrap_or(self.shared.patience())
     }
 
-    fn dropped(&self, table: shoal_types::TableId) -> WriteError {
-        WriteError::Invalid(format!("table {table} does not exist any more"))
-    }
-
-    fn shard_of(&self, table: shoal_types::TableId) -> Result<ShardId, WriteError> {
-        self.shared
-            .env
-            .catalog
-            .placement(table)
-            .map(|entry| entry.shard)
-            .ok_or_else(|| self.dropped(table))
-    }
-
     /// Waits while rows in memory exceed one and a half times their budget: flushes lag behind.
     pub(super) async fn wait_for_memory(&self, patience: Duration) -> Result<(), WriteError> {
         let env = &self.shared.env;
@@ -310,41 +492,23 @@ impl Database {
         options: &WriteOptions,
     ) -> Result<Vec<Outgoing>, WriteError> {
         let env = &self.shared.env;
-        let numbered = options.write_id.is_some() || options.import.is_some();
-        let limits = if numbered && !options.atomic {
-            env.stable_limits
-        } else {
-            PartLimits::of(&env.config)
-        };
+        let one_record = options.atomic || options.record_a_shard;
+        let limits = PartLimits::of(&env.config);
         let mut outgoing = Vec::with_capacity(by_shard.len());
         for (shard, blocks) in by_shard {
             if self.shared.peers().is_none() {
                 self.shared.shard(shard).map_err(as_write_error)?;
             }
             let bytes: usize = blocks.iter().map(RowBlock::memory_bytes).sum();
-            let mut parts = if bytes > INLINE_BYTES_MAX {
+            let parts = if bytes > INLINE_BYTES_MAX {
                 tokio::task::spawn_blocking(move || cut(blocks, limits))
                     .await
                     .map_err(|e| WriteError::Invalid(format!("encoding rows: {e}")))??
             } else {
                 cut(blocks, limits)?
             };
-            if options.atomic && parts.len() > 1 {
-                return Err(WriteError::TooLargeForAtomic {
-                    what: format!(
-                        "its rows need {} records of at most {} bytes and {} rows",
-                        parts.len(),
-                        limits.bytes_max,
-                        limits.rows_max
-                    ),
-                });
-            }
-            if parts.is_empty() {
-                parts.push(Part {
-                    tables: Vec::new(),
-                    body: Bytes::new(),
-                    blocks: Vec::new(),
-                });
+            if one_record && parts.len() > 1 {
+                return Err(too_many_records(parts.len(), limits));
             }
             outgoing.push(Outgoing { shard, parts });
         }
@@ -374,8 +538,46 @@ impl Database {
             read_at,
             parts,
         };
-        let outcomes = self.shared.deliver(id, sending, patience).await;
+        let mut sending = sending;
+        let mut outcomes = self.shared.deliver(id, sending.clone(), patience).await;
+        for _ in 0..PARTITIONS_MAX {
+            let Some(unit) = self.refused_unit(&outcomes) else {
+                break;
+            };
+            match self.shared.unit_as_of_now(unit).await {
+                Ok(Some(_)) if read_at.is_some() => {}
+                Ok(Some(incarnation)) => {
+                    for part in &mut sending.parts {
+                        part.build_for(unit, incarnation);
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::debug!(%unit, %error, "columns of a partition are not brought up");
+                    break;
+                }
+            }
+            let again = self.shared.deliver(id, sending.clone(), patience).await;
+            let same = self.refused_unit(&again) == Some(unit);
+            outcomes = again;
+            if same {
+                break;
+            }
+        }
         outcomes.into_iter().map(|outcome| (id, outcome)).collect()
+    }
+
+    /// A partition whose shard refused all of a write because it has not heard of columns that the
+    /// table's home has, or was emptied meanwhile.
+    fn refused_unit(&self, outcomes: &[Outcome]) -> Option<TableId> {
+        let stale = |outcome: &Outcome| match outcome {
+            Err(WriteError::StaleSchema { table }) => Some(*table),
+            _ => None,
+        };
+        let unit = outcomes.first().and_then(stale)?;
+        let entry = self.shared.env.catalog.placement(unit)?;
+        let refused = outcomes.iter().all(|outcome| stale(outcome).is_some());
+        (refused && entry.layout.is_some()).then_some(unit)
     }
 
     /// An UPDATE or DELETE of several records needs an id, so that its own earlier parts are no
@@ -412,11 +614,7 @@ impl Database {
                         epoch: done.epoch,
                         offset: done.offset,
                     };
-                    match commit.tokens.iter_mut().find(|t| t.shard == shard) {
-                        Some(known) if known.offset < token.offset => *known = token,
-                        Some(_) => {}
-                        None => commit.tokens.push(token),
-                    }
+                    token.add_to(&mut commit.tokens);
                 }
                 Err(error) => failed = worse(failed, error),
             }
@@ -426,11 +624,6 @@ impl Database {
         };
         let harmless = options.write_id.is_some() || options.import.is_some();
         Err(match error {
-            WriteError::StaleSchema { table }
-                if self.shared.env.catalog.placement(table).is_none() =>
-            {
-                self.dropped(table)
-            }
             other if applied && !harmless && other.retry() != Retry::Unknown => {
                 WriteError::OutcomeUnknown(format!(
                     "part of the rows was written, the rest was not: {other}"
@@ -438,6 +631,19 @@ impl Database {
             }
             other => other,
         })
+    }
+}
+
+pub(super) fn dropped(table: TableId) -> WriteError {
+    WriteError::Invalid(format!("table {table} does not exist any more"))
+}
+
+fn too_many_records(count: usize, limits: PartLimits) -> WriteError {
+    WriteError::TooLargeForAtomic {
+        what: format!(
+            "its rows need {count} records of at most {} bytes and {} rows",
+            limits.bytes_max, limits.rows_max
+        ),
     }
 }
 

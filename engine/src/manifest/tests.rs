@@ -144,6 +144,7 @@ fn state(replay: u64) -> ManifestState {
         ttl_ms: None,
         origin: shoal_types::TableOrigin::Sql,
         next_column_id: shoal_types::ColumnId(0),
+        part_of: None,
     });
     let mut snapshot = fold.to_snapshot();
     snapshot.schemas.push(schema);

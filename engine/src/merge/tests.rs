@@ -62,6 +62,7 @@ pub(crate) fn table(mode: TableMode) -> TableSchema {
         ttl_ms: None,
         origin: TableOrigin::LineProtocol,
         next_column_id: ColumnId(4),
+        part_of: None,
     }
 }
 

@@ -19,7 +19,7 @@ use shoal_rows::decode_blocks;
 use shoal_types::{Epoch, Offset, Seq, TimestampMs, WriterId};
 use shoal_wal::fold::Verdict;
 use shoal_wal::log::{LogError, LogReader};
-use shoal_wal::record::{Payload, Record, RecordError, Remains};
+use shoal_wal::record::{Payload, Record, RecordError, RecordKind, Remains};
 use uuid::Uuid;
 
 use super::entry::LogEntry;
@@ -260,6 +260,13 @@ impl Shard {
     }
 }
 
+/// Whether replicas of this version know what a record changes in them. The others are judged by
+/// the fold and not carried out yet, so nobody may read past one.
+fn is_carried_out(kind: RecordKind) -> bool {
+    use RecordKind::{Barrier, Claim, Genesis, Manifest, Schema, Write};
+    matches!(kind, Genesis | Claim | Barrier | Write | Schema | Manifest)
+}
+
 /// Matches records with what is in flight and decodes the others.
 fn begin(shard: &Arc<Shard>, batch: Vec<(Offset, Bytes)>) -> Batch {
     let mut steps = Vec::with_capacity(batch.len());
@@ -270,6 +277,13 @@ fn begin(shard: &Arc<Shard>, batch: Vec<(Offset, Bytes)>) -> Batch {
         match Record::peek(&bytes) {
             Err(RecordError::Foreign) => steps.push((offset, Some(Step::Foreign))),
             Err(error) => {
+                halt = Some(shard.halt_of(Damage::of(offset, &error, &bytes)));
+                break;
+            }
+            Ok(id) if !is_carried_out(id.kind) => {
+                let error = RecordError::UnknownKind {
+                    kind: id.kind as u8,
+                };
                 halt = Some(shard.halt_of(Damage::of(offset, &error, &bytes)));
                 break;
             }
@@ -481,7 +495,7 @@ impl Advancing<'_> {
                     verdict,
                 });
             }
-            Payload::Genesis(_) | Payload::Claim(_) => {}
+            _ => {}
         }
         Ok(())
     }

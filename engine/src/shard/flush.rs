@@ -18,7 +18,7 @@ use std::sync::Arc;
 use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectStoreExt, PutPayload, path::Path};
 use shoal_sst::{SstError, SstFile};
-use shoal_types::{Offset, RowVersion, TableId};
+use shoal_types::{Offset, PartitionId, RowVersion, TableId};
 use shoal_wal::record::Payload;
 
 use super::pins::Producing;
@@ -268,18 +268,21 @@ impl Shard {
         // A table without a name was dropped; its `Drop` record is on its way. Meta is asked before
         // that is believed: rows of a name not heard of yet would be left out of the file and, with
         // the replay offset behind them, lost.
-        let Some(placed) = self.env.catalog.find_placement(id).await? else {
+        let catalog = &self.env.catalog;
+        if catalog
+            .find_placement(table.schema.owner())
+            .await?
+            .is_none()
+        {
             return Ok((id, Vec::new()));
-        };
+        }
+        // A unit that came with a split may not be in meta yet.
+        let placed = catalog.placed(id);
+        let partition = placed.map_or(PartitionId(id.0), |placed| placed.partition);
         let producer = self.producer_in(term);
         let files = on_own_thread(move || async move {
             producer
-                .flush_memtable(
-                    &table.view,
-                    &table.schema,
-                    placed.partition,
-                    older.as_deref(),
-                )
+                .flush_memtable(&table.view, &table.schema, partition, older.as_deref())
                 .await
         })
         .await?;

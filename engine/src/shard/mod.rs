@@ -286,29 +286,30 @@ impl Shard {
         self.tasks.lock().push(task);
     }
 
-    /// A view of one table, at least as fresh as `level` asks.
+    /// Views of some tables, all at one position, at least as fresh as `level` asks.
     ///
     /// # Errors
-    /// The shard stopped, the table was dropped, or the level cannot be had within `patience`.
-    pub(crate) async fn view(
+    /// The shard stopped, a table is not there, or the level cannot be had within `patience`.
+    pub(crate) async fn views_of(
         self: &Arc<Self>,
-        table: TableId,
+        tables: &[TableId],
         level: &ReadLevel,
         patience: Duration,
-    ) -> Result<ReadView, EngineError> {
+    ) -> Result<Vec<ReadView>, EngineError> {
         self.reach(level, patience).await?;
         let state = self.readable()?;
-        let Some(schema) = state.fold.schema(table).cloned() else {
-            return Err(EngineError::NotFound {
+        let view = |table: &TableId| match state.fold.schema(*table).cloned() {
+            Some(schema) => Ok(self.view_of(&state, schema)),
+            None => Err(EngineError::NotFound {
                 what: "table",
                 name: table.to_string(),
                 nearest: None,
-            });
+            }),
         };
-        Ok(self.view_of(&state, schema))
+        tables.iter().map(view).collect()
     }
 
-    /// As [`Self::view`], of every table that has rows, ascending by id, all at one position; the
+    /// As [`Self::views_of`], of every table that has rows, ascending by id, all at one position; the
     /// position. Takes memory in proportion to the number of tables and files.
     ///
     /// # Errors

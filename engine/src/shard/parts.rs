@@ -15,7 +15,8 @@ use arrow_schema::DataType;
 use bytes::Bytes;
 use shoal_meta::RecordLimits;
 use shoal_rows::{BlockColumn, RowBlock, Series, encode_blocks};
-use shoal_wal::record::TableWrite;
+use shoal_types::{Incarnation, TableId};
+use shoal_wal::record::{Covered, TableWrite};
 
 use crate::{EngineConfig, WriteError};
 
@@ -59,11 +60,59 @@ const ROWS_MAX: usize = 65_536;
 const TABLE_BYTES: usize = 1024;
 
 /// Rows of one record, encoded.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Part {
+    /// Number of the request's part that they are of.
+    pub number: u32,
+    /// Whether it is the request's last part.
+    pub last: bool,
     pub tables: Vec<TableWrite>,
     pub body: Bytes,
     pub blocks: Vec<Arc<RowBlock>>,
+}
+
+impl Part {
+    /// Has a unit's rows be of another incarnation: it was emptied since they were built, and they
+    /// come after that.
+    pub(crate) fn build_for(&mut self, unit: TableId, incarnation: Incarnation) {
+        let mut changed = false;
+        for table in self.tables.iter_mut().filter(|t| t.table == unit) {
+            changed |= table.incarnation != incarnation;
+            table.incarnation = incarnation;
+        }
+        if !changed || self.blocks.is_empty() {
+            return;
+        }
+        for block in self.blocks.iter_mut().filter(|b| b.table == unit) {
+            Arc::make_mut(block).incarnation = incarnation;
+        }
+        self.body = body_of(&self.blocks);
+    }
+
+    /// Leaves out rows that were applied before. Their units are still named.
+    ///
+    /// # Errors
+    /// [`WriteError::Invalid`]: of a unit some rows were applied and some not.
+    pub(crate) fn leave_out(&mut self, covered: &[Covered]) -> Result<(), WriteError> {
+        for covered in covered {
+            if covered.bounds.is_some() {
+                return Err(WriteError::Invalid(format!(
+                    "some rows of unit {} were applied before it was cut; write the others with a new id",
+                    covered.unit
+                )));
+            }
+            self.blocks.retain(|block| block.table != covered.unit);
+            for table in &mut self.tables {
+                if table.table == covered.unit {
+                    table.rows = 0;
+                    table.columns.clear();
+                    table.delete_where = None;
+                }
+            }
+        }
+        self.body = body_of(&self.blocks);
+        Ok(())
+    }
 }
 
 /// Room in a record for its fixed header and the map around the tables.
@@ -85,13 +134,10 @@ fn header_bytes(tables: &[TableWrite]) -> usize {
     HEADER_BYTES + tables.iter().map(table).sum::<usize>()
 }
 
-/// Cuts blocks into parts, each within the limits, rows in their order.
-///
-/// # Errors
-/// [`WriteError::RowTooLarge`] for a single row beyond the limit.
-pub(crate) fn cut(blocks: Vec<RowBlock>, limits: PartLimits) -> Result<Vec<Part>, WriteError> {
-    let mut parts = Vec::new();
-    let mut group: Vec<Arc<RowBlock>> = Vec::new();
+/// Cuts blocks into groups of rows in their order, each for one record as far as its values tell.
+pub(crate) fn group(blocks: Vec<RowBlock>, limits: PartLimits) -> Vec<Vec<RowBlock>> {
+    let mut groups = Vec::new();
+    let mut group: Vec<RowBlock> = Vec::new();
     let (mut rows, mut bytes) = (0, 0);
     for block in blocks {
         let row_bytes = (value_bytes(&block) / block.rows().max(1)).max(1);
@@ -106,18 +152,75 @@ pub(crate) fn cut(blocks: Vec<RowBlock>, limits: PartLimits) -> Result<Vec<Part>
             let over =
                 rows + piece_rows > limits.rows_max || bytes + piece_bytes > limits.value_bytes_max;
             if over && !group.is_empty() {
-                encode_group(std::mem::take(&mut group), limits, &mut parts)?;
+                groups.push(std::mem::take(&mut group));
                 (rows, bytes) = (0, 0);
             }
             rows += piece_rows;
             bytes += piece_bytes;
-            group.push(Arc::new(piece));
+            group.push(piece);
         }
     }
     if !group.is_empty() {
+        groups.push(group);
+    }
+    groups
+}
+
+/// Cuts blocks into parts, each within the limits, rows in their order.
+///
+/// # Errors
+/// [`WriteError::RowTooLarge`] for a single row beyond the limit.
+pub(crate) fn cut(blocks: Vec<RowBlock>, limits: PartLimits) -> Result<Vec<Part>, WriteError> {
+    let mut parts = Vec::new();
+    for group in group(blocks, limits) {
+        let group = group.into_iter().map(Arc::new).collect();
         encode_group(group, limits, &mut parts)?;
     }
+    let count = parts.len();
+    for (at, part) in parts.iter_mut().enumerate() {
+        part.number = u32::try_from(at).unwrap_or(u32::MAX);
+        part.last = at + 1 == count;
+    }
     Ok(parts)
+}
+
+/// One shard's rows of a group, as one record. `named`: units that the record is to name although
+/// there may be no rows of theirs.
+///
+/// # Errors
+/// [`WriteError::RowTooLarge`]: it exceeds the limit.
+pub(crate) fn encode_share(
+    blocks: Vec<RowBlock>,
+    named: &[(TableId, Incarnation)],
+    limits: PartLimits,
+) -> Result<Part, WriteError> {
+    let mut tables: Vec<TableWrite> = blocks.iter().map(table_write).collect();
+    for (unit, incarnation) in named {
+        if tables.iter().all(|t| t.table != *unit) {
+            tables.push(TableWrite {
+                table: *unit,
+                incarnation: *incarnation,
+                columns: Vec::new(),
+                rows: 0,
+                delete_where: None,
+            });
+        }
+    }
+    let blocks: Vec<Arc<RowBlock>> = blocks.into_iter().map(Arc::new).collect();
+    let body = body_of(&blocks);
+    let size = body.len() + header_bytes(&tables);
+    if size > limits.bytes_max {
+        return Err(WriteError::RowTooLarge {
+            bytes: size,
+            max: limits.bytes_max,
+        });
+    }
+    Ok(Part {
+        tables,
+        body,
+        blocks,
+        ..Part::default()
+    })
 }
 
 /// Bytes of a block's values. Of the values, not of the buffers that hold them, which depend on how
@@ -157,14 +260,14 @@ fn encode_group(
     parts: &mut Vec<Part>,
 ) -> Result<(), WriteError> {
     let tables: Vec<TableWrite> = group.iter().map(|b| table_write(b)).collect();
-    let plain: Vec<RowBlock> = group.iter().map(|b| RowBlock::clone(b)).collect();
-    let body = encode_blocks(&plain);
+    let body = body_of(&group);
     let size = body.len() + header_bytes(&tables);
     if size <= limits.bytes_max {
         parts.push(Part {
             tables,
-            body: Bytes::from(body),
+            body,
             blocks: group,
+            ..Part::default()
         });
         return Ok(());
     }
@@ -177,6 +280,15 @@ fn encode_group(
     }
     encode_group(first, limits, parts)?;
     encode_group(second, limits, parts)
+}
+
+/// The rows of a record as its body; none: empty.
+fn body_of(blocks: &[Arc<RowBlock>]) -> Bytes {
+    if blocks.is_empty() {
+        return Bytes::new();
+    }
+    let plain: Vec<RowBlock> = blocks.iter().map(|b| RowBlock::clone(b)).collect();
+    Bytes::from(encode_blocks(&plain))
 }
 
 fn halves(group: &[Arc<RowBlock>]) -> (Vec<Arc<RowBlock>>, Vec<Arc<RowBlock>>) {

@@ -20,6 +20,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use shoal_meta::{MetaError, ShardEntry};
 use shoal_types::{Epoch, Offset, ShardId, WriterId};
@@ -42,6 +43,9 @@ pub struct Promoted {
     pub epoch: Epoch,
     /// Offsets that were passed since the promotion began.
     pub records_replayed: u64,
+    /// From the claim of the log until the shard was served: who led before takes no writes then
+    /// either. `None`: this replica led already.
+    pub pause: Option<Duration>,
 }
 
 impl Shard {
@@ -70,7 +74,7 @@ impl Shard {
             if newest.is_ok_and(|newest| newest.publisher.term > epoch.term) {
                 tracing::info!(shard = %self.id, %epoch, "overtaken, leading again");
             } else {
-                return Ok(self.promoted(epoch, before));
+                return Ok(self.promoted(epoch, before, None));
             }
         }
         self.refuse_lost_manifest().await?;
@@ -94,6 +98,7 @@ impl Shard {
         self.close_previous_log(term, &newest).await?;
         self.deposed.store(false, Ordering::Relaxed);
         self.pipeline.begin(Epoch { term, claim: 0 }, writer);
+        let claimed = Instant::now();
         let Some(epoch) = self.claim(writer).await else {
             return Err(self.overtaken("another leader took over meanwhile"));
         };
@@ -104,7 +109,7 @@ impl Shard {
         self.look_for_compactions();
         self.serve(epoch);
         tracing::info!(shard = %self.id, %epoch, manifest = %newest.version(), "leading");
-        Ok(self.promoted(epoch, before))
+        Ok(self.promoted(epoch, before, Some(claimed.elapsed())))
     }
 
     /// A manifest that the log names and the store does not have was lost: rows may be in files
@@ -127,11 +132,12 @@ impl Shard {
         Err(lost)
     }
 
-    fn promoted(&self, epoch: Epoch, before: Offset) -> Promoted {
+    fn promoted(&self, epoch: Epoch, before: Offset, pause: Option<Duration>) -> Promoted {
         let now = *self.applied.borrow();
         Promoted {
             epoch,
             records_replayed: now.0.saturating_sub(before.0),
+            pause,
         }
     }
 

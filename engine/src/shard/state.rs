@@ -215,7 +215,7 @@ impl ShardState {
                     self.flush_ready = None;
                 }
             }
-            Payload::Genesis(_) | Payload::Barrier(_) => {}
+            _ => {}
         }
         verdict
     }
@@ -336,6 +336,7 @@ impl ShardState {
         for (change, before) in changes.iter().zip(before) {
             let emptied = match change {
                 SchemaChange::Drop { .. } => true,
+                SchemaChange::Own { .. } => false,
                 SchemaChange::Put(schema) => before.is_some_and(|b| b < schema.incarnation),
             };
             if emptied {

@@ -46,7 +46,7 @@ pub(crate) struct Acknowledged {
     pub duplicate: bool,
 }
 
-type Answer = Result<Acknowledged, WriteError>;
+pub(crate) type Answer = Result<Acknowledged, WriteError>;
 
 /// Whether records may be sent.
 #[derive(Clone, Debug)]
@@ -390,8 +390,18 @@ fn answer_of(shard: ShardId, judged: &Judged, write_id: Option<WriteId>) -> Opti
             shard,
             why: "its ranges changed owner while the rows were on their way".into(),
         }),
+        Verdict::Sealed => Err(WriteError::ShardUnavailable {
+            shard,
+            why: "it is becoming part of another shard".into(),
+        }),
+        Verdict::StalePlan | Verdict::Decided => Err(WriteError::Invalid(format!(
+            "a change of what shard {shard} owns does not fit it any more"
+        ))),
         Verdict::StaleSchema { table } => Err(WriteError::StaleSchema { table: *table }),
         Verdict::Conflict { table } => Err(WriteError::Conflict { table: *table }),
+        Verdict::Overlaps { covered } => Err(WriteError::Overlaps {
+            covered: covered.clone(),
+        }),
         Verdict::ExpiredId => Err(match write_id {
             Some(id) => WriteError::ExpiredId { id },
             None => WriteError::Invalid("an import chunk has too many parts".into()),
@@ -411,8 +421,8 @@ impl Shard {
     /// Hands a record to the log; its answer comes through the receiver.
     ///
     /// # Errors
-    /// It was not handed over: [`WriteError::Overloaded`] after `patience`, `NoSpace`,
-    /// `ShardUnavailable`.
+    /// It was not handed over: after `patience` [`WriteError::Overloaded`], or `ShardUnavailable`
+    /// if this replica does not lead yet; `NoSpace`.
     pub(crate) async fn send(
         &self,
         payload: Payload,
@@ -444,7 +454,10 @@ impl Shard {
         };
         tokio::time::timeout(patience, sending)
             .await
-            .map_err(|_| overloaded("its log is being claimed"))?
+            .map_err(|_| WriteError::ShardUnavailable {
+                shard: self.id,
+                why: "its log is being claimed".into(),
+            })?
     }
 
     fn try_send(

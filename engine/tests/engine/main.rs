@@ -8,6 +8,7 @@ mod files;
 mod follow;
 mod late;
 mod model;
+mod partitions;
 mod peers;
 mod receipts;
 mod remote;

@@ -65,6 +65,14 @@ impl Peers for InProcess {
         self.shared.leading(shard).map(drop)
     }
 
+    fn leader_of(&self, _: ShardId) -> Option<NodeId> {
+        *self.shared.leader.lock()
+    }
+
+    fn idle_shards(&self) -> Vec<ShardId> {
+        Vec::new()
+    }
+
     fn may_answer(&self, _: ShardId, place: ReadPlace) -> bool {
         place != ReadPlace::Follower && *self.shared.leader.lock() == Some(self.me)
     }
@@ -125,18 +133,24 @@ impl Peers for InProcess {
         leader.apply_deletes_here(shard, table).await
     }
 
-    async fn was_applied(&self, shard: ShardId, id: WriteId) -> Result<bool, EngineError> {
-        self.other(shard)?.was_applied_here(shard, id)
-    }
-
-    async fn read_view(
+    async fn was_applied(
         &self,
         shard: ShardId,
         table: TableId,
+        id: WriteId,
+    ) -> Result<bool, EngineError> {
+        self.other(shard)?.was_applied_here(shard, table, id)
+    }
+
+    async fn read_views(
+        &self,
+        shard: ShardId,
+        tables: &[TableId],
         read: &Read,
-    ) -> Result<EncodedView, EngineError> {
-        let view = self.shared.leading(shard)?;
-        EncodedView::encode(&view.view_here(shard, table, read).await?)
+    ) -> Result<Vec<EncodedView>, EngineError> {
+        let leader = self.shared.leading(shard)?;
+        let views = leader.views_here(shard, tables, read).await?;
+        views.iter().map(EncodedView::encode).collect()
     }
 
     async fn statuses(&self) -> Vec<(NodeId, Option<Vec<ShardStatus>>)> {
@@ -327,7 +341,7 @@ async fn a_write_finds_the_next_leader_and_its_retry_is_not_doubled() {
     };
     let view = a.read(&table, &follower).await.expect("view");
     assert!(!view.served_by.leader && view.served_by.node == Some(first));
-    let error = b.view_here(table.shard, table.id, &follower).await;
+    let error = b.views_here(table.shard, &[table.id], &follower).await;
     assert!(matches!(error, Err(EngineError::ShardUnavailable { .. })));
 }
 

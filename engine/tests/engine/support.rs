@@ -80,6 +80,7 @@ pub fn schema(mode: TableMode) -> TableSchema {
         ttl_ms: None,
         origin: TableOrigin::Sql,
         next_column_id: ColumnId(3),
+        part_of: None,
     }
 }
 
@@ -88,6 +89,7 @@ pub fn new_table(name: &str, mode: TableMode) -> NewTable {
         schema_name: "public".into(),
         name: name.into(),
         schema: schema(mode),
+        partitions: None,
     }
 }
 

@@ -147,6 +147,7 @@ fn sql_table(key: &[u32], time_column: u32) -> TableSchema {
         ttl_ms: None,
         origin: TableOrigin::Sql,
         next_column_id: ColumnId(4),
+        part_of: None,
     }
 }
 

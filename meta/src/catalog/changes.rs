@@ -54,7 +54,7 @@ impl Catalog {
         let listing = self.store.list(&tables_prefix).await?;
         let expected_keys: AHashMap<String, TableEntry> = expected
             .iter()
-            .map(|t| (self.table_key(name, &t.name), t.entry))
+            .map(|t| (self.table_key(name, &t.name), t.entry.clone()))
             .collect();
         let mut same = listing.entries.len() == expected.len();
         for (key, value, _) in &listing.entries {
@@ -112,7 +112,10 @@ impl Catalog {
             let most = ((limits.txn_ops - 1) / 3).max(1);
             let fits = rest.iter().take(most).take_while(|table| {
                 let key = self.table_key(&table.schema_name, &table.name);
-                bytes += 4 * key.len() + 256;
+                let layout = table.entry.layout.as_ref();
+                // A partition's ids, and names and values, which are bounded as keys are.
+                let parts = layout.map_or(0, |layout| layout.encoded_bytes_max());
+                bytes += 4 * key.len() + 256 + parts;
                 bytes <= limits.txn_bytes
             });
             let (now, later) = rest.split_at(fits.count().max(1));
@@ -161,7 +164,12 @@ impl Catalog {
             Ok(revision) => {
                 let mut state = self.known.state.write();
                 for table in tables {
-                    state.put_table(&table.schema_name, &table.name, table.entry, revision);
+                    state.put_table(
+                        &table.schema_name,
+                        &table.name,
+                        table.entry.clone(),
+                        revision,
+                    );
                 }
                 Ok(())
             }
@@ -201,7 +209,7 @@ impl Catalog {
                 Err(MetaError::Conflict)
             }
             Err(e @ MetaError::Unknown(_)) => {
-                let gone = || self.table(schema, name) != Some(table.entry);
+                let gone = || self.table(schema, name).as_ref() != Some(&table.entry);
                 self.settle(e, schema, &[name], gone).await
             }
             Err(e) => Err(e),
@@ -228,7 +236,7 @@ impl Catalog {
                 let mut state = self.known.state.write();
                 state.remove_table(&table.schema_name, &table.name);
                 self.note_removed(&mut state, old_key, revision);
-                state.put_table(&table.schema_name, name, table.entry, revision);
+                state.put_table(&table.schema_name, name, table.entry.clone(), revision);
                 Ok(())
             }
             Err(MetaError::Conflict) => {
@@ -236,8 +244,39 @@ impl Catalog {
                 Err(MetaError::Conflict)
             }
             Err(e @ MetaError::Unknown(_)) => {
-                let renamed = || self.table(&table.schema_name, name) == Some(table.entry);
+                let renamed =
+                    || self.table(&table.schema_name, name).as_ref() == Some(&table.entry);
                 self.settle(e, &table.schema_name, &names, renamed).await
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Puts another entry in the place of a table's: its partitions have changed.
+    ///
+    /// # Errors
+    /// [`MetaError::Conflict`]: the name does not hold that entry any more; it is known here now.
+    pub async fn put_entry(&self, table: &NamedTable, entry: TableEntry) -> Result<(), MetaError> {
+        let (schema, name) = (&*table.schema_name, &*table.name);
+        let revision = self.revision_of(table).ok_or(MetaError::Conflict)?;
+        let key = self.table_key(schema, name);
+        let value = encode(&key, &entry)?;
+        let txn = Txn::default()
+            .when(Compare::Revision(key.clone(), revision))
+            .then(Op::Put(key, value));
+        match self.commit_names(txn).await {
+            Ok(revision) => {
+                let mut state = self.known.state.write();
+                state.put_table(schema, name, entry, revision);
+                Ok(())
+            }
+            Err(MetaError::Conflict) => {
+                self.refresh(schema, &[name]).await?;
+                Err(MetaError::Conflict)
+            }
+            Err(e @ MetaError::Unknown(_)) => {
+                let put = || self.table(schema, name).as_ref() == Some(&entry);
+                self.settle(e, schema, &[name], put).await
             }
             Err(e) => Err(e),
         }

@@ -30,7 +30,10 @@
 
 mod changes;
 mod follow;
+mod layout;
 mod state;
+
+pub use layout::{Layout, LooseUnit, PARTITIONS_MAX, Part, Placed};
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,14 +59,18 @@ pub struct SchemaEntry {
 }
 
 /// Where a table is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableEntry {
     /// The table.
     pub table: TableId,
-    /// Its only partition.
+    /// Its only partition; of several, the one that decides the columns.
     pub partition: PartitionId,
-    /// The shard that holds the partition.
+    /// The shard that holds that partition.
     pub shard: ShardId,
+    /// All partitions; `None`: there is one, which owns everything and whose unit has the table's
+    /// id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layout: Option<Arc<Layout>>,
 }
 
 /// A shard as meta knows it.
@@ -295,7 +302,8 @@ impl Catalog {
     #[must_use]
     pub fn table(&self, schema: &str, name: &str) -> Option<TableEntry> {
         let state = self.known.state.read();
-        state.schemas.get(schema)?.tables.get(name).map(|t| t.0)
+        let tables = &state.schemas.get(schema)?.tables;
+        tables.get(name).map(|(entry, _)| entry.clone())
     }
 
     /// As [`Self::has_schema`], asking the store if it is not known here.
@@ -336,16 +344,24 @@ impl Catalog {
         Ok(self.placement(table))
     }
 
-    /// A table by id: where it is. Allocates nothing.
+    /// The table that an id is of, a table's or one of its units': where it is. Allocates nothing.
     #[must_use]
-    pub fn placement(&self, table: TableId) -> Option<TableEntry> {
-        self.known.state.read().by_id.get(&table).map(|t| t.entry)
+    pub fn placement(&self, id: TableId) -> Option<TableEntry> {
+        let state = self.known.state.read();
+        state.named(id).map(|t| t.entry.clone())
     }
 
-    /// A table by id, with its names.
+    /// Where a unit is.
     #[must_use]
-    pub fn named(&self, table: TableId) -> Option<NamedTable> {
-        self.known.state.read().by_id.get(&table).cloned()
+    pub fn placed(&self, unit: TableId) -> Option<Placed> {
+        let state = self.known.state.read();
+        state.named(unit)?.entry.placed_unit(unit)
+    }
+
+    /// The table that an id is of, a table's or one of its units', with its names.
+    #[must_use]
+    pub fn named(&self, id: TableId) -> Option<NamedTable> {
+        self.known.state.read().named(id).cloned()
     }
 
     /// Tables of a schema, sorted by name; `None`: no such schema.
@@ -360,7 +376,7 @@ impl Catalog {
                 .map(|(name, (entry, _))| NamedTable {
                     schema_name: Arc::clone(schema_name),
                     name: Arc::clone(name),
-                    entry: *entry,
+                    entry: entry.clone(),
                 })
                 .collect(),
         )
@@ -385,11 +401,11 @@ impl Catalog {
         state.shards.iter().map(|(id, (e, _))| (*id, *e)).collect()
     }
 
-    /// Number of tables placed on a shard.
+    /// Number of partitions placed on a shard.
     #[must_use]
-    pub fn tables_on(&self, shard: ShardId) -> u64 {
+    pub fn partitions_on(&self, shard: ShardId) -> u64 {
         let state = self.known.state.read();
-        state.tables_by_shard.get(&shard).copied().unwrap_or(0)
+        state.partitions_by_shard.get(&shard).copied().unwrap_or(0)
     }
 
     /// Adds a shard or changes its entry; `None` expects that it does not exist.

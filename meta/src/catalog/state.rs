@@ -18,7 +18,9 @@ pub(super) struct State {
     pub schemas: BTreeMap<Arc<str>, Schema>,
     pub by_id: AHashMap<TableId, NamedTable>,
     pub shards: BTreeMap<ShardId, (ShardEntry, u64)>,
-    pub tables_by_shard: AHashMap<ShardId, u64>,
+    /// The tables of units whose id is not their table's.
+    units: AHashMap<TableId, TableId>,
+    pub partitions_by_shard: AHashMap<ShardId, u64>,
     /// Keys that we removed, by the revision of that, until the watch has passed it.
     removed: AHashMap<String, u64>,
     /// The revision of the last change of names that the watch has told.
@@ -109,7 +111,7 @@ impl State {
                 for (table, (entry, revision)) in &schema.tables {
                     if *revision > at {
                         fresh.remove_table(name, table);
-                        fresh.put_table(name, table, *entry, *revision);
+                        fresh.put_table(name, table, entry.clone(), *revision);
                     }
                 }
             }
@@ -274,16 +276,52 @@ impl State {
         };
         let schema_name = Arc::clone(schema_name);
         if let Some(found) = self.schemas.get_mut(schema) {
-            found.tables.insert(Arc::clone(&name), (entry, revision));
+            let known = (entry.clone(), revision);
+            found.tables.insert(Arc::clone(&name), known);
         }
+        let table = entry.table;
+        self.count(&entry, true);
         let named = NamedTable {
             schema_name,
             name,
             entry,
         };
-        if self.by_id.insert(entry.table, named).is_none() {
-            *self.tables_by_shard.entry(entry.shard).or_default() += 1;
+        if let Some(before) = self.by_id.insert(table, named) {
+            self.count(&before.entry, false);
         }
+    }
+
+    /// The table that an id is of, a table's or one of its units'.
+    pub(super) fn named(&self, id: TableId) -> Option<&NamedTable> {
+        let of_unit = || self.by_id.get(self.units.get(&id)?);
+        self.by_id.get(&id).or_else(of_unit)
+    }
+
+    /// Takes a table's partitions in, or out.
+    fn count(&mut self, entry: &TableEntry, is_there: bool) {
+        for placed in entry.placed() {
+            let count = self.partitions_by_shard.entry(placed.shard).or_default();
+            *count = if is_there {
+                *count + 1
+            } else {
+                count.saturating_sub(1)
+            };
+        }
+        let Some(layout) = &entry.layout else {
+            return;
+        };
+        for part in layout.parts.iter().filter(|p| p.unit != entry.table) {
+            if is_there {
+                self.units.insert(part.unit, entry.table);
+            } else if !self.has_unit(entry.table, part.unit) {
+                self.units.remove(&part.unit);
+            }
+        }
+    }
+
+    fn has_unit(&self, table: TableId, unit: TableId) -> bool {
+        let named = self.by_id.get(&table);
+        named.is_some_and(|named| named.entry.placed_unit(unit).is_some())
     }
 
     pub(super) fn remove_table(&mut self, schema: &str, name: &str) {
@@ -303,39 +341,32 @@ impl State {
             .is_some_and(|t| &*t.schema_name == schema && &*t.name == name);
         if here {
             self.by_id.remove(&entry.table);
-            if let Some(count) = self.tables_by_shard.get_mut(&entry.shard) {
-                *count = count.saturating_sub(1);
-            }
+            self.count(&entry, false);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use shoal_types::PartitionId;
-
     use super::*;
 
     const KEY: &str = "/c/table/s/t";
 
     fn entry() -> TableEntry {
-        TableEntry {
-            table: TableId::generate(),
-            partition: PartitionId::generate(),
-            shard: ShardId::generate(),
-        }
+        TableEntry::whole(TableId::generate(), ShardId::generate())
     }
 
-    fn put(entry: TableEntry, revision: u64) -> Change {
+    fn put(entry: &TableEntry, revision: u64) -> Change {
         Change {
             key: KEY.into(),
-            value: Some(rmp_serde::to_vec(&entry).expect("value")),
+            value: Some(rmp_serde::to_vec(entry).expect("value")),
             revision,
         }
     }
 
     fn holds(state: &State) -> Option<TableEntry> {
-        Some(state.schemas.get("s")?.tables.get("t")?.0)
+        let tables = &state.schemas.get("s")?.tables;
+        tables.get("t").map(|(entry, _)| entry.clone())
     }
 
     #[test]
@@ -343,21 +374,21 @@ mod tests {
         let (old, new) = (entry(), entry());
         let mut state = State::default();
         state.put_schema("s", 1);
-        state.put_table("s", "t", old, 5);
+        state.put_table("s", "t", old.clone(), 5);
         state.remove_table("s", "t");
         state.note_removed(KEY.into(), 9);
-        state.follow("/c/", &[put(old, 5)]);
+        state.follow("/c/", &[put(&old, 5)]);
         assert_eq!(holds(&state), None, "removed after that");
-        state.follow("/c/", &[put(new, 12)]);
-        assert_eq!(holds(&state), Some(new));
+        state.follow("/c/", &[put(&new, 12)]);
+        assert_eq!(holds(&state), Some(new.clone()));
         let removal = Change {
             value: None,
-            ..put(old, 11)
+            ..put(&old, 11)
         };
-        state.follow("/c/", &[removal, put(old, 10)]);
-        assert_eq!(holds(&state), Some(new), "put after that");
+        state.follow("/c/", &[removal, put(&old, 10)]);
+        assert_eq!(holds(&state), Some(new.clone()), "put after that");
         assert_eq!(state.by_id.len(), 1);
-        assert_eq!(state.tables_by_shard.get(&new.shard), Some(&1));
+        assert_eq!(state.partitions_by_shard.get(&new.shard), Some(&1));
     }
 
     #[test]
@@ -377,13 +408,13 @@ mod tests {
         let known = || {
             let mut state = State::default();
             state.put_schema("s", 1);
-            state.put_table("s", "t", ours, 8);
+            state.put_table("s", "t", ours.clone(), 8);
             state.note_removed("/c/table/s/gone".into(), 9);
             state
         };
         let mut state = known();
         state.reset("/c/", &listing, false).expect("reset");
-        assert_eq!(holds(&state), Some(ours));
+        assert_eq!(holds(&state), Some(ours.clone()));
         assert_eq!(state.by_id.len(), 1);
         let mut state = known();
         state.reset("/c/", &listing, true).expect("reset");
@@ -397,14 +428,14 @@ mod tests {
         for new_first in [false, true] {
             let mut state = State::default();
             state.put_schema("s", 1);
-            state.put_table("s", "t", moved, 5);
+            state.put_table("s", "t", moved.clone(), 5);
             let removal = Change {
                 value: None,
-                ..put(moved, 9)
+                ..put(&moved, 9)
             };
             let named = Change {
                 key: "/c/table/s/u".into(),
-                ..put(moved, 9)
+                ..put(&moved, 9)
             };
             let mut changes = vec![removal, named];
             if new_first {
@@ -413,7 +444,7 @@ mod tests {
             state.follow("/c/", &changes);
             assert_eq!(holds(&state), None);
             assert_eq!(&*state.by_id[&moved.table].name, "u");
-            assert_eq!(state.tables_by_shard.get(&moved.shard), Some(&1));
+            assert_eq!(state.partitions_by_shard.get(&moved.shard), Some(&1));
         }
     }
 }

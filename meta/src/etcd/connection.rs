@@ -4,12 +4,11 @@
 //! then it is known which endpoint failed, and a request goes on to the next one at once.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
-use tokio::sync::Mutex;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::sync::{Mutex, watch};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tonic::Code;
 
 use super::EtcdConfig;
@@ -71,8 +70,9 @@ struct Shared {
     config: EtcdConfig,
     options: ConnectOptions,
     clients: Vec<Mutex<Option<Client>>>,
-    /// The endpoint that answered last.
-    current: AtomicUsize,
+    /// The endpoint to ask next. Watches leave one that is turned from, too: where a request gets no
+    /// answer a stream may be as dead, and pings find that out ten seconds later.
+    current: watch::Sender<usize>,
 }
 
 impl std::fmt::Debug for Connection {
@@ -134,9 +134,14 @@ impl Connection {
             config,
             options,
             clients,
-            current: AtomicUsize::new(0),
+            current: watch::channel(0).0,
         });
         Ok(Self { shared })
+    }
+
+    /// What one endpoint that hangs may take of the time of all.
+    fn share(&self) -> Duration {
+        self.shared.config.request_timeout / self.shared.clients.len() as u32
     }
 
     pub(super) fn request_timeout(&self) -> Duration {
@@ -146,7 +151,7 @@ impl Connection {
     /// The endpoint to ask next, and its client.
     pub(super) async fn client(&self) -> Result<(usize, Client), Failure> {
         let shared = &*self.shared;
-        let at = shared.current.load(Ordering::Relaxed) % shared.clients.len();
+        let at = *shared.current.borrow();
         let mut client = shared.clients[at].lock().await;
         if let Some(client) = &*client {
             return Ok((at, client.clone()));
@@ -179,11 +184,21 @@ impl Connection {
     /// Asks another endpoint from now on.
     pub(super) fn turn_from(&self, at: usize) {
         let next = (at + 1) % self.shared.clients.len();
-        // Somebody else may have turned already.
-        let _ =
-            self.shared
-                .current
-                .compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed);
+        self.shared.current.send_if_modified(|current| {
+            // Somebody else may have turned already; of one endpoint there is no other.
+            let turns = *current == at && next != at;
+            if turns {
+                *current = next;
+            }
+            turns
+        });
+    }
+
+    /// Resolves when another endpoint than `at` is asked.
+    pub(super) async fn turned_from(&self, at: usize) {
+        let mut current = self.shared.current.subscribe();
+        // No error: the sender lives as long as `self`.
+        let _ = current.wait_for(|current| *current != at).await;
     }
 
     async fn log_out(&self, at: usize) {
@@ -209,11 +224,21 @@ impl Connection {
             Ok(client) => client?,
             Err(_) => return Err(Failure::NotSent("etcd does not answer".into())),
         };
-        let until = until.min(Instant::now() + patience);
-        let failure = match timeout_at(until, request(client)).await {
-            Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(error)) => self.judge(at, &error),
-            Err(_) => {
+        let sent = Instant::now();
+        let until = until.min(sent + patience);
+        // One that others have turned from meanwhile is given its share of the time.
+        let given_up = async {
+            self.turned_from(at).await;
+            sleep_until(sent + self.share()).await;
+        };
+        let answered = tokio::select! {
+            answered = timeout_at(until, request(client)) => answered.ok(),
+            () = given_up => None,
+        };
+        let failure = match answered {
+            Some(Ok(answer)) => return Ok(answer),
+            Some(Err(error)) => self.judge(at, &error),
+            None => {
                 let url = &self.shared.config.endpoints[at];
                 Failure::Unclear(format!("etcd {url} did not answer in time"))
             }
@@ -231,10 +256,25 @@ impl Connection {
     where
         F: Future<Output = Result<T, Error>>,
     {
+        self.read_within(self.shared.config.request_timeout, request)
+            .await
+    }
+
+    /// Like [`Self::read`]; where there are several endpoints none may take longer than `patience`.
+    pub(super) async fn read_within<T, F>(
+        &self,
+        patience: Duration,
+        request: impl Fn(Client) -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
         let shared = &*self.shared;
         let until = Instant::now() + shared.config.request_timeout;
-        // One endpoint that hangs must not take the time of the others.
-        let patience = shared.config.request_timeout / shared.clients.len() as u32;
+        let patience = match shared.clients.len() {
+            1 => self.share(),
+            _ => self.share().min(patience),
+        };
         let mut failed = 0;
         loop {
             let failure = match self.send(&request, until, patience).await {

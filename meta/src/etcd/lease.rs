@@ -114,9 +114,11 @@ impl Keeper {
     async fn keep_alive(&mut self) -> Result<(), Beat> {
         let sent = Instant::now();
         let lease = self.lease;
+        // So short that another endpoint is asked within the time to live.
+        let patience = self.ttl / (BEATS + 1);
         let alive = self
             .connection
-            .read(|client| beat(client, lease))
+            .read_within(patience, |client| beat(client, lease))
             .await
             .map_err(|e| Beat::Failed(e.of_read().to_string()))?;
         if !alive {
@@ -125,7 +127,7 @@ impl Keeper {
         let key = self.key.clone();
         let found = self
             .connection
-            .read(|mut client| {
+            .read_within(patience, |mut client| {
                 let key = key.clone();
                 async move { client.get(key, None).await }
             })

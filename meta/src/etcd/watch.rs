@@ -187,6 +187,9 @@ impl Watcher {
         loop {
             let message = tokio::select! {
                 () = self.events.closed() => return Err(Ended::Unwanted),
+                () = self.connection.turned_from(at) => {
+                    return Err(Ended::Lost("a member of etcd does not answer".into()));
+                }
                 message = stream.message() => message,
             };
             let answer = match message {

@@ -5,7 +5,9 @@
 //! | key | value |
 //! |---|---|
 //! | `node/{node}` | [`NodeEntry`], for as long as the process is heard of |
+//! | `label/{node}/{name}` | what an operator said of a node's label: its value, or that it has none |
 //! | `assignment/{shard}` | [`Assignment`] |
+//! | `idle-shards` | the shards with the least load, as the scheduler measured: for new tables |
 //! | `scheduler/{process}` | [`SchedulerEntry`], for as long as the process is heard of |
 //! | `leading-scheduler` | [`SchedulerEntry`] of the one that won the election |
 //!
@@ -20,10 +22,11 @@
 
 mod register;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rpds::RedBlackTreeMapSync;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use shoal_types::{NodeId, ShardId, TimestampMs};
 use tokio::sync::watch;
@@ -52,7 +55,7 @@ pub struct NodeEntry {
     pub pg: String,
     /// `host:port` of its gRPC interface; empty: none.
     pub grpc: String,
-    /// `zone`, `rack`, `host`, …
+    /// `zone`, `rack`, `host`, …: as configured; in a [`Snapshot`] with what an operator changed.
     pub labels: BTreeMap<String, String>,
     /// When it was started.
     pub started_ms: TimestampMs,
@@ -93,6 +96,10 @@ pub struct Assignment {
     pub term: u64,
     /// Who writes; `None`: nobody.
     pub leader: Option<NodeId>,
+    /// Who led before, if it was well when the lead was given to `leader`: it leads on until it
+    /// reads the claim of `leader`, so writes go to it until it refuses them.
+    #[serde(default)]
+    pub predecessor: Option<NodeId>,
     /// Who else has a replica, in no order.
     pub followers: Vec<NodeId>,
     /// The log's topic; empty: not made yet.
@@ -109,19 +116,75 @@ impl Assignment {
     }
 }
 
+/// Labels that an operator has given a node, or (`None`) taken from it, whatever it is configured
+/// with.
+pub type LabelChanges = BTreeMap<String, Option<String>>;
+
+/// Assignments of all shards. A copy of it costs nothing, whatever their number.
+pub type Assignments = RedBlackTreeMapSync<ShardId, Assignment>;
+
 /// Nodes and assignments at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// Nodes that are heard of.
     pub nodes: BTreeMap<NodeId, NodeEntry>,
+    /// Nodes whose registration has ended and that an assignment still names, as they were: one that
+    /// has only lost its way to meta serves on.
+    pub left: BTreeMap<NodeId, NodeEntry>,
+    /// What operators changed of nodes' labels; it is in `nodes` already.
+    pub labels: BTreeMap<NodeId, LabelChanges>,
     /// Assignments of all shards.
-    pub assignments: BTreeMap<ShardId, Assignment>,
+    pub assignments: Assignments,
+    /// The shards with the least load; empty: not measured.
+    pub idle_shards: Vec<ShardId>,
     /// Schedulers that are heard of.
     pub schedulers: BTreeMap<Ulid, SchedulerEntry>,
     /// The one of them that leads; `None`: orders are carried out by the node that is asked.
     pub scheduler: Option<SchedulerEntry>,
     /// Why changes are not heard at the moment; what is here may be old then.
     pub interrupted: Option<String>,
+}
+
+/// What a node has of the shards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holding {
+    /// Shards that it leads.
+    pub leads: usize,
+    /// Shards that it follows.
+    pub follows: usize,
+}
+
+impl Snapshot {
+    /// A node that is heard of, or that was and has replicas still.
+    #[must_use]
+    pub fn node(&self, id: NodeId) -> Option<&NodeEntry> {
+        self.nodes.get(&id).or_else(|| self.left.get(&id))
+    }
+
+    /// What every node that an assignment names has, those that are not heard of, too.
+    #[must_use]
+    pub fn holdings(&self) -> BTreeMap<NodeId, Holding> {
+        let mut held: BTreeMap<NodeId, Holding> = BTreeMap::new();
+        for assignment in self.assignments.values() {
+            if let Some(leader) = assignment.leader {
+                held.entry(leader).or_default().leads += 1;
+            }
+            for follower in &assignment.followers {
+                held.entry(*follower).or_default().follows += 1;
+            }
+        }
+        held
+    }
+
+    /// All nodes that are heard of, and those that assignments name.
+    #[must_use]
+    pub fn known_nodes(&self) -> BTreeSet<NodeId> {
+        let mut all: BTreeSet<NodeId> = self.nodes.keys().copied().collect();
+        for assignment in self.assignments.values() {
+            all.extend(assignment.leader.iter().chain(&assignment.followers));
+        }
+        all
+    }
 }
 
 /// Why an assignment was not changed.
@@ -302,6 +365,55 @@ impl Topology {
         Ok((registration, fence))
     }
 
+    /// Changes some of a node's labels, whatever it is configured with; `reset`: the others are
+    /// those of its configuration again.
+    ///
+    /// # Errors
+    /// [`MetaError::Conflict`]: the scheduler that holds the fence does not lead any more. The
+    /// store's.
+    pub async fn change_labels(
+        &self,
+        fence: &Fence,
+        node: NodeId,
+        changes: &LabelChanges,
+        reset: bool,
+    ) -> Result<(), MetaError> {
+        let key = |name: &str| format!("{}label/{node}/{name}", self.prefix);
+        let mut ops = Vec::new();
+        for (name, value) in changes {
+            let key = key(name);
+            let value = encode(&key, value)?;
+            ops.push(Op::Put(key, value));
+        }
+        let snapshot = self.snapshot();
+        let known = snapshot.labels.get(&node).into_iter().flatten();
+        for (name, _) in known.filter(|(name, _)| reset && !changes.contains_key(*name)) {
+            ops.push(Op::Delete(key(name)));
+        }
+        // Room for the fence beside them.
+        let most = self.store.limits().txn_ops.saturating_sub(1).max(1);
+        for some in ops.chunks(most) {
+            let txn = Txn {
+                compares: vec![fence.compare()],
+                ops: some.to_vec(),
+            };
+            self.store.commit(txn).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells which shards have the least load.
+    ///
+    /// # Errors
+    /// As [`Self::change_labels`].
+    pub async fn tell_idle(&self, fence: &Fence, shards: &[ShardId]) -> Result<(), MetaError> {
+        let key = format!("{}idle-shards", self.prefix);
+        let value = encode(&key, &shards)?;
+        let txn = Txn::default().when(fence.compare());
+        self.store.commit(txn.then(Op::Put(key, value))).await?;
+        Ok(())
+    }
+
     fn assignment_key(&self, shard: ShardId) -> String {
         format!("{}assignment/{shard}", self.prefix)
     }
@@ -435,12 +547,16 @@ impl Topology {
 #[derive(Debug, Default)]
 struct Known {
     snapshot: Snapshot,
-    revisions: BTreeMap<String, u64>,
+    /// Nodes as they have registered, without what operators changed of their labels.
+    registered: BTreeMap<NodeId, NodeEntry>,
+    revisions: HashMap<String, u64>,
 }
 
 enum Key {
     Node(NodeId),
+    Label(NodeId, String),
     Assignment(ShardId),
+    IdleShards,
     Scheduler(Ulid),
     LeadingScheduler,
     /// Of a later version: kept, not understood, not touched.
@@ -449,11 +565,19 @@ enum Key {
 
 fn parse(prefix: &str, key: &str) -> Key {
     let path = key.strip_prefix(prefix).unwrap_or_default();
-    if path == "leading-scheduler" {
-        return Key::LeadingScheduler;
+    match path {
+        "leading-scheduler" => return Key::LeadingScheduler,
+        "idle-shards" => return Key::IdleShards,
+        _ => {}
     }
     match path.split_once('/') {
         Some(("node", id)) => id.parse().map_or(Key::Other, Key::Node),
+        Some(("label", of)) => match of.split_once('/') {
+            Some((id, name)) => id
+                .parse()
+                .map_or(Key::Other, |id| Key::Label(id, name.to_owned())),
+            None => Key::Other,
+        },
         Some(("assignment", id)) => id.parse().map_or(Key::Other, Key::Assignment),
         Some(("scheduler", id)) => id.parse().map_or(Key::Other, Key::Scheduler),
         _ => Key::Other,
@@ -470,6 +594,12 @@ impl Known {
         if restored && new.is_empty() && !old.is_empty() {
             return Err(emptied());
         }
+        let mut old = std::mem::take(&mut self.snapshot);
+        old.left.append(&mut old.nodes);
+        old.left
+            .retain(|node, _| !fresh.snapshot.nodes.contains_key(node));
+        fresh.snapshot.left = old.left;
+        fresh.forget_left();
         *self = fresh;
         Ok(())
     }
@@ -483,11 +613,20 @@ impl Known {
     ) -> Result<(), MetaError> {
         match parse(prefix, key) {
             Key::Node(node) => {
-                self.snapshot.nodes.insert(node, decode(key, value)?);
+                self.registered.insert(node, decode(key, value)?);
+                self.snapshot.left.remove(&node);
+                self.label(node);
+            }
+            Key::Label(node, name) => {
+                let of = self.snapshot.labels.entry(node).or_default();
+                of.insert(name, decode(key, value)?);
+                self.label(node);
             }
             Key::Assignment(shard) => {
-                self.snapshot.assignments.insert(shard, decode(key, value)?);
+                let assignment = decode(key, value)?;
+                self.snapshot.assignments.insert_mut(shard, assignment);
             }
+            Key::IdleShards => self.snapshot.idle_shards = decode(key, value)?,
             Key::Scheduler(process) => {
                 let entry = decode(key, value)?;
                 self.snapshot.schedulers.insert(process, entry);
@@ -499,16 +638,62 @@ impl Known {
         Ok(())
     }
 
-    fn follow(&mut self, prefix: &str, changes: &[Change]) {
+    /// Forgets nodes that are gone and have nothing.
+    fn forget_left(&mut self) {
+        if self.snapshot.left.is_empty() {
+            return;
+        }
+        let held = self.snapshot.holdings();
+        self.snapshot.left.retain(|node, _| held.contains_key(node));
+    }
+
+    /// Shows a node with what was changed of its labels.
+    fn label(&mut self, node: NodeId) {
+        let Some(registered) = self.registered.get(&node) else {
+            self.snapshot.nodes.remove(&node);
+            return;
+        };
+        let mut shown = registered.clone();
+        for (label, value) in self.snapshot.labels.get(&node).into_iter().flatten() {
+            match value {
+                Some(value) => drop(shown.labels.insert(label.clone(), value.clone())),
+                None => drop(shown.labels.remove(label)),
+            }
+        }
+        self.snapshot.nodes.insert(node, shown);
+    }
+
+    /// Takes changes in; whether there was one that was not known.
+    fn follow(&mut self, prefix: &str, changes: &[Change]) -> bool {
+        let mut changed = false;
         for change in changes {
             let known = self.revisions.get(&change.key).copied().unwrap_or(0);
             if change.revision <= known {
                 continue;
             }
+            changed = true;
             let Some(value) = &change.value else {
                 match parse(prefix, &change.key) {
-                    Key::Node(node) => drop(self.snapshot.nodes.remove(&node)),
-                    Key::Assignment(shard) => drop(self.snapshot.assignments.remove(&shard)),
+                    Key::Node(node) => {
+                        self.registered.remove(&node);
+                        if let Some(entry) = self.snapshot.nodes.remove(&node) {
+                            self.snapshot.left.insert(node, entry);
+                        }
+                        self.forget_left();
+                    }
+                    Key::Label(node, name) => {
+                        if let Some(of) = self.snapshot.labels.get_mut(&node) {
+                            of.remove(&name);
+                            if of.is_empty() {
+                                self.snapshot.labels.remove(&node);
+                            }
+                        }
+                        self.label(node);
+                    }
+                    Key::Assignment(shard) => {
+                        self.snapshot.assignments.remove_mut(&shard);
+                    }
+                    Key::IdleShards => self.snapshot.idle_shards.clear(),
                     Key::Scheduler(process) => drop(self.snapshot.schedulers.remove(&process)),
                     Key::LeadingScheduler => self.snapshot.scheduler = None,
                     Key::Other => {}
@@ -520,6 +705,7 @@ impl Known {
                 tracing::error!(%error, "a change of the topology is not understood");
             }
         }
+        changed
     }
 }
 
@@ -530,28 +716,23 @@ async fn follow(
     told: watch::Sender<Arc<Snapshot>>,
 ) {
     while let Some(event) = changes.next().await {
-        known.snapshot.interrupted = match event {
-            WatchEvent::Changes(changes) => {
-                known.follow(&prefix, &changes);
-                None
-            }
+        let (changed, interrupted) = match event {
+            WatchEvent::Changes(changes) => (known.follow(&prefix, &changes), None),
             WatchEvent::Reset { listing, restored } => {
                 match known.reset(&prefix, &listing, restored) {
-                    Ok(()) => None,
+                    Ok(()) => (true, None),
                     Err(error) => {
                         tracing::error!(%error, "the topology cannot be read; what was known stays");
-                        Some(error.to_string())
+                        (false, Some(error.to_string()))
                     }
                 }
             }
-            WatchEvent::Interrupted(why) => Some(why),
+            WatchEvent::Interrupted(why) => (false, Some(why)),
         };
-        told.send_if_modified(|current| {
-            let changed = **current != known.snapshot;
-            if changed {
-                *current = Arc::new(known.snapshot.clone());
-            }
-            changed
-        });
+        let changed = changed || known.snapshot.interrupted != interrupted;
+        known.snapshot.interrupted = interrupted;
+        if changed {
+            told.send_replace(Arc::new(known.snapshot.clone()));
+        }
     }
 }

@@ -106,7 +106,7 @@ async fn is_seen(store: Arc<dyn MetaStore>) {
         .expect("table");
     assert_eq!(
         b.find_table("s", "one").await.expect("find"),
-        Some(one.entry)
+        Some(one.entry.clone())
     );
     assert_eq!(b.find_table("s", "none").await.expect("find"), None);
     let two = table("s", "two", shard);
@@ -115,7 +115,7 @@ async fn is_seen(store: Arc<dyn MetaStore>) {
         .expect("table");
     assert_eq!(
         b.find_placement(two.entry.table).await.expect("find"),
-        Some(two.entry)
+        Some(two.entry.clone())
     );
     assert_eq!(
         b.find_placement(TableId::generate()).await.expect("find"),
@@ -142,7 +142,7 @@ async fn is_seen(store: Arc<dyn MetaStore>) {
     // Without asking: by the watch.
     a.drop_table(&uno).await.expect("drop");
     eventually("drop is followed", || b.table("s", "uno").is_none()).await;
-    assert_eq!(b.tables_on(shard), 31);
+    assert_eq!(b.partitions_on(shard), 31);
     // A name made anew: who holds the old table asks again.
     let (was, new) = (b.table("s", "two").expect("two"), table("s", "two", shard));
     a.drop_table(&two).await.expect("drop");
@@ -182,7 +182,7 @@ async fn drop_is_exact(store: Arc<dyn MetaStore>) {
     a.sync().await.expect("sync");
     assert!(!a.has_schema("s"));
     assert_eq!(a.tables_count(), 0);
-    assert_eq!(a.tables_on(shard), 0);
+    assert_eq!(a.partitions_on(shard), 0);
     // Nobody can put a table into a schema that is gone, whatever he remembers.
     let late = a.create_tables(&[table("s", "late", shard)]).await;
     assert!(matches!(late, Err(MetaError::Conflict)), "{late:?}");
@@ -302,7 +302,7 @@ async fn many_followers_end_with_what_is_in_the_store() {
         let tables = c.tables("s").unwrap_or_default();
         tables
             .iter()
-            .map(|t| (t.name.to_string(), t.entry))
+            .map(|t| (t.name.to_string(), t.entry.clone()))
             .collect()
     };
     let wanted_list = list(&wanted);
@@ -310,7 +310,7 @@ async fn many_followers_end_with_what_is_in_the_store() {
         catalog.sync().await.expect("sync");
         assert_eq!(list(catalog), wanted_list);
         assert_eq!(catalog.tables_count(), wanted_list.len());
-        assert_eq!(catalog.tables_on(shard), wanted_list.len() as u64);
+        assert_eq!(catalog.partitions_on(shard), wanted_list.len() as u64);
     }
 }
 

@@ -39,6 +39,7 @@ fn assignment(version: u64, term: u64, leader: Option<NodeId>) -> Assignment {
         version,
         term,
         leader,
+        predecessor: None,
         followers: Vec::new(),
         topic: "shoal.c.1".into(),
         changed_ms: 1,

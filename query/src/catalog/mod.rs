@@ -3,6 +3,7 @@
 
 mod cells;
 mod information_schema;
+mod partitions;
 mod system;
 mod virtual_table;
 
@@ -19,6 +20,9 @@ use shoal_engine::Database;
 use crate::QueryError;
 use crate::running::Running;
 use crate::table::ShoalTable;
+
+pub(crate) use partitions::partition_clause;
+pub use partitions::partition_owns;
 
 /// The name of the only catalog.
 pub const CATALOG: &str = "shoal";

@@ -8,10 +8,11 @@ use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use async_trait::async_trait;
 use shoal_engine::manifest::Loss;
-use shoal_engine::{Database, Read, ShardStatus};
+use shoal_engine::{Database, Read, ReadView, ShardStatus, TableHandle};
 use shoal_types::{Clock, NodeId, ShardId, SystemClock, TableMode};
 
 use super::cells::{Cell, CellColumn, Holds, batch_of, learn, number, schema_of, tables, text};
+use super::partitions::{at_once, column_names, method_text, partition_owns};
 use super::virtual_table::{VirtualRows, VirtualSchema, Wanted};
 use crate::QueryError;
 use crate::running::Running;
@@ -86,8 +87,15 @@ fn columns_of(view: View) -> &'static [CellColumn] {
         View::Partitions => &[
             ("table_schema", Text),
             ("table_name", Text),
+            ("name", Text),
             ("id", Text),
             ("shard", Text),
+            ("method", Text),
+            ("columns", Text),
+            ("owns", Text),
+            ("rows", Number),
+            ("files", Number),
+            ("bytes", Number),
         ],
         View::Shards => &[
             ("id", Text),
@@ -173,7 +181,7 @@ fn columns_of(view: View) -> &'static [CellColumn] {
             ("old_leader", Text),
             ("old_term", Number),
             ("epoch", Text),
-            ("pause_us", Number),
+            ("pause_ms", Number),
             ("records_replayed", Number),
             ("error", Text),
         ],
@@ -187,22 +195,12 @@ impl VirtualRows for SystemTable {
     }
 
     async fn rows(&self, wanted: &Wanted) -> Result<RecordBatch, QueryError> {
-        if matches!(self.view, View::Tables | View::Ssts) {
+        if matches!(self.view, View::Tables | View::Partitions | View::Ssts) {
             learn(&self.db, wanted).await;
         }
         let rows = match self.view {
             View::Tables => self.table_rows(wanted),
-            View::Partitions => tables(&self.db, wanted)
-                .into_iter()
-                .map(|t| {
-                    vec![
-                        text(t.schema_name),
-                        text(t.name),
-                        text(t.partition),
-                        text(t.shard),
-                    ]
-                })
-                .collect(),
+            View::Partitions => self.partition_rows(wanted).await,
             View::Shards => self.shard_rows().await,
             View::Ssts => self.sst_rows(wanted).await?,
             View::Queries => self.query_rows(),
@@ -227,7 +225,7 @@ impl SystemTable {
             rows.push(vec![
                 text(&table.schema_name),
                 text(&table.name),
-                text(table.id),
+                text(table.table),
                 text(match schema.mode {
                     TableMode::Upsert => "upsert",
                     TableMode::Append => "append",
@@ -360,11 +358,13 @@ impl SystemTable {
                 let claim = outcome["epoch"]["claim"].as_u64().unwrap_or_default();
                 format!("{term}.{claim}")
             });
-            let pause_us = outcome["pause_ms"].as_f64().map(|ms| (ms * 1e3) as i64);
+            let pause_ms = outcome["pause_ms"].as_f64().map(|ms| ms.ceil() as i64);
+            // As operators write it.
+            let task = record["task"].as_str().map(|task| task.replace('_', "-"));
             let node = record.get("to").unwrap_or(&record["node"]);
             Some(vec![
                 word(&record["id"]),
-                word(&record["task"]),
+                Cell::Text(task),
                 word(&record["state"]),
                 word(&record["shard"]),
                 word(node),
@@ -375,7 +375,7 @@ impl SystemTable {
                 word(&record["old_leader"]),
                 count(&record["old_term"]),
                 Cell::Text(epoch),
-                Cell::Number(pause_us),
+                Cell::Number(pause_ms),
                 count(&outcome["records_replayed"]),
                 word(&outcome["error"]),
             ])
@@ -383,9 +383,47 @@ impl SystemTable {
         Ok(rows.collect())
     }
 
-    async fn sst_rows(&self, wanted: &Wanted) -> Result<Vec<Vec<Cell>>, QueryError> {
+    /// Each partition; figures only of those whose shard answers.
+    async fn partition_rows(&self, wanted: &Wanted) -> Vec<Vec<Cell>> {
         let mut rows = Vec::new();
         for table in tables(&self.db, wanted) {
+            let schema = self.db.table_schema(&table).ok();
+            let by = table.layout.as_ref().map(|layout| &layout.by);
+            let columns = by.zip(schema.as_ref());
+            let columns = columns.map(|(by, schema)| column_names(&by.columns, schema).join(", "));
+            for partition in table.partitions() {
+                let view = self.db.read(&partition, &at_once()).await.ok();
+                let figure = |of: fn(&ReadView) -> u64| {
+                    let figure = view.as_ref().map(of);
+                    Cell::Number(figure.and_then(|n| i64::try_from(n).ok()))
+                };
+                let owns = schema.as_ref().and_then(|s| partition_owns(&partition, s));
+                rows.push(vec![
+                    text(&table.schema_name),
+                    text(&table.name),
+                    Cell::Text(partition.part().map(|part| part.name.clone())),
+                    text(partition.partition),
+                    text(partition.shard),
+                    Cell::Text(by.map(|by| method_text(by.method).to_owned())),
+                    Cell::Text(columns.clone()),
+                    Cell::Text(owns),
+                    // Versions of a key that are not merged yet count each.
+                    figure(|view| {
+                        let files: u64 = view.files.iter().map(|f| f.rows).sum();
+                        files + view.memory.iter().map(|m| m.rows() as u64).sum::<u64>()
+                    }),
+                    figure(|view| view.files.len() as u64),
+                    figure(|view| view.files.iter().map(|f| f.bytes).sum()),
+                ]);
+            }
+        }
+        rows
+    }
+
+    async fn sst_rows(&self, wanted: &Wanted) -> Result<Vec<Vec<Cell>>, QueryError> {
+        let mut rows = Vec::new();
+        let partitions = tables(&self.db, wanted);
+        for table in partitions.iter().flat_map(TableHandle::partitions) {
             let view = self.db.read(&table, &Read::default()).await?;
             for file in &view.files {
                 rows.push(vec![

@@ -68,7 +68,19 @@ impl Run<'_> {
         let after = changed(&current).map_err(placed)?;
         let is_dropped = |column: &&Column| after.column_by_id(column.id).is_none();
         let dropped: Vec<&Column> = current.columns.iter().filter(is_dropped).collect();
-        let _hold = self.release(&handle, &dropped).await?;
+        if let Some(layout) = &handle.layout
+            && let Some(column) = dropped.iter().find(|c| layout.by.columns.contains(&c.id))
+        {
+            let error = QueryError::unsupported(format!(
+                "column {:?} is a partition column and cannot be dropped",
+                column.name
+            ));
+            return Err(error.at(place));
+        }
+        let mut holds = Vec::new();
+        for partition in handle.partitions() {
+            holds.extend(self.release(&partition, &dropped).await?);
+        }
         // All of them in one schema change, or none.
         db.alter_table(&handle, &|current| {
             let schema = changed(current)?;

@@ -6,6 +6,10 @@
 //! was computed from an older one. After some conflicts the table is held: other writes wait a
 //! moment.
 //!
+//! The partitions of a table are changed one after another, each at a view of its own: rows of two
+//! are not changed together, and a conflict in one does not undo, or repeat, what was done in
+//! another.
+//!
 //! Rows of append tables have no key. DELETE writes its predicate; UPDATE writes the predicate of
 //! the rows that go and the rows that come, in one record and with the position it read at.
 
@@ -14,10 +18,13 @@ use std::time::Duration;
 
 use datafusion::common::Column;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion};
+use datafusion::datasource::{provider_as_source, source_as_provider};
 use datafusion::error::DataFusionError;
 use datafusion::functions_aggregate::expr_fn::count;
 use datafusion::logical_expr::simplify::SimplifyContext;
-use datafusion::logical_expr::{DmlStatement, Expr, LogicalPlan, LogicalPlanBuilder, lit};
+use datafusion::logical_expr::{
+    DmlStatement, Expr, LogicalPlan, LogicalPlanBuilder, TableScan, lit,
+};
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::sql::parser::Statement as DfStatement;
 use datafusion::sql::sqlparser::ast::{
@@ -26,14 +33,15 @@ use datafusion::sql::sqlparser::ast::{
 use datafusion::sql::unparser::Unparser;
 use datafusion::sql::unparser::dialect::PostgreSqlDialect;
 use futures::StreamExt;
-use shoal_engine::{Commit, ReadAt, WriteError, WriteOptions};
+use shoal_engine::{Commit, ReadAt, TableHandle, WriteError, WriteOptions};
 use shoal_rows::RowBlock;
-use shoal_types::{ColumnId, TableSchema};
+use shoal_types::{ColumnId, Retry, TableSchema};
 
 use super::insert::{TargetTable, block_of, cast_to, is_upsert, target};
 use super::names::{fold, position};
 use super::{Outcome, Run};
 use crate::error::{Kind, Result};
+use crate::table::{Reads, ShoalTable};
 use crate::{QueryError, decimals, predicate};
 
 /// How often a statement is done again because the table changed meanwhile.
@@ -119,21 +127,98 @@ impl Run<'_> {
     async fn change(&self, body: DfStatement, action: Action) -> Result<Outcome> {
         let dml = self.dml(body.clone()).await?;
         let table = target(&dml)?;
-        let upsert = is_upsert(&table.schema);
-        match &action {
-            Action::Delete if !upsert => return self.delete_where(&dml, &table).await,
-            Action::Set(columns) if upsert => check_assignments(&table.schema, columns)?,
-            _ => {}
+        if let Action::Set(columns) = &action {
+            check_assignments(&table, columns)?;
         }
         // Statements of this process take turns on a table; only other writers are conflicts.
-        let lock = self.session.engine().change_lock(table.handle.id);
+        let lock = self.session.engine().change_lock(table.handle.table);
         let _turn = lock.lock().await;
+        let mut done = Changed::default();
+        let mut untouched = Vec::new();
+        for partition in self.partitions_to_change(dml, &table).await? {
+            let change = self.change_partition(&body, &action, &partition).await;
+            let change = match change {
+                // It was dropped meanwhile, and its rows with it.
+                Err(error) if error.is_missing_table() && self.is_dropped(&partition) => {
+                    Changed::default()
+                }
+                other => other.map_err(|error| done.before(error))?,
+            };
+            if change.commit.is_none() {
+                untouched.push(partition);
+            }
+            done.add(change);
+        }
+        if done.commit.is_some()
+            && let Some(id) = self.session.write_id()
+        {
+            // Sent again, the statement changes nothing there either.
+            let db = self.session.engine().database();
+            for partition in &untouched {
+                let noted = db.note_write_id(partition, id, self.write_options());
+                let noted = noted.await.map_err(QueryError::from);
+                noted.map_err(|error| done.before(error))?;
+            }
+        }
+        let verb = match action {
+            Action::Delete => "DELETE",
+            Action::Set(_) => "UPDATE",
+        };
+        Ok(Outcome::Affected {
+            tag: format!("{verb} {}", done.rows),
+            rows: done.rows,
+            commit: done.commit,
+        })
+    }
+
+    /// The partitions that can hold rows which the statement changes.
+    async fn partitions_to_change(
+        &self,
+        dml: DmlStatement,
+        table: &TargetTable,
+    ) -> Result<Vec<TableHandle>> {
+        if table.handle.layout.is_none() {
+            return Ok(vec![table.handle.clone()]);
+        }
+        let rows = reading(dml, &Reads::Target)?.input;
+        // Optimized, the filters stand at the scan, in the columns' types.
+        let optimized = self.state.optimize(&rows)?;
+        let mut found = None;
+        let views = self.views()?;
+        optimized.apply(|node| {
+            if let LogicalPlan::TableScan(scan) = node
+                && let Ok(provider) = source_as_provider(&scan.source)
+                && let Some(scanned) = provider.downcast_ref::<ShoalTable>()
+                && scanned.is_target()
+            {
+                found = Some(scanned.partitions(&views, &scan.filters)?);
+            }
+            Ok(TreeNodeRecursion::Continue)
+        })?;
+        // The optimizer has found that there are no such rows.
+        Ok(found.unwrap_or_default())
+    }
+
+    fn is_dropped(&self, partition: &TableHandle) -> bool {
+        let database = self.session.engine().database();
+        let table = database.table_by_id(partition.table);
+        let mut left = table.iter().flat_map(TableHandle::partitions);
+        table.is_some() && !left.any(|known| known.id == partition.id)
+    }
+
+    async fn change_partition(
+        &self,
+        body: &DfStatement,
+        action: &Action,
+        partition: &TableHandle,
+    ) -> Result<Changed> {
         let mut pause = Duration::from_millis(1);
         let database = self.session.engine().database();
         for conflicts in 0..CONFLICTS_MAX {
             let _hold =
-                (conflicts >= CONFLICTS_BEFORE_HOLD).then(|| database.hold_writes(table.handle.id));
-            match self.again().attempt(body.clone(), &action).await {
+                (conflicts >= CONFLICTS_BEFORE_HOLD).then(|| database.hold_writes(partition.id));
+            let again = self.again(partition.layout.is_some())?;
+            match again.attempt(body.clone(), action, partition).await {
                 Err(error) if error.code == "conflict" => {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(PAUSE_MAX);
@@ -145,7 +230,7 @@ impl Run<'_> {
             Kind::CONFLICT,
             format!(
                 "table {:?} changed each of {CONFLICTS_MAX} times that the statement ran; nothing was changed by it",
-                table.handle.name
+                partition.name
             ),
         ))
     }
@@ -157,11 +242,20 @@ impl Run<'_> {
         }
     }
 
-    /// Reads and writes once.
-    async fn attempt(&self, body: DfStatement, action: &Action) -> Result<Outcome> {
+    /// Reads and writes a partition once.
+    async fn attempt(
+        &self,
+        body: DfStatement,
+        action: &Action,
+        partition: &TableHandle,
+    ) -> Result<Changed> {
         let dml = self.dml(body).await?;
         let table = target(&dml)?;
-        let view = self.views()?.view(&table.handle).await?;
+        let dml = reading(dml, &Reads::Partition(partition.clone()))?;
+        if matches!(action, Action::Delete) && !is_upsert(&table.schema) {
+            return self.delete_where(&dml, &table, partition).await;
+        }
+        let view = self.views()?.view(partition).await?;
         let replaced = match action {
             Action::Set(_) if !is_upsert(&table.schema) => Some(self.replaced(&dml, &table)?),
             _ => None,
@@ -199,7 +293,7 @@ impl Run<'_> {
             blocks.push(block);
         }
         let commit = if rows == 0 {
-            self.applied_before(&table).await?
+            self.applied_before(partition).await?
         } else {
             let options = WriteOptions {
                 read_at: Some(ReadAt {
@@ -212,21 +306,20 @@ impl Run<'_> {
             let written = match replaced {
                 None => db.write(blocks, options).await,
                 Some(predicate) => {
-                    db.replace_where(&table.handle, &predicate, blocks, options)
+                    blocks
+                        .iter_mut()
+                        .for_each(|block| block.table = partition.id);
+                    db.replace_where(partition, &predicate, blocks, options)
                         .await
                 }
             };
             Some(written.map_err(stale_is_conflict)?)
         };
-        Ok(affected(
-            if deletes { "DELETE" } else { "UPDATE" },
-            rows,
-            commit,
-        ))
+        Ok(Changed::of(rows, commit))
     }
 
     /// Of a change that finds no row: whether it is one that was applied and is sent again.
-    async fn applied_before(&self, table: &TargetTable) -> Result<Option<Commit>> {
+    async fn applied_before(&self, partition: &TableHandle) -> Result<Option<Commit>> {
         let Some(id) = self.session.write_id() else {
             return Ok(None);
         };
@@ -234,7 +327,7 @@ impl Run<'_> {
             .session
             .engine()
             .database()
-            .was_applied(&table.handle, id)
+            .was_applied(partition, id)
             .await?;
         Ok(duplicate.then(|| Commit {
             duplicate,
@@ -256,7 +349,12 @@ impl Run<'_> {
     }
 
     /// Deletes rows of an append table: the predicate itself is what is written.
-    async fn delete_where(&self, dml: &DmlStatement, table: &TargetTable) -> Result<Outcome> {
+    async fn delete_where(
+        &self,
+        dml: &DmlStatement,
+        table: &TargetTable,
+        partition: &TableHandle,
+    ) -> Result<Changed> {
         let text = self.predicate_text(&dml.input, table, "DELETE")?;
         let counted = LogicalPlanBuilder::from(dml.input.as_ref().clone())
             .aggregate(Vec::<Expr>::new(), vec![count(lit(1))])?
@@ -274,12 +372,13 @@ impl Run<'_> {
             }
         }
         if rows == 0 {
-            return Ok(affected("DELETE", 0, self.applied_before(table).await?));
+            let commit = self.applied_before(partition).await?;
+            return Ok(Changed::of(rows, commit));
         }
         let options = self.write_options();
         let db = self.session.engine().database();
-        let commit = db.delete_where(&table.handle, &text, options).await?;
-        Ok(affected("DELETE", rows, Some(commit)))
+        let commit = db.delete_where(partition, &text, options).await?;
+        Ok(Changed::of(rows, Some(commit)))
     }
 
     /// The condition of a plan's rows as SQL that means the same at any time and in any session:
@@ -359,12 +458,72 @@ impl Run<'_> {
     }
 }
 
-fn affected(verb: &str, rows: u64, commit: Option<Commit>) -> Outcome {
-    Outcome::Affected {
-        tag: format!("{verb} {rows}"),
-        rows,
-        commit,
+/// What a statement has changed so far.
+#[derive(Default)]
+struct Changed {
+    rows: u64,
+    commit: Option<Commit>,
+}
+
+impl Changed {
+    /// Rows found and written; of a write that was applied before, none was changed now.
+    fn of(rows: u64, commit: Option<Commit>) -> Self {
+        let again = commit.as_ref().is_some_and(|commit| commit.duplicate);
+        Self {
+            rows: if again { 0 } else { rows },
+            commit,
+        }
     }
+
+    fn add(&mut self, more: Self) {
+        self.rows += more.rows;
+        match (&mut self.commit, more.commit) {
+            (Some(commit), Some(more)) => {
+                commit.rows += more.rows;
+                commit.duplicate &= more.duplicate;
+                for token in more.tokens {
+                    token.add_to(&mut commit.tokens);
+                }
+            }
+            (commit @ None, more) => *commit = more,
+            (Some(_), None) => {}
+        }
+    }
+
+    /// A failure after other partitions were changed.
+    fn before(&self, error: QueryError) -> QueryError {
+        if self.rows == 0 {
+            return error;
+        }
+        QueryError {
+            message: format!(
+                "{}; {} rows of other partitions are changed",
+                error.message, self.rows
+            ),
+            retry: Retry::Unknown,
+            ..error
+        }
+    }
+}
+
+/// The change with another way to read its target. Queries within its expressions read as before.
+fn reading(mut dml: DmlStatement, reads: &Reads) -> Result<DmlStatement> {
+    let input = LogicalPlan::clone(&dml.input).transform_down(|node| {
+        let LogicalPlan::TableScan(scan) = &node else {
+            return Ok(Transformed::no(node));
+        };
+        let provider = source_as_provider(&scan.source)?;
+        let Some(table) = provider.downcast_ref::<ShoalTable>() else {
+            return Ok(Transformed::no(node));
+        };
+        let restricted = Arc::new(table.reading(reads.clone()));
+        Ok(Transformed::yes(LogicalPlan::TableScan(TableScan {
+            source: provider_as_source(restricted),
+            ..scan.clone()
+        })))
+    })?;
+    dml.input = Arc::new(input.data);
+    Ok(dml)
 }
 
 /// A table altered meanwhile is one more reason to do it again.
@@ -380,15 +539,24 @@ fn stale_is_conflict(error: WriteError) -> QueryError {
     }
 }
 
-fn check_assignments(schema: &TableSchema, set: &[String]) -> Result<()> {
+fn check_assignments(table: &TargetTable, set: &[String]) -> Result<()> {
+    let schema = &table.schema;
+    let layout = table.handle.layout.as_ref();
+    let spreads = |id| layout.is_some_and(|layout| layout.by.columns.contains(&id));
     for name in set {
-        if let Some(column) = schema.column(name)
-            && schema.is_key(column.id)
-        {
-            return Err(QueryError::unsupported(format!(
-                "column {name:?} is part of the primary key and cannot be updated; DELETE the row and INSERT it anew"
-            )));
-        }
+        let Some(column) = schema.column(name) else {
+            continue;
+        };
+        let what = if is_upsert(schema) && schema.is_key(column.id) {
+            "part of the primary key"
+        } else if spreads(column.id) {
+            "a partition column"
+        } else {
+            continue;
+        };
+        return Err(QueryError::unsupported(format!(
+            "column {name:?} is {what} and cannot be updated; DELETE the row and INSERT it anew"
+        )));
     }
     Ok(())
 }

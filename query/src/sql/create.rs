@@ -13,6 +13,7 @@ use shoal_types::{
 
 use super::insert::Writer;
 use super::names::{fold, position, position_of};
+use super::partitions::PartitionClause;
 use super::result_names::Names;
 use super::types::{TableOptions, column_type};
 use super::{Outcome, Run};
@@ -31,7 +32,11 @@ pub(super) struct ColumnSpec {
 
 impl Run<'_> {
     /// `CREATE TABLE`.
-    pub(super) async fn create_table(&self, create: &CreateTable) -> Result<Outcome> {
+    pub(super) async fn create_table(
+        &self,
+        create: &CreateTable,
+        partitions: Option<&PartitionClause>,
+    ) -> Result<Outcome> {
         refuse_clauses(create)?;
         let (schema_name, name) = self.qualified(&create.name)?;
         if [SYSTEM, INFORMATION_SCHEMA, "pg_catalog"].contains(&schema_name.as_str()) {
@@ -71,10 +76,14 @@ impl Run<'_> {
             }
         };
         let schema = table_schema(create, columns)?;
+        let partitions = partitions
+            .map(|clause| self.new_partitions(clause, &schema))
+            .transpose()?;
         let table = NewTable {
             schema_name,
             name,
             schema,
+            partitions,
         };
         let handles = db
             .create_tables(vec![table], create.if_not_exists)
@@ -157,11 +166,6 @@ fn refuse_clauses(create: &CreateTable) -> Result<()> {
         return Err(QueryError::unsupported(format!(
             "CREATE TABLE … {clause} is not supported"
         )));
-    }
-    if create.partition_by.is_some() {
-        return Err(QueryError::unsupported(
-            "partitioned tables are not there yet: leave PARTITION BY out",
-        ));
     }
     Ok(())
 }
@@ -250,6 +254,7 @@ fn table_schema(create: &CreateTable, columns: Vec<ColumnSpec>) -> Result<TableS
         ttl_ms: options.ttl_ms.flatten(),
         origin: TableOrigin::Sql,
         next_column_id: id(columns.len()),
+        part_of: None,
         columns: columns
             .into_iter()
             .enumerate()

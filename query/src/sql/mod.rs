@@ -11,6 +11,8 @@ mod lists;
 mod named;
 mod names;
 mod parse;
+mod partitioned;
+mod partitions;
 mod precedence;
 mod prepare;
 mod repeated;

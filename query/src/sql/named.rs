@@ -151,6 +151,7 @@ impl Run<'_> {
             sql: decimals::unmark_text(&statement.to_string()).into(),
             body: DfStatement::Statement(Box::new(statement.clone())),
             kind,
+            partitions: None,
         });
         let prepared = prepare(
             self.session,

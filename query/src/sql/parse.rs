@@ -4,11 +4,13 @@
 use std::sync::Arc;
 
 use datafusion::sql::parser::{DFParserBuilder, Statement as DfStatement};
-use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
+use datafusion::sql::sqlparser::ast::helpers::attached_token::AttachedToken;
+use datafusion::sql::sqlparser::ast::{AlterTable, Statement as SqlStatement};
 use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 
+use super::partitions::{self, PartitionClause, PartitionStatement};
 use super::precedence;
 use crate::error::{Kind, Result};
 use crate::{QueryError, StatementKind, decimals};
@@ -74,6 +76,17 @@ pub(crate) struct Statement {
     pub body: DfStatement,
     /// Its family.
     pub kind: StatementKind,
+    /// What it says of partitions, which is not in `body`.
+    pub partitions: Option<Arc<PartitionWords>>,
+}
+
+/// What a statement says of partitions.
+#[derive(Clone, Debug)]
+pub(crate) enum PartitionWords {
+    /// `CREATE TABLE … PARTITION BY …`
+    Clause(PartitionClause),
+    /// `ALTER TABLE … ADD | DROP PARTITION …`; of its body only the table's name counts.
+    Change(PartitionStatement),
 }
 
 /// Parses exactly one statement.
@@ -105,42 +118,79 @@ pub(crate) fn parse_script(sql: &str) -> Result<Vec<Statement>> {
             QueryError::new(Kind::SYNTAX, error.message).at(position)
         })?;
     refuse_chains(&tokens)?;
-    refuse_partitions(&tokens)?;
-    let tokens = decimals::mark(tokens);
     let text: Arc<str> = sql.into();
-    let mut parser = DFParserBuilder::new(tokens)
+    let mut statements = Vec::new();
+    for tokens in tokens.split(|token| token.token == Token::SemiColon) {
+        let is_empty = |t: &TokenWithSpan| matches!(t.token, Token::Whitespace(_) | Token::EOF);
+        if !tokens.iter().all(is_empty) {
+            statements.push(parse_statement(tokens.to_vec(), &text)?);
+        }
+    }
+    Ok(statements)
+}
+
+fn parse_statement(mut tokens: Vec<TokenWithSpan>, text: &Arc<str>) -> Result<Statement> {
+    if let Some(change) = partitions::partition_statement(&tokens)? {
+        return Ok(Statement {
+            sql: Arc::clone(text),
+            kind: StatementKind::Definition,
+            body: DfStatement::Statement(Box::new(altered(&change))),
+            partitions: Some(Arc::new(PartitionWords::Change(change))),
+        });
+    }
+    let clause = partitions::take_clause(&mut tokens)?;
+    let dialect = PostgreSqlDialect {};
+    let mut parser = DFParserBuilder::new(decimals::mark(tokens))
         .with_dialect(&dialect)
         .with_recursion_limit(DEPTH_MAX)
         .build()?;
-    let mut statements = Vec::new();
-    loop {
-        while parser.parser.consume_token(&Token::SemiColon) {}
-        let next = parser.parser.peek_token();
-        if next.token == Token::EOF {
-            return Ok(statements);
-        }
-        // DataFusion's own COPY writes to any store; ours has PostgreSQL's grammar and only
-        // files that the configuration allows.
-        let mut body = if matches!(&next.token, Token::Word(w) if w.keyword == Keyword::COPY) {
-            DfStatement::Statement(Box::new(parser.parser.parse_statement()?))
-        } else {
-            parser.parse_statement()?
-        };
-        let after = parser.parser.peek_token();
-        if !matches!(after.token, Token::SemiColon | Token::EOF) {
-            return Err(QueryError::new(
-                Kind::SYNTAX,
-                format!("Expected: end of statement, found: {after}"),
-            )
-            .at(Some((after.span.start.line, after.span.start.column))));
-        }
-        mend(&mut body);
-        statements.push(Statement {
-            sql: Arc::clone(&text),
-            kind: kind(&body),
-            body,
-        });
+    // DataFusion's own COPY writes to any store; ours has PostgreSQL's grammar and only files that
+    // the configuration allows.
+    let next = parser.parser.peek_token();
+    let mut body = if matches!(&next.token, Token::Word(w) if w.keyword == Keyword::COPY) {
+        DfStatement::Statement(Box::new(parser.parser.parse_statement()?))
+    } else {
+        parser.parse_statement()?
+    };
+    let after = parser.parser.peek_token();
+    if after.token != Token::EOF {
+        return Err(QueryError::new(
+            Kind::SYNTAX,
+            format!("Expected: end of statement, found: {after}"),
+        )
+        .at(Some((after.span.start.line, after.span.start.column))));
     }
+    mend(&mut body);
+    Ok(Statement {
+        sql: Arc::clone(text),
+        kind: kind(&body),
+        body,
+        partitions: clause.map(|clause| Arc::new(PartitionWords::Clause(clause))),
+    })
+}
+
+/// A statement that names the table and changes nothing of it.
+fn altered(change: &PartitionStatement) -> SqlStatement {
+    let (PartitionStatement::Add {
+        table,
+        if_table_exists,
+        ..
+    }
+    | PartitionStatement::Drop {
+        table,
+        if_table_exists,
+        ..
+    }) = change;
+    SqlStatement::AlterTable(AlterTable {
+        name: table.clone(),
+        if_exists: *if_table_exists,
+        only: false,
+        operations: Vec::new(),
+        location: None,
+        on_cluster: None,
+        table_type: None,
+        end_token: AttachedToken::empty(),
+    })
 }
 
 fn mend(body: &mut DfStatement) {
@@ -200,70 +250,35 @@ fn kind(body: &DfStatement) -> StatementKind {
     }
 }
 
-/// `CREATE TABLE … PARTITION BY …` has a grammar that sqlparser does not know; until tables can
-/// be partitioned it is refused here with a reason instead of a syntax error.
-fn refuse_partitions(tokens: &[TokenWithSpan]) -> Result<()> {
-    let mut words = tokens
-        .iter()
-        .filter(|t| !matches!(t.token, Token::Whitespace(_)))
-        .peekable();
-    let mut statement_start = true;
-    let mut creating = false;
-    let mut depth = 0_i64;
-    let keyword = |token: &Token| match token {
-        Token::Word(word) if word.quote_style.is_none() => word.keyword,
-        _ => Keyword::NoKeyword,
-    };
-    while let Some(current) = words.next() {
-        let next = words
-            .peek()
-            .map_or(Keyword::NoKeyword, |t| keyword(&t.token));
-        match &current.token {
-            Token::LParen => depth += 1,
-            Token::RParen => depth -= 1,
-            Token::SemiColon => {
-                statement_start = true;
-                creating = false;
-                depth = 0;
-                continue;
-            }
-            token if statement_start => {
-                creating = keyword(token) == Keyword::CREATE && next == Keyword::TABLE;
-            }
-            token
-                if creating
-                    && depth == 0
-                    && keyword(token) == Keyword::PARTITION
-                    && next == Keyword::BY =>
-            {
-                return Err(QueryError::unsupported(
-                    "partitioned tables are not there yet: leave PARTITION BY out, the table will have one partition",
-                )
-                .at(Some((current.span.start.line, current.span.start.column))));
-            }
-            // A query may partition its windows as it likes.
-            token if depth == 0 && keyword(token) == Keyword::AS => creating = false,
-            _ => {}
-        }
-        statement_start = false;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn partition_clauses_are_refused_by_name_and_place() {
-        let error = parse_script(
-            "CREATE TABLE t (a INT, PRIMARY KEY (a))\n  PARTITION BY HASH (a) PARTITIONS 4",
+    fn partition_clauses_are_read_beside_the_statement_they_stand_in() {
+        let statements = parse_script(
+            "CREATE TABLE t (a INT, PRIMARY KEY (a))\n  PARTITION BY HASH (a) PARTITIONS 4 WITH (ttl = '1d');
+             ALTER TABLE s.t DROP PARTITION p; CREATE TABLE u AS SELECT row_number() OVER (PARTITION BY a) FROM t",
         )
-        .expect_err("partitions");
-        assert_eq!(error.code, "not_supported");
-        assert_eq!(error.position, Some((2, 3)));
-        parse_script("CREATE TABLE t AS SELECT row_number() OVER (PARTITION BY a) FROM u")
-            .expect("a window is no partition clause");
+        .expect("three statements");
+        let [created, altered, from_query] = &statements[..] else {
+            panic!("{statements:?}");
+        };
+        let Some(PartitionWords::Clause(clause)) = created.partitions.as_deref() else {
+            panic!("{created:?}");
+        };
+        assert_eq!(clause.position, Some((2, 3)));
+        assert!(
+            format!("{}", created.body).contains("ttl"),
+            "{}",
+            created.body
+        );
+        assert!(matches!(
+            altered.partitions.as_deref(),
+            Some(PartitionWords::Change(PartitionStatement::Drop { .. }))
+        ));
+        assert_eq!(altered.kind, StatementKind::Definition);
+        assert!(from_query.partitions.is_none(), "a window is no clause");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use shoal_engine::{Commit, EngineError, Read, WriteOptions};
 
 use super::Statement;
 use super::definition::schema_name;
+use super::parse::PartitionWords;
 use super::repeated;
 use super::result_names::Names;
 use crate::error::{Kind, Result, missing_table};
@@ -58,8 +59,14 @@ pub(crate) struct Run<'a> {
 impl Run<'_> {
     /// Runs it.
     pub(crate) async fn statement(&self, statement: &Statement) -> Result<Outcome> {
+        let clause = match statement.partitions.as_deref() {
+            Some(PartitionWords::Change(change)) => return self.alter_partitions(change).await,
+            Some(PartitionWords::Clause(clause)) => Some(clause),
+            None => None,
+        };
         match &statement.body {
             DfStatement::Statement(inner) => match inner.as_ref() {
+                SqlStatement::CreateTable(create) => self.create_table(create, clause).await,
                 SqlStatement::Query(_) | SqlStatement::Explain { .. } => {
                     self.query(statement.body.clone()).await
                 }
@@ -79,7 +86,7 @@ impl Run<'_> {
             SqlStatement::Insert(insert) => self.insert(insert).await,
             SqlStatement::Update(update) => self.update(update).await,
             SqlStatement::Delete(delete) => self.delete(delete).await,
-            SqlStatement::CreateTable(create) => self.create_table(create).await,
+            SqlStatement::CreateTable(create) => self.create_table(create, None).await,
             SqlStatement::AlterTable(alter) => self.alter_table(alter).await,
             SqlStatement::Prepare {
                 name,
@@ -168,16 +175,21 @@ impl Run<'_> {
         }
     }
 
-    /// The same statement on new views.
-    pub(super) fn again(&self) -> Run<'_> {
-        Run {
+    /// The same statement on new views. `one_of_several`: what it changes is, and its queries see
+    /// what they saw before any of it was changed.
+    pub(super) fn again(&self, one_of_several: bool) -> Result<Run<'_>> {
+        let database = Arc::clone(self.session.engine().database());
+        let stats = Arc::clone(&self.guard.stats);
+        let mut views = StatementViews::new(database, stats, Read::default());
+        if one_of_several {
+            views = views.step_of(self.views()?);
+        }
+        Ok(Run {
             session: self.session,
             guard: self.guard,
-            state: self
-                .session
-                .statement_state(&self.guard.stats, Read::default()),
+            state: self.session.state_with(views),
             params: self.params,
-        }
+        })
     }
 
     /// How the statement's rows are written.
@@ -185,7 +197,7 @@ impl Run<'_> {
         let write_id = self.session.write_id();
         WriteOptions {
             write_id,
-            atomic: write_id.is_some(),
+            record_a_shard: write_id.is_some(),
             timeout: Some(self.session.patience(self.guard)),
             ..WriteOptions::default()
         }

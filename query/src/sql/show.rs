@@ -6,12 +6,14 @@ use datafusion::sql::sqlparser::ast::{
     ObjectName, ShowCreateObject, ShowStatementFilter, ShowStatementFilterPosition,
     ShowStatementOptions, Statement as SqlStatement,
 };
+use shoal_engine::TableHandle;
 use shoal_types::{ColumnDefault, TableMode, TableSchema};
 
 use super::names::{fold, parts};
 use super::rowset::{text_rows, text_schema};
 use super::types::format_ttl;
 use super::{Outcome, Run};
+use crate::catalog::partition_clause;
 use crate::error::Result;
 use crate::{QueryError, Session};
 
@@ -166,7 +168,7 @@ impl Run<'_> {
         }
         let handle = self.table(name)?;
         let schema = self.session.engine().database().table_schema(&handle)?;
-        let statement = create_statement(&handle.schema_name, &handle.name, &schema);
+        let statement = create_statement(&handle, &schema);
         text_rows(
             &["table_name", "statement"],
             vec![vec![Some(handle.name), Some(statement)]],
@@ -175,7 +177,8 @@ impl Run<'_> {
 }
 
 /// The statement that makes such a table.
-fn create_statement(schema_name: &str, name: &str, schema: &TableSchema) -> String {
+fn create_statement(handle: &TableHandle, schema: &TableSchema) -> String {
+    let (schema_name, name) = (&handle.schema_name, &handle.name);
     let mut lines: Vec<String> = schema
         .columns
         .iter()
@@ -215,11 +218,13 @@ fn create_statement(schema_name: &str, name: &str, schema: &TableSchema) -> Stri
         }
         .to_owned(),
     );
+    let clause = partition_clause(handle, schema, quoted);
     format!(
-        "CREATE TABLE {}.{} (\n{}\n) WITH ({})",
+        "CREATE TABLE {}.{} (\n{}\n){} WITH ({})",
         quoted(schema_name),
         quoted(name),
         lines.join(",\n"),
+        clause.map_or_else(String::new, |clause| format!(" {clause}")),
         options.join(", ")
     )
 }

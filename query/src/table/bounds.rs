@@ -105,55 +105,49 @@ impl Bounds {
 fn time_bounds(schema: &TableSchema, id: ColumnId, filters: &[Expr]) -> Option<(i64, i64)> {
     let name = &schema.column_by_id(id)?.name;
     let (mut low, mut high) = (i64::MIN, i64::MAX);
-    for filter in filters {
-        match filter {
-            Expr::BinaryExpr(binary) => {
-                let (value, op) = match (binary.left.as_ref(), binary.right.as_ref()) {
-                    (Expr::Column(column), Expr::Literal(value, _)) if column.name == *name => {
-                        (value, binary.op)
-                    }
-                    (Expr::Literal(value, _), Expr::Column(column)) if column.name == *name => {
-                        match binary.op.swap() {
-                            Some(op) => (value, op),
-                            None => continue,
-                        }
-                    }
-                    _ => continue,
-                };
-                let Some(value) = time_of(value) else {
-                    continue;
-                };
-                match op {
-                    Operator::Eq => {
-                        low = low.max(value);
-                        high = high.min(value);
-                    }
-                    Operator::Gt => low = low.max(value.saturating_add(1)),
-                    Operator::GtEq => low = low.max(value),
-                    Operator::Lt => high = high.min(value.saturating_sub(1)),
-                    Operator::LtEq => high = high.min(value),
-                    _ => {}
-                }
+    let all = filters.iter().flat_map(|filter| comparisons(filter, name));
+    for (op, value) in all {
+        let Some(value) = time_of(value) else {
+            continue;
+        };
+        match op {
+            Operator::Eq => {
+                low = low.max(value);
+                high = high.min(value);
             }
-            Expr::Between(between) if !between.negated => {
-                let (Expr::Column(column), Expr::Literal(from, _), Expr::Literal(to, _)) = (
-                    between.expr.as_ref(),
-                    between.low.as_ref(),
-                    between.high.as_ref(),
-                ) else {
-                    continue;
-                };
-                if column.name == *name
-                    && let (Some(from), Some(to)) = (time_of(from), time_of(to))
-                {
-                    low = low.max(from);
-                    high = high.min(to);
-                }
-            }
+            Operator::Gt => low = low.max(value.saturating_add(1)),
+            Operator::GtEq => low = low.max(value),
+            Operator::Lt => high = high.min(value.saturating_sub(1)),
+            Operator::LtEq => high = high.min(value),
             _ => {}
         }
     }
     (low != i64::MIN || high != i64::MAX).then_some((low, high))
+}
+
+/// What a filter compares a column with, as if the column stood on the left; all of it holds where
+/// the filter is true. Empty: it says something else.
+pub(super) fn comparisons<'a>(filter: &'a Expr, column: &str) -> Vec<(Operator, &'a ScalarValue)> {
+    let is_it = |expr: &Expr| matches!(expr, Expr::Column(named) if named.name == column);
+    match filter {
+        Expr::BinaryExpr(binary) => match (binary.left.as_ref(), binary.right.as_ref()) {
+            (left, Expr::Literal(value, _)) if is_it(left) => vec![(binary.op, value)],
+            (Expr::Literal(value, _), right) if is_it(right) => {
+                let op = binary.op.swap();
+                op.map(|op| (op, value)).into_iter().collect()
+            }
+            _ => Vec::new(),
+        },
+        Expr::Between(between) if !between.negated && is_it(&between.expr) => {
+            match (between.low.as_ref(), between.high.as_ref()) {
+                (Expr::Literal(from, _), Expr::Literal(to, _)) => {
+                    vec![(Operator::GtEq, from), (Operator::LtEq, to)]
+                }
+                _ => Vec::new(),
+            }
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// The planner has cast literals to the column's unit already.
@@ -237,7 +231,7 @@ fn prefixes(schema: &TableSchema, filters: &[Expr]) -> (Option<Vec<Vec<u8>>>, bo
 }
 
 /// The only values that `column` may have for `filter` to be true; NULL never is one.
-fn values_of(filter: &Expr, column: &str) -> Option<Vec<ScalarValue>> {
+pub(super) fn values_of(filter: &Expr, column: &str) -> Option<Vec<ScalarValue>> {
     match filter {
         Expr::BinaryExpr(binary) => {
             match (binary.left.as_ref(), binary.op, binary.right.as_ref()) {

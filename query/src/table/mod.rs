@@ -6,10 +6,12 @@ mod deletes;
 mod last_rows;
 mod merge_scan;
 mod parquet_scan;
+mod partitions;
 mod reader;
 mod size;
 mod sources;
 mod views;
+mod wanted;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,8 +27,7 @@ use datafusion::physical_plan::union::UnionExec;
 use shoal_engine::{PredicateDelete, ReadView, TableHandle};
 use shoal_types::{ColumnDefault, TableSchema};
 
-use crate::error::Kind;
-use crate::{QueryError, QueryStats, predicate};
+use crate::{QueryStats, predicate};
 use bounds::Bounds;
 use merge_scan::MergeScanExec;
 use parquet_scan::PlainScan;
@@ -35,6 +36,7 @@ use sources::Source;
 pub(crate) use last_rows::LastRows;
 pub(crate) use size::is_small;
 pub(crate) use views::StatementViews;
+pub(crate) use wanted::encode_values;
 
 /// A table as the planner sees it: a name and a schema. What a statement reads of it is decided
 /// when the statement runs, so that a plan may be kept and run again.
@@ -49,6 +51,19 @@ pub(crate) struct ShoalTable {
     defaults: Vec<Option<Expr>>,
     /// Only the last row of each series decides the answer.
     last_rows: bool,
+    /// What is read of it.
+    reads: Reads,
+}
+
+/// What is read of a table.
+#[derive(Clone, Debug)]
+pub(crate) enum Reads {
+    /// All that the filters leave.
+    Table,
+    /// The same, by a statement that changes the table: this is what it changes.
+    Target,
+    /// One partition.
+    Partition(TableHandle),
 }
 
 impl ShoalTable {
@@ -68,6 +83,7 @@ impl ShoalTable {
             arrow: schema.arrow(),
             defaults,
             last_rows: false,
+            reads: Reads::Table,
             handle,
             schema,
         })
@@ -78,12 +94,26 @@ impl ShoalTable {
     /// The same table, for a query that needs only the last row of each series.
     fn last(&self) -> Self {
         Self {
+            last_rows: true,
+            ..self.reading(self.reads.clone())
+        }
+    }
+
+    /// The same table, of which this is read.
+    pub(crate) fn reading(&self, reads: Reads) -> Self {
+        Self {
             handle: self.handle.clone(),
             schema: Arc::clone(&self.schema),
             arrow: Arc::clone(&self.arrow),
             defaults: self.defaults.clone(),
-            last_rows: true,
+            last_rows: self.last_rows,
+            reads,
         }
+    }
+
+    /// Whether it is what a statement changes.
+    pub(crate) fn is_target(&self) -> bool {
+        matches!(self.reads, Reads::Target)
     }
 }
 
@@ -117,44 +147,13 @@ impl TableProvider for ShoalTable {
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
         let views = statement_views(state)?;
-        let view = views
-            .view(&self.handle)
-            .await
-            .map_err(|error| DataFusionError::External(Box::new(error)))?;
-        if view.schema.version != self.schema.version {
-            return Err(DataFusionError::External(Box::new(QueryError::new(
-                Kind::SCHEMA_CHANGED,
-                format!(
-                    "table {:?} was altered while the statement ran",
-                    self.handle.name
-                ),
-            ))));
-        }
-        let mut bounds = Bounds::of(&view.schema, filters);
-        bounds.last_rows = self.last_rows && view.deletes.is_empty();
-        let sets = sources::sets(&view, &bounds);
-        let stats = views.stats();
-        QueryStats::add(&stats.files_total, view.files.len() as u64);
-        QueryStats::add(&stats.bytes_total, view.files.iter().map(|f| f.bytes).sum());
-        let read = sets.merged.iter().flatten();
-        let merged_files = read.filter(|s| matches!(s, Source::File(_))).count();
-        QueryStats::add(&stats.files_read, (sets.plain.len() + merged_files) as u64);
-
-        let mut plans = self
-            .plain_plans(
-                state,
-                &view,
-                &views,
-                &bounds,
-                projection,
-                limit,
-                &sets.plain,
-            )
-            .await?;
-        if !sets.merged.is_empty() {
-            let scan =
-                MergeScanExec::new(&view, &views, &self.arrow, &bounds, projection, sets.merged)?;
-            plans.push(Arc::new(scan));
+        let read = self.views(&views, filters).await?;
+        let mut plans = Vec::new();
+        for view in &read {
+            let more = self
+                .view_plans(state, view, &views, projection, filters, limit)
+                .await?;
+            plans.extend(more);
         }
         match plans.len() {
             0 => {
@@ -171,6 +170,37 @@ impl TableProvider for ShoalTable {
 }
 
 impl ShoalTable {
+    /// Scans of what one view shows.
+    async fn view_plans(
+        &self,
+        state: &dyn Session,
+        view: &Arc<ReadView>,
+        views: &StatementViews,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Vec<Arc<dyn ExecutionPlan>>, DataFusionError> {
+        let mut bounds = Bounds::of(&view.schema, filters);
+        bounds.last_rows = self.last_rows && view.deletes.is_empty();
+        let sets = sources::sets(view, &bounds);
+        let stats = views.stats();
+        QueryStats::add(&stats.files_total, view.files.len() as u64);
+        QueryStats::add(&stats.bytes_total, view.files.iter().map(|f| f.bytes).sum());
+        let read = sets.merged.iter().flatten();
+        let merged_files = read.filter(|s| matches!(s, Source::File(_))).count();
+        QueryStats::add(&stats.files_read, (sets.plain.len() + merged_files) as u64);
+
+        let mut plans = self
+            .plain_plans(state, view, views, &bounds, projection, limit, &sets.plain)
+            .await?;
+        if !sets.merged.is_empty() {
+            let scan =
+                MergeScanExec::new(view, views, &self.arrow, &bounds, projection, sets.merged)?;
+            plans.push(Arc::new(scan));
+        }
+        Ok(plans)
+    }
+
     /// Scans of files that need no merge. Files to which deletes still apply are scanned apart,
     /// below a filter.
     #[allow(clippy::too_many_arguments)]

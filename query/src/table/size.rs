@@ -6,6 +6,7 @@ use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::datasource::source_as_provider;
 use datafusion::error::Result;
 use datafusion::logical_expr::{Expr, LogicalPlan};
+use shoal_engine::ReadView;
 
 use super::bounds::Bounds;
 use super::views::{StatementViews, external};
@@ -50,12 +51,21 @@ async fn table_rows(
     filters: &[Expr],
     views: &Arc<StatementViews>,
 ) -> Result<u64> {
-    let view = views
-        .view(&table.handle)
-        .await
-        .map_err(|error| datafusion::error::DataFusionError::External(Box::new(error)))?;
+    let mut rows = 0_u64;
+    for view in table.views(views, filters).await? {
+        rows = rows.saturating_add(view_rows(table, &view, filters, views).await?);
+    }
+    Ok(rows)
+}
+
+async fn view_rows(
+    table: &ShoalTable,
+    view: &ReadView,
+    filters: &[Expr],
+    views: &Arc<StatementViews>,
+) -> Result<u64> {
     let bounds = Bounds::of(&view.schema, filters);
-    let sets = sources::sets(&view, &bounds);
+    let sets = sources::sets(view, &bounds);
     let merged = sets.merged.iter().flatten().copied();
     let mut rows = 0_u64;
     for source in sets.plain.iter().map(|i| Source::File(*i)).chain(merged) {

@@ -7,6 +7,7 @@ mod faults;
 mod guards;
 mod limits;
 mod literals;
+mod partitions;
 mod pruning;
 mod reads;
 mod renewal;

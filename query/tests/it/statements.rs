@@ -75,8 +75,6 @@ async fn tables_are_made_described_altered_and_dropped() {
         ! not_supported
         > CREATE TABLE t (a TEXT) WITH (moed = 'append')
         ! invalid_value
-        > CREATE TABLE t (a INT, PRIMARY KEY (a)) PARTITION BY HASH (a) PARTITIONS 4
-        ! not_supported
         > CREATE TABLE t (a DOUBLE PRECISION PRIMARY KEY)
         ! invalid_table_definition
         ",

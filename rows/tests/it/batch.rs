@@ -45,6 +45,7 @@ fn schema(key: &[u32], time_column: Option<u32>) -> TableSchema {
         ttl_ms: None,
         origin: TableOrigin::Sql,
         next_column_id: ColumnId(5),
+        part_of: None,
     }
 }
 

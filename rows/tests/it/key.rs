@@ -124,6 +124,36 @@ fn a_key_reads_back_as_values() {
     assert!(decode_key(&key, &types).is_err(), "a byte too many");
 }
 
+#[test]
+fn values_are_shown_as_sql_literals() {
+    use KeyValue::{Binary, Date, Decimal, Null, Text, Timestamp};
+    use TimePrecision::{Millisecond, Nanosecond, Second};
+    for (value, shown) in [
+        (Null, "NULL"),
+        (Text("it's \"so\"".into()), "'it''s \"so\"'"),
+        (Binary(vec![0, 255]), "'\\x00ff'"),
+        (Decimal(-5, 2), "-0.05"),
+        (Decimal(12_345, 2), "123.45"),
+        (Decimal(12, 0), "12"),
+        (Decimal(12, -3), "12000"),
+        (Decimal(0, -3), "0"),
+        (Date(0), "'1970-01-01'"),
+        (Date(-1), "'1969-12-31'"),
+        (Date(11_016), "'2000-02-29'"),
+        (Date(11_017), "'2000-03-01'"),
+        (Date(47_540), "'2100-02-28'"),
+        (Date(47_541), "'2100-03-01'"),
+        (Timestamp(1_767_225_599, Second), "'2025-12-31 23:59:59'"),
+        (Timestamp(-1, Millisecond), "'1969-12-31 23:59:59.999'"),
+        (Timestamp(1, Nanosecond), "'1970-01-01 00:00:00.000000001'"),
+    ] {
+        assert_eq!(value.to_string(), shown);
+    }
+    for extreme in [i64::MIN, i64::MAX] {
+        assert!(!Timestamp(extreme, Second).to_string().is_empty());
+    }
+}
+
 /// A value as something that Rust orders, NULLs first.
 fn sortable(value: &KeyValue) -> (u8, i128, Vec<u8>) {
     match value {

@@ -2,12 +2,17 @@
 //! A command answers when the work is done, not when it is queued.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::{Client, ClientArgs};
 use super::{CliError, CliResult, counted};
+
+/// Tries to change settings that others change meanwhile, and the pause between them.
+const SETTINGS_TRIES: usize = 10;
+const SETTINGS_PAUSE: Duration = Duration::from_millis(50);
 
 /// Look at a running server and maintain it.
 #[derive(Debug, clap::Args)]
@@ -31,6 +36,18 @@ enum What {
     Node {
         #[command(subcommand)]
         order: NodeOrder,
+    },
+    /// Show a node's labels, or change them: `zone=b` sets, `rack-` takes away. Replicas go where
+    /// labels keep them apart.
+    Label {
+        /// The node.
+        node: String,
+        /// Labels, as in `zone=b rack-`.
+        #[arg(value_name = "NAME=VALUE|NAME-")]
+        change: Vec<String>,
+        /// All others are as the node is configured again.
+        #[arg(long)]
+        reset: bool,
     },
     /// Changes of who serves what: those under way, and the newest that have ended.
     Procedures {
@@ -320,6 +337,16 @@ pub async fn run(args: AdminArgs) -> CliResult {
             let path = format!("/v1/admin/nodes/{node}/{word}");
             (client.post_json(&path, &body).await?, &[])
         }
+        What::Label {
+            node,
+            change,
+            reset,
+        } => {
+            let labels = label_changes(change)?;
+            let body = json!({ "labels": labels, "reset": reset });
+            let path = format!("/v1/admin/nodes/{node}/label");
+            (client.post_json(&path, &body).await?, &[])
+        }
         What::Procedures { what } => match what {
             None => (
                 client.get_json("/v1/admin/procedures").await?,
@@ -366,18 +393,7 @@ pub async fn run(args: AdminArgs) -> CliResult {
                 &["rule", "shard", "action", "why"],
             ),
         },
-        What::Settings { change } => {
-            let mut settings = client.get_json("/v1/admin/settings").await?;
-            if !change.is_empty() {
-                for pair in change {
-                    set_member(&mut settings, pair)?;
-                }
-                let request = client.request(Method::PUT, "/v1/admin/settings");
-                let text = client.text(request.json(&settings)).await??;
-                settings = serde_json::from_str(&text)?;
-            }
-            (settings, &[])
-        }
+        What::Settings { change } => (settings(&client, change).await?, &[]),
         What::Shard { order } => {
             let (path, body) = order.request();
             let answer = client.post_json(&path, &body).await?;
@@ -469,6 +485,48 @@ pub async fn run(args: AdminArgs) -> CliResult {
         )));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The settings, after these changes of them; what others change meanwhile is kept.
+async fn settings(client: &Client, changes: &[String]) -> Result<Value, CliError> {
+    const PATH: &str = "/v1/admin/settings";
+    let mut tries = 0;
+    loop {
+        let mut settings = client.get_json(PATH).await?;
+        if changes.is_empty() {
+            return Ok(settings);
+        }
+        for pair in changes {
+            set_member(&mut settings, pair)?;
+        }
+        let request = client.request(Method::PUT, PATH).json(&settings);
+        tries += 1;
+        match client.text(request).await? {
+            Ok(text) => return Ok(serde_json::from_str(&text)?),
+            Err(refusal) if refusal.code == "changed" && tries < SETTINGS_TRIES => {
+                tokio::time::sleep(SETTINGS_PAUSE).await;
+            }
+            Err(refusal) => return Err(refusal.into()),
+        }
+    }
+}
+
+/// `zone=b` sets, `rack-` takes away.
+fn label_changes(pairs: &[String]) -> Result<Value, CliError> {
+    let mut labels = serde_json::Map::new();
+    for pair in pairs {
+        let (name, value) = match (pair.split_once('='), pair.strip_suffix('-')) {
+            (Some((name, value)), _) => (name, Value::from(value)),
+            (None, Some(name)) => (name, Value::Null),
+            (None, None) => {
+                return Err(CliError::usage(format!(
+                    "{pair:?}: write NAME=VALUE, as in zone=b, or NAME- to take the label away"
+                )));
+            }
+        };
+        labels.insert(name.to_owned(), value);
+    }
+    Ok(labels.into())
 }
 
 /// Sets a member, as in `groups.default.replication=3`; what is no JSON is text.

@@ -1,12 +1,16 @@
 //! The HTTP client of the commands that talk to a server.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::Value;
 
 use super::{CliError, chain};
 use crate::http::OPERATOR;
+
+/// For how long what cannot be done at this moment is asked for, and how often.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Where the server is and how to be let in.
 #[derive(Clone, Debug, clap::Args)]
@@ -30,6 +34,8 @@ pub struct Client {
     http: reqwest::Client,
     base: String,
     token: Option<String>,
+    /// For the record of what was ordered by whom.
+    user: Option<String>,
 }
 
 /// What the server answered when it refused.
@@ -82,6 +88,10 @@ impl Client {
             http,
             base,
             token: args.token.clone(),
+            user: std::env::var("USER").ok().filter(|user| {
+                let fits = |b: u8| b.is_ascii_graphic() && b != b'/';
+                (1..=128).contains(&user.len()) && user.bytes().all(fits)
+            }),
         })
     }
 
@@ -98,12 +108,9 @@ impl Client {
             Some(token) => request.bearer_auth(token),
             None => request,
         };
-        // For the record of what was ordered by whom.
-        match std::env::var("USER") {
-            Ok(user) if user.bytes().all(|b| b.is_ascii_graphic()) => {
-                request.header(OPERATOR, user)
-            }
-            _ => request,
+        match &self.user {
+            Some(user) => request.header(OPERATOR, user),
+            None => request,
         }
     }
 
@@ -151,12 +158,35 @@ impl Client {
         }))
     }
 
+    /// As [`Self::text`]; what cannot be done at this moment, and had no effect, is asked again for a
+    /// while: a scheduler or leader may have just ended, and the next one leads within seconds.
+    async fn patient_text(
+        &self,
+        request: impl Fn() -> RequestBuilder,
+    ) -> Result<Result<String, Refusal>, CliError> {
+        let begun = Instant::now();
+        loop {
+            match self.text(request()).await? {
+                Err(refusal)
+                    if refusal.status == 503
+                        && refusal.retry == "safe"
+                        && begun.elapsed() < PATIENCE =>
+                {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                answered => return Ok(answered),
+            }
+        }
+    }
+
     /// GET of a JSON document.
     ///
     /// # Errors
     /// [`CliError`].
     pub async fn get_json(&self, path: &str) -> Result<Value, CliError> {
-        let text = self.text(self.request(Method::GET, path)).await??;
+        let text = self
+            .patient_text(|| self.request(Method::GET, path))
+            .await??;
         Ok(serde_json::from_str(&text)?)
     }
 
@@ -165,8 +195,8 @@ impl Client {
     /// # Errors
     /// [`CliError`].
     pub async fn post_json(&self, path: &str, body: &Value) -> Result<Value, CliError> {
-        let request = self.request(Method::POST, path).json(body);
-        let text = self.text(request).await??;
+        let request = || self.request(Method::POST, path).json(body);
+        let text = self.patient_text(request).await??;
         if text.is_empty() {
             return Ok(Value::Null);
         }

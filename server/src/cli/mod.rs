@@ -10,6 +10,7 @@ pub mod import;
 mod inspect;
 mod node;
 mod scheduler;
+mod serve;
 pub mod sql;
 mod standalone;
 mod state;
@@ -124,6 +125,14 @@ pub(crate) fn grouped(number: u64) -> String {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    let serves = matches!(
+        cli.command,
+        Command::Standalone(_) | Command::Node(_) | Command::Scheduler(_)
+    );
+    if !serves {
+        // `shoal … | head` ends quietly. A server's connections break without ending it.
+        sigpipe::reset();
+    }
     let result = match cli.command {
         Command::Standalone(args) => standalone::run(args),
         Command::Node(args) => node::run(args),

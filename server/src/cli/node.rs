@@ -4,11 +4,10 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::standalone::{runtime, stop_signal};
+use super::serve::{configured, joined, runtime, stop_signal};
 use super::{CliError, CliResult, chain};
 use crate::config::{Config, ConfigArgs};
-use crate::node::{Node, NodeError};
-use crate::standalone::StartError;
+use crate::node::Node;
 
 /// Run one node of a cluster.
 #[derive(Debug, clap::Args)]
@@ -19,46 +18,17 @@ pub struct NodeArgs {
 
 /// Serves until Ctrl-C or SIGTERM.
 pub fn run(args: NodeArgs) -> CliResult {
-    let (config, warnings) = args
-        .config
-        .layers()
-        .load()
-        .map_err(|e| CliError::usage(e.to_string()))?;
-    crate::logging::start(&config).map_err(CliError::usage)?;
-    for warning in warnings {
-        tracing::warn!("{warning}");
-    }
+    let config = configured(&args.config)?;
     runtime()?.block_on(serve(&config))
 }
 
 /// Pause before a start is tried again whose services were away.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// Starts the node; for as long as what it needs does not answer, again.
-async fn start(config: &Config) -> Result<Node, NodeError> {
-    loop {
-        match Node::start(config).await {
-            Err(error) if error.may_pass() => {
-                tracing::error!(
-                    error = chain(&error),
-                    "cannot join yet, will be tried again"
-                );
-                tokio::time::sleep(PAUSE).await;
-            }
-            started => return started,
-        }
-    }
-}
-
 async fn serve(config: &Config) -> CliResult {
     let mut stop = std::pin::pin!(stop_signal());
     let running = tokio::select! {
-        started = start(config) => started.map_err(|error| match error {
-            NodeError::Config(_) | NodeError::Start(StartError::Auth(_)) => {
-                CliError::usage(chain(&error))
-            }
-            _ => CliError::failed(chain(&error)),
-        })?,
+        joined = joined(PAUSE, || Node::start(config)) => joined?,
         name = &mut stop => {
             tracing::info!(signal = name?, "stopped before the node had joined");
             return Ok(ExitCode::SUCCESS);

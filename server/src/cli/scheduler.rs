@@ -3,12 +3,10 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::standalone::{runtime, stop_signal};
-use super::{CliError, CliResult, chain};
+use super::serve::{configured, joined, runtime, stop_signal};
+use super::{CliError, CliResult};
 use crate::config::{Config, ConfigArgs};
-use crate::node::NodeError;
 use crate::scheduler::Scheduler;
-use crate::standalone::StartError;
 
 /// Run one scheduler of a cluster; any number may run, one leads.
 #[derive(Debug, clap::Args)]
@@ -19,46 +17,17 @@ pub struct SchedulerArgs {
 
 /// Serves until Ctrl-C or SIGTERM.
 pub fn run(args: SchedulerArgs) -> CliResult {
-    let (config, warnings) = args
-        .config
-        .layers()
-        .load()
-        .map_err(|e| CliError::usage(e.to_string()))?;
-    crate::logging::start(&config).map_err(CliError::usage)?;
-    for warning in warnings {
-        tracing::warn!("{warning}");
-    }
+    let config = configured(&args.config)?;
     runtime()?.block_on(serve(&config))
 }
 
 /// Pause before a start is tried again whose services were away.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Starts it; for as long as etcd does not answer, again.
-async fn start(config: &Config) -> Result<Scheduler, NodeError> {
-    loop {
-        match Scheduler::start(config).await {
-            Err(error) if error.may_pass() => {
-                tracing::error!(
-                    error = chain(&error),
-                    "cannot join yet, will be tried again"
-                );
-                tokio::time::sleep(PAUSE).await;
-            }
-            started => return started,
-        }
-    }
-}
-
 async fn serve(config: &Config) -> CliResult {
     let mut stop = std::pin::pin!(stop_signal());
-    let running = tokio::select! {
-        started = start(config) => started.map_err(|error| match error {
-            NodeError::Config(_) | NodeError::Start(StartError::Auth(_)) => {
-                CliError::usage(chain(&error))
-            }
-            _ => CliError::failed(chain(&error)),
-        })?,
+    let mut running = tokio::select! {
+        joined = joined(PAUSE, || Scheduler::start(config)) => joined?,
         name = &mut stop => {
             tracing::info!(signal = name?, "stopped before the scheduler had joined");
             return Ok(ExitCode::SUCCESS);
@@ -72,8 +41,14 @@ async fn serve(config: &Config) -> CliResult {
     );
     println!("  HTTP        {}", running.http);
     println!("Stop with Ctrl-C.");
-    let signal = stop.await?;
-    tracing::info!(signal, "stopping");
-    running.stop().await;
-    Ok(ExitCode::SUCCESS)
+    let why = tokio::select! {
+        signal = &mut stop => {
+            tracing::info!(signal = signal?, "stopping");
+            running.stop().await;
+            return Ok(ExitCode::SUCCESS);
+        }
+        why = running.broken() => why,
+    };
+    // Nothing is undone in order: its lease ends, and the next one takes up what it had begun.
+    Err(CliError::failed(why))
 }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
+use super::serve::{configured, runtime, stop_signal};
 use super::{CliError, CliResult, chain};
 use crate::config::{Config, ConfigArgs};
 use crate::standalone::{Standalone, StartError};
@@ -16,30 +17,8 @@ pub struct StandaloneArgs {
 
 /// Serves until Ctrl-C or SIGTERM.
 pub fn run(args: StandaloneArgs) -> CliResult {
-    let (config, warnings) = args
-        .config
-        .layers()
-        .load()
-        .map_err(|e| CliError::usage(e.to_string()))?;
-    crate::logging::start(&config).map_err(CliError::usage)?;
-    for warning in warnings {
-        tracing::warn!("{warning}");
-    }
+    let config = configured(&args.config)?;
     runtime()?.block_on(serve(&config))
-}
-
-/// What a server runs on.
-pub(super) fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
-    // Statements run on threads of their own, and long parsing leaves its thread to others. More
-    // threads than cores only wake each other in vain.
-    let threads = std::thread::available_parallelism().map_or(2, usize::from);
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads.max(2))
-        // Deep plans recurse.
-        .thread_stack_size(8 << 20)
-        .enable_all()
-        .build()
-        .map_err(|e| CliError::failed(format!("cannot start a runtime: {e}")))
 }
 
 async fn serve(config: &Config) -> CliResult {
@@ -61,19 +40,6 @@ async fn serve(config: &Config) -> CliResult {
     running.stop().await;
     tracing::info!("stopped; the data is kept");
     Ok(ExitCode::SUCCESS)
-}
-
-/// Resolves with the name of the signal that asks the process to stop.
-pub(super) async fn stop_signal() -> Result<&'static str, CliError> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let take =
-        |kind| signal(kind).map_err(|e| CliError::failed(format!("cannot take signals: {e}")));
-    let mut interrupt = take(SignalKind::interrupt())?;
-    let mut terminate = take(SignalKind::terminate())?;
-    Ok(tokio::select! {
-        _ = interrupt.recv() => "SIGINT",
-        _ = terminate.recv() => "SIGTERM",
-    })
 }
 
 fn greet(config: &Config, http: Option<SocketAddr>, postgres: Option<SocketAddr>) {

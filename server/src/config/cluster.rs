@@ -2,6 +2,7 @@
 //! are.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use shoal_engine::S3Config;
 use shoal_meta::{EtcdConfig, EtcdTls};
 use shoal_wal::kafka::{Acks as KafkaAcks, KafkaLogConfig};
 
-use super::{Acks, Config, ConfigError};
+use super::{Acks, Config, ConfigError, ListenAddr};
 
 /// Room in a record for its header, beyond the rows that `wal.record_bytes_max` bounds.
 const RECORD_SLACK_BYTES: usize = 1 << 20;
@@ -128,6 +129,37 @@ impl Config {
             retries_max: usize::try_from(self.objects_retries_max).unwrap_or(usize::MAX),
             retry_timeout: Duration::from_millis(self.objects_retry_timeout_ms),
         })
+    }
+
+    /// An address as others reach it.
+    #[must_use]
+    pub fn advertised(&self, address: SocketAddr) -> String {
+        match self.cluster_advertise_host.as_str() {
+            "" => address.to_string(),
+            host => format!("{host}:{}", address.port()),
+        }
+    }
+
+    /// Others are told an address: one that means "all of this machine's" would lead them to
+    /// themselves.
+    ///
+    /// # Errors
+    /// [`ConfigError::Together`].
+    pub fn check_reachable(
+        &self,
+        listeners: &[(&'static str, &ListenAddr)],
+    ) -> Result<(), ConfigError> {
+        for (key, address) in listeners {
+            if let Some(address) = address.0
+                && address.ip().is_unspecified()
+                && self.cluster_advertise_host.is_empty()
+            {
+                return Err(together(format!(
+                    "{key} = {address} is every address of this machine: set cluster.advertise_host to the name under which others reach it"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// The node's labels.

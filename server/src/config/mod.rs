@@ -279,6 +279,11 @@ keys! {
     "wal.trim_delay_ms" wal_trim_delay_ms: u64 = 5_000, Some(0..=3_600_000), "ms",
         "How long a node keeps records of a log that files have made superfluous. A follower that is later than this opens anew from files.";
 
+    "line_protocol.partitions" line_protocol_partitions: u64 = 1, Some(1..=1024), "partitions",
+        "Hash partitions of tables that line protocol makes; tables that are there stay as they are. 1: one that owns everything, which may be split.";
+    "line_protocol.partition_tags" line_protocol_partition_tags: u64 = 1, Some(0..=1024), "tags",
+        "How many of a table's first tags decide a row's partition. 0: all that its first rows have.";
+
     "compaction.window_s" compaction_window_s: u64 = 86_400, Some(60..=315_360_000), "s",
         "Width of the time windows within which files are merged.";
     "compaction.runs_min" compaction_runs_min: u64 = 4, Some(2..=64), "files",
@@ -399,6 +404,15 @@ impl Config {
             statement_timeout_ms: self.query_statement_timeout_ms,
             concurrent_statements_max: count(self.query_concurrent_statements_max),
             copy_files: self.query_copy_files,
+        }
+    }
+
+    /// How tables that line protocol makes are partitioned.
+    #[must_use]
+    pub fn line_protocol(&self) -> crate::http::LineProtocolTables {
+        crate::http::LineProtocolTables {
+            partitions: u32::try_from(self.line_protocol_partitions).unwrap_or(u32::MAX),
+            tags: usize::try_from(self.line_protocol_partition_tags).unwrap_or(usize::MAX),
         }
     }
 

@@ -1,27 +1,23 @@
 //! `/v1/admin/…` and `/v1/route/{table}`: what the process holds, and maintenance on command. An
 //! answer to a command means that the work is done.
 
-use std::collections::BTreeMap;
-use std::convert::Infallible;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::Body;
-use axum::extract::{FromRequest, Path, RawQuery, Request, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::extract::{Path, RawQuery, State};
+use axum::http::StatusCode;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use shoal_engine::TableHandle;
+use shoal_engine::{Compacted, Flushed, TableHandle, TableStatus};
+use shoal_query::partition_owns;
 use shoal_types::{ColumnId, Retry, ShardId, TableId, TableSchema};
 
-use super::AppState;
+use super::command::{Command, NODE};
 use super::error::ApiError;
 use super::names;
+use super::state::AppState;
 use crate::auth::serde_urlencoded_value;
-
-/// What this process is called where nodes are named.
-pub(super) const NODE: &str = "standalone";
 
 type Answer = Result<Json<Value>, ApiError>;
 
@@ -74,18 +70,27 @@ pub async fn tables(State(state): State<Arc<AppState>>, RawQuery(query): RawQuer
         .map(|handle| {
             // A table of a shard that is not served is listed without figures.
             let schema = state.db.table_schema(&handle).ok();
-            let status = state.db.table_status(&handle).ok();
+            let parts = handle.partitions();
+            let statuses: Option<Vec<_>> = parts
+                .iter()
+                .map(|partition| state.db.table_status(partition).ok())
+                .collect();
+            let sum = |of: fn(&TableStatus) -> u64| {
+                let statuses = statuses.as_ref()?;
+                Some(statuses.iter().map(of).sum::<u64>())
+            };
             json!({
                 "schema": handle.schema_name,
                 "name": handle.name,
-                "id": handle.id.to_string(),
+                "id": handle.table.to_string(),
                 "shard": handle.shard.to_string(),
+                "partitions": parts.len(),
                 "mode": schema.as_ref().map(|s| s.mode),
                 "columns": schema.as_ref().map(|s| s.columns.len()),
                 // Versions of a key that are not merged yet count each.
-                "rows": status.as_ref().map(|s| s.file_rows + s.memory_rows),
-                "files": status.as_ref().map(|s| s.files),
-                "bytes": status.as_ref().map(|s| s.bytes),
+                "rows": sum(|s| s.file_rows + s.memory_rows),
+                "files": sum(|s| s.files),
+                "bytes": sum(|s| s.bytes),
             })
         })
         .collect::<Vec<_>>();
@@ -107,17 +112,23 @@ pub async fn route(
         .await?
         .ok_or_else(|| no_such_table(&state, &schema_name, &table))?;
     let schema = state.db.table_schema(&handle)?;
-    let mut partition = json!({
-        "id": handle.partition.to_string(),
-        "shard": handle.shard.to_string(),
-        "leader": NODE,
-    });
-    if let Some(cluster) = &state.cluster {
-        let place = super::cluster::place(cluster, handle.shard);
-        for (name, value) in place.as_object().into_iter().flatten() {
-            partition[name] = value.clone();
+    let shown = |partition: &TableHandle| {
+        let mut document = json!({
+            "id": partition.partition.to_string(),
+            "name": partition.part().map(|part| &part.name),
+            "owns": partition_owns(partition, &schema),
+            "shard": partition.shard.to_string(),
+            "leader": NODE,
+        });
+        if let Some(cluster) = &state.cluster {
+            let place = super::cluster::place(cluster, partition.shard);
+            for (name, value) in place.as_object().into_iter().flatten() {
+                document[name] = value.clone();
+            }
         }
-    }
+        document
+    };
+    let partitions: Vec<Value> = handle.partitions().iter().map(shown).collect();
     let names = |ids: &[ColumnId]| -> Vec<String> {
         ids.iter()
             .filter_map(|id| schema.column_by_id(*id).map(|c| c.name.clone()))
@@ -126,7 +137,7 @@ pub async fn route(
     Ok(Json(json!({
         "schema": handle.schema_name,
         "table": handle.name,
-        "id": handle.id.to_string(),
+        "id": handle.table.to_string(),
         "incarnation": schema.incarnation,
         "version": schema.version,
         "mode": schema.mode,
@@ -134,7 +145,11 @@ pub async fn route(
         "time_column": schema.time_column.and_then(|id| names(&[id]).pop()),
         "ttl_ms": schema.ttl_ms,
         "columns": columns(&schema),
-        "partitions": [partition],
+        "partition_by": handle.layout.as_ref().map(|layout| json!({
+            "method": layout.by.method,
+            "columns": names(&layout.by.columns),
+        })),
+        "partitions": partitions,
     })))
 }
 
@@ -187,47 +202,23 @@ impl Scope {
     }
 }
 
-/// What a command says, in its query string or its body.
-pub struct Command {
-    query: Option<String>,
-    headers: HeaderMap,
-    body: Body,
-}
-
-impl<S: Sync> FromRequest<S> for Command {
-    type Rejection = Infallible;
-
-    async fn from_request(request: Request, _state: &S) -> Result<Self, Infallible> {
-        let (parts, body) = request.into_parts();
-        Ok(Self {
-            query: parts.uri.query().map(str::to_owned),
-            headers: parts.headers,
-            body,
-        })
-    }
-}
-
-impl Command {
-    pub(super) async fn read<T: DeserializeOwned>(
-        self,
-        state: &AppState,
-        known: &[&str],
-        flags: &[&str],
-    ) -> Result<T, ApiError> {
-        let body = state.intake.read(&self.headers, self.body).await?;
-        let query = self.query.as_deref().unwrap_or("");
-        names::command(query, &body.bytes, known, flags)
-    }
-}
-
 /// Writes rows in memory to files: of one table's shard, or of all.
 pub async fn flush(State(state): State<Arc<AppState>>, command: Command) -> Answer {
     let scope: Scope = command.read(&state, Scope::FIELDS, &[]).await?;
-    let shard = scope.table(&state)?.map(|table| table.shard);
-    let flushed = match &state.cluster {
-        Some(cluster) => super::cluster::flush(&state, cluster, shard).await?,
-        None => state.db.flush(shard).await?,
+    let shards = match scope.table(&state)? {
+        None => vec![None],
+        Some(table) => {
+            let shards: BTreeSet<_> = table.partitions().iter().map(|p| p.shard).collect();
+            shards.into_iter().map(Some).collect()
+        }
     };
+    let mut flushed = Flushed::default();
+    for shard in shards {
+        flushed.add(match &state.cluster {
+            Some(cluster) => super::cluster::flush(&state, cluster, shard).await?,
+            None => state.db.flush(shard).await?,
+        });
+    }
     Ok(Json(json!({
         "state": "done",
         "files": flushed.files,
@@ -239,11 +230,17 @@ pub async fn flush(State(state): State<Arc<AppState>>, command: Command) -> Answ
 /// Merges the files of one table, or of all.
 pub async fn compact(State(state): State<Arc<AppState>>, command: Command) -> Answer {
     let scope: Scope = command.read(&state, Scope::FIELDS, &[]).await?;
-    let table = scope.table(&state)?;
-    let done = match &state.cluster {
-        Some(cluster) => super::cluster::compact(&state, cluster, table.as_ref()).await?,
-        None => state.db.compact(table.as_ref()).await?,
+    let partitions = match scope.table(&state)? {
+        None => vec![None],
+        Some(table) => table.partitions().into_iter().map(Some).collect(),
     };
+    let mut done = Compacted::default();
+    for partition in partitions {
+        done.add(match &state.cluster {
+            Some(cluster) => super::cluster::compact(&state, cluster, partition.as_ref()).await?,
+            None => state.db.compact(partition.as_ref()).await?,
+        });
+    }
     Ok(Json(json!({
         "state": "done",
         "jobs": done.jobs,
@@ -307,14 +304,21 @@ pub async fn checksum(State(state): State<Arc<AppState>>, command: Command) -> A
                 "give a table or a shard, not both",
             ));
         }
-        (Some(table), None) => vec![state.db.checksum_table(table).await?],
+        (Some(table), None) => {
+            let mut sums = Vec::new();
+            for partition in table.partitions() {
+                sums.push(state.db.checksum_table(&partition).await?);
+            }
+            sums
+        }
         (None, shard) => state.db.checksum(shard).await?,
     };
     let schemas = state.db.schema_names();
     let names: BTreeMap<TableId, TableHandle> = schemas
         .iter()
         .flat_map(|schema| state.db.tables(schema))
-        .map(|handle| (handle.id, handle))
+        .flat_map(|handle| handle.partitions())
+        .map(|partition| (partition.id, partition))
         .collect();
     let shown = sums
         .iter()

@@ -12,14 +12,15 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use shoal_engine::{Compacted, Flushed, TableHandle};
-use shoal_meta::{Snapshot, Topology};
+use shoal_meta::{Holding, Snapshot, Topology};
 use shoal_types::{NodeId, Retry, ShardId};
 
-use super::AppState;
-use super::admin::Command;
+use super::command::Command;
 use super::error::ApiError;
+use super::forward::Buffered;
 use super::names;
-use crate::node::Cluster;
+use super::state::AppState;
+use crate::node::cluster::Cluster;
 use crate::node::orders::OrderError;
 
 type Answer = Result<Json<Value>, ApiError>;
@@ -77,8 +78,9 @@ async fn hand_on(state: &AppState, address: &str, request: Request) -> Result<Re
         return Err(ApiError::internal("a scheduler of no cluster"));
     };
     let what = "the scheduler that leads";
+    let request = Buffered::read(request, what).await?;
     let gone = not_leading_at(&cluster.topology, address);
-    state.forward.to(address, what, request, gone).await
+    state.forward.to(address, what, &request, gone).await
 }
 
 /// Resolves when the scheduler at this address does not lead.
@@ -116,26 +118,17 @@ pub async fn nodes(
 fn registered(state: &AppState) -> Answer {
     let Some(cluster) = &state.cluster else {
         return Ok(Json(json!([{
-            "id": super::admin::NODE, "role": "standalone", "state": "up", "labels": {},
+            "id": super::command::NODE, "role": "standalone", "state": "up", "labels": {},
             "shards": state.db.status().len(),
         }])));
     };
     let snapshot = cluster.topology.snapshot();
-    let mut shards: BTreeMap<NodeId, (u64, u64)> = BTreeMap::new();
-    for assignment in snapshot.assignments.values() {
-        if let Some(leader) = assignment.leader {
-            shards.entry(leader).or_default().0 += 1;
-        }
-        for follower in &assignment.followers {
-            shards.entry(*follower).or_default().1 += 1;
-        }
-    }
-    let counts = |node| shards.get(&node).copied().unwrap_or_default();
+    let held = snapshot.holdings();
     let mut listed: Vec<Value> = snapshot
         .nodes
         .values()
         .map(|node| {
-            let (leads, follows) = counts(node.id);
+            let Holding { leads, follows } = held.get(&node.id).copied().unwrap_or_default();
             json!({
                 "id": node.id.to_string(),
                 "role": node.role,
@@ -152,16 +145,37 @@ fn registered(state: &AppState) -> Answer {
             })
         })
         .collect();
-    // Named by assignments and not heard of.
-    let missing = shards.keys().filter(|id| !snapshot.nodes.contains_key(id));
-    listed.extend(missing.map(|id| {
-        let (leads, follows) = counts(*id);
+    listed.extend(missing_nodes(&held, |id| snapshot.nodes.contains_key(id)));
+    listed.extend(schedulers(&snapshot));
+    Ok(Json(listed.into()))
+}
+
+/// Schedulers that are heard of.
+pub(crate) fn schedulers(snapshot: &Snapshot) -> impl Iterator<Item = Value> {
+    let leading = snapshot.scheduler.as_ref().map(|s| s.process);
+    snapshot.schedulers.values().map(move |s| {
+        let leads = leading == Some(s.process);
+        json!({
+            "id": s.process.to_string(), "role": "scheduler",
+            "state": if leads { "leading" } else { "standby" },
+            "http": s.http, "labels": {}, "shards": 0,
+            "release": s.release, "started_ms": s.started_ms,
+        })
+    })
+}
+
+/// Nodes that assignments name and that are not heard of.
+pub(crate) fn missing_nodes(
+    held: &BTreeMap<NodeId, Holding>,
+    known: impl Fn(&NodeId) -> bool,
+) -> impl Iterator<Item = Value> {
+    let missing = held.iter().filter(move |(id, _)| !known(id));
+    missing.map(|(id, Holding { leads, follows })| {
         json!({
             "id": id.to_string(), "role": "node", "state": "down", "labels": {},
             "shards": leads + follows, "leads": leads, "follows": follows,
         })
-    }));
-    Ok(Json(listed.into()))
+    })
 }
 
 /// All shards of the cluster, each with what its leader tells and its replicas.
@@ -261,24 +275,13 @@ async fn carry_out(state: &AppState, shard: &str, order: &str, command: Command)
         .as_deref()
         .map(|to| orders.node(to))
         .transpose()?;
-    let needed = || {
-        to.ok_or_else(|| ApiError::invalid("invalid_request", "say which node: \"to\" (--to NODE)"))
-    };
+    let needed = || to.ok_or_else(ApiError::needs_node);
     let carried = match order {
         "promote" => orders.promote(shard, to).await?,
         "add-follower" => orders.add_follower(shard, needed()?).await?,
         "remove-follower" => orders.remove_follower(shard, needed()?).await?,
         "move" => orders.relocate(shard, needed()?).await?,
-        other => {
-            return Err(ApiError::new(
-                StatusCode::NOT_FOUND,
-                "not_found",
-                Retry::Never,
-                format!(
-                    "there is no order {other:?}; there are promote, add-follower, remove-follower, move"
-                ),
-            ));
-        }
+        other => return Err(ApiError::no_shard_order(other)),
     };
     tracing::info!(
         order = carried.order, %shard, node = %carried.node, procedure = carried.procedure,

@@ -55,6 +55,29 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, code, Retry::Never, message)
     }
 
+    /// An order that there is not; `known`: those that there are.
+    #[must_use]
+    pub fn no_order(order: &str, known: &str) -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "not_found",
+            Retry::Never,
+            format!("there is no order {order:?}; there are {known}"),
+        )
+    }
+
+    /// An order about a shard that there is not.
+    #[must_use]
+    pub fn no_shard_order(order: &str) -> Self {
+        Self::no_order(order, "promote, add-follower, remove-follower, move")
+    }
+
+    /// An order that lacks the node.
+    #[must_use]
+    pub fn needs_node() -> Self {
+        Self::invalid("invalid_request", "say which node: \"to\" (--to NODE)")
+    }
+
     /// The body is too large (413).
     pub fn too_large(message: impl Into<String>) -> Self {
         Self::new(

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::Response;
 use shoal_types::Retry;
 
@@ -44,39 +44,18 @@ impl Forward {
     /// to ask any more: it may stand still.
     ///
     /// # Errors
-    /// It cannot be reached, or the request was handed on before.
+    /// It cannot be reached (`retry` is `safe`: it has had no effect), or did not answer.
     pub async fn to(
         &self,
         address: &str,
         what: &str,
-        request: Request,
+        request: &Buffered,
         gone: impl Future<Output = ()>,
     ) -> Result<Response, ApiError> {
-        let unavailable = |why: String, retry| {
-            let code = "unavailable";
-            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, retry, why)
-        };
-        let (parts, body) = request.into_parts();
-        if parts.headers.contains_key(FORWARDED) {
-            let why = format!("{what} has just changed; ask again");
-            return Err(unavailable(why, Retry::Safe));
-        }
-        let body = axum::body::to_bytes(body, BODY_BYTES_MAX).await;
-        let body = body.map_err(|_| {
-            ApiError::too_large(format!(
-                "more than {BODY_BYTES_MAX} bytes are no order; rows are sent to a node"
-            ))
-        })?;
-        let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
-        let url = format!("http://{address}{path}");
-        let mut sent = self.http.request(parts.method.clone(), url).body(body);
-        // Those of a connection, and of a body that was read, are made anew.
-        let own = [header::HOST, header::CONTENT_LENGTH, header::CONNECTION];
-        for (name, value) in &parts.headers {
-            if !own.contains(name) && *name != header::TRANSFER_ENCODING {
-                sent = sent.header(name, value);
-            }
-        }
+        let url = format!("http://{address}{}", request.path);
+        let sent = self.http.request(request.method.clone(), url);
+        let sent = sent.body(request.body.clone());
+        let sent = sent.headers(request.headers.clone());
         let sent = sent.header(FORWARDED, HeaderValue::from_static("1"));
         let unanswered = |e: reqwest::Error| {
             let retry = if e.is_connect() {
@@ -98,11 +77,61 @@ impl Forward {
         let bytes: Bytes = answer.bytes().await.map_err(unanswered)?;
         let mut response = Response::new(Body::from(bytes));
         *response.status_mut() = status;
-        for (name, value) in &headers {
-            if !own.contains(name) && *name != header::TRANSFER_ENCODING {
-                response.headers_mut().append(name, value.clone());
-            }
-        }
+        *response.headers_mut() = handed_on(&headers);
         Ok(response)
     }
+}
+
+/// A request as it is handed on, to one process or, if that cannot be reached, to the next.
+#[derive(Clone, Debug)]
+pub struct Buffered {
+    method: Method,
+    path: String,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Buffered {
+    /// Reads a request that is to be handed on to `what`.
+    ///
+    /// # Errors
+    /// It was handed on before, or its body is too large.
+    pub async fn read(request: Request, what: &str) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        if parts.headers.contains_key(FORWARDED) {
+            let why = format!("{what} has just changed; ask again");
+            return Err(unavailable(why, Retry::Safe));
+        }
+        let body = axum::body::to_bytes(body, BODY_BYTES_MAX).await;
+        let body = body.map_err(|_| {
+            ApiError::too_large(format!(
+                "more than {BODY_BYTES_MAX} bytes are no order; rows are sent to a node"
+            ))
+        })?;
+        let path = parts.uri.path_and_query();
+        Ok(Self {
+            method: parts.method,
+            path: path.map_or("/", |p| p.as_str()).to_owned(),
+            headers: handed_on(&parts.headers),
+            body,
+        })
+    }
+}
+
+fn unavailable(why: String, retry: Retry) -> ApiError {
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", retry, why)
+}
+
+/// Without those of a connection, and of a body that was read: they are made anew.
+fn handed_on(headers: &HeaderMap) -> HeaderMap {
+    let mut handed = headers.clone();
+    for own in [
+        header::HOST,
+        header::CONTENT_LENGTH,
+        header::CONNECTION,
+        header::TRANSFER_ENCODING,
+    ] {
+        handed.remove(own);
+    }
+    handed
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use shoal_types::ShardId;
 
 use super::error::ApiError;
-use super::{AppState, INFLUXDB_VERSION};
+use super::state::{AppState, INFLUXDB_VERSION};
 use crate::auth::serde_urlencoded_value;
 
 /// `/ping`: 204, or with `verbose=true` the version as JSON, as InfluxDB 1.x.
@@ -115,12 +115,14 @@ impl Readiness {
     }
 }
 
+/// Content type of the OpenMetrics text format.
+pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
 /// `/metrics`, in the OpenMetrics text format.
 pub async fn metrics(State(state): State<Arc<AppState>>) -> Result<Response, ApiError> {
     let text = state
         .metrics
         .encode()
         .map_err(|e| ApiError::internal(format!("cannot write the metrics: {e}")))?;
-    let content = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    Ok(([(header::CONTENT_TYPE, content)], text).into_response())
+    Ok(([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response())
 }

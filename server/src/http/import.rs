@@ -7,10 +7,10 @@ use axum::Json;
 use axum::extract::{Path, RawQuery, State};
 use serde_json::{Value, json};
 
-use super::AppState;
 use super::error::ApiError;
 use super::ingest::import_id;
 use super::names;
+use super::state::AppState;
 
 /// `{"import", "progress"}`: the chunk to go on with (every shard has all below it); null if
 /// nothing of the import is known.

@@ -12,10 +12,10 @@ use serde_json::{Map, Value, json};
 use shoal_engine::EngineError;
 use shoal_types::Retry;
 
-use super::AppState;
 use super::error::ApiError;
 use super::form;
 use super::names;
+use super::state::AppState;
 use super::write::refuse_own_schema;
 use crate::auth::url_pairs;
 

@@ -13,46 +13,17 @@ use shoal_engine::{Commit, WriteError, WriteOptions};
 use shoal_types::{TableMode, WriteId};
 use shoal_wal::record::ImportChunk;
 
-use super::AppState;
 use super::answer::commit_token;
 use super::body::INLINE_BYTES;
 use super::error::ApiError;
+use super::headers::{header_text, timeout_header, write_id};
 use super::names;
 use super::rows::{blocks, read_batches};
-use super::sql::timeout_header;
+use super::state::AppState;
 use crate::auth::url_pairs;
 
 /// How often rows are rebuilt because the table was altered while they were on their way.
 pub const REBUILDS_MAX: usize = 8;
-
-fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, ApiError> {
-    headers
-        .get(name)
-        .map(|value| text_of(value, name))
-        .transpose()
-}
-
-/// A header's text. One that cannot be read must not be taken for none.
-///
-/// # Errors
-/// 400, naming the header.
-pub fn text_of<'a>(value: &'a HeaderValue, name: &str) -> Result<&'a str, ApiError> {
-    let text = value.to_str();
-    text.map_err(|_| ApiError::invalid("invalid_request", format!("{name} is not text")))
-}
-
-/// The id of `Shoal-Write-Id`: a retry with it is never applied twice.
-///
-/// # Errors
-/// 400 if it is neither a UUIDv7 nor a ULID.
-pub fn write_id(headers: &HeaderMap) -> Result<Option<WriteId>, ApiError> {
-    header_text(headers, "Shoal-Write-Id")?
-        .map(|id| {
-            id.parse::<WriteId>()
-                .map_err(|what| ApiError::invalid("invalid_write_id", what))
-        })
-        .transpose()
-}
 
 /// What headers and query string say of a write.
 ///
@@ -78,6 +49,7 @@ pub fn write_options(headers: &HeaderMap, query: &str) -> Result<WriteOptions, A
         import,
         read_at: None,
         atomic,
+        record_a_shard: false,
         timeout: timeout_header(headers)?.map(Duration::from_millis),
     })
 }

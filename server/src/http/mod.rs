@@ -2,12 +2,14 @@
 
 mod admin;
 mod answer;
-mod body;
+pub(crate) mod body;
 mod cells;
 mod cluster;
+mod command;
 mod error;
 mod form;
 mod forward;
+mod headers;
 mod health;
 mod import;
 mod influxql;
@@ -19,11 +21,11 @@ mod params;
 mod repair;
 mod rows;
 mod sql;
+mod state;
 mod timestamps;
 mod write;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use axum::Router;
@@ -33,55 +35,25 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::Map;
-use shoal_engine::Database;
-use shoal_query::QueryEngine;
 use shoal_types::Retry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use body::Intake;
-pub(crate) use cluster::not_leading_at;
+pub(crate) use cluster::{missing_nodes, not_leading_at, schedulers};
 pub use error::ApiError;
-pub use forward::Forward;
-pub use names::command as command_fields;
+pub use forward::{Buffered, Forward};
+pub use health::OPENMETRICS;
+pub use names::{check_query, command as command_fields};
 pub use params::type_named;
+use state::INFLUXDB_VERSION;
+pub use state::{AppState, LineProtocolTables};
 pub use timestamps::push_timestamp;
 
-use crate::auth::{Auth, not_utf8};
-use crate::metrics::Metrics;
-use crate::node::Cluster;
-
-/// What every request may use.
-pub struct AppState {
-    /// Catalog, writes, maintenance.
-    pub db: Arc<Database>,
-    /// Other nodes; `None`: this process is alone.
-    pub cluster: Option<Arc<Cluster>>,
-    /// Requests that a scheduler answers.
-    pub forward: Arc<Forward>,
-    /// Statements.
-    pub query: Arc<QueryEngine>,
-    /// Who may come in.
-    pub auth: Arc<Auth>,
-    /// Bounds of request bodies.
-    pub intake: Arc<Intake>,
-    /// Counters.
-    pub metrics: Metrics,
-    /// Set when the process was asked to stop: `/health/ready` says no.
-    pub stopping: AtomicBool,
-    /// Connections at a time.
-    pub connections_max: usize,
-    /// Rows that one record takes at most.
-    pub record_rows_max: usize,
-    /// Bytes that one record takes at most.
-    pub record_bytes_max: usize,
-}
+use crate::auth::not_utf8;
 
 /// Header that says who gives an order, for the record of it.
 pub const OPERATOR: &str = "shoal-operator";
-
-/// The version that InfluxDB's clients are told: the API that `/write` and `/query` speak.
-const INFLUXDB_VERSION: &str = "1.8.10";
 
 /// Paths that need no token: probes and the greeting of InfluxDB's clients.
 const OPEN_PATHS: &[&str] = &["/ping", "/health", "/health/live", "/health/ready"];
@@ -261,12 +233,4 @@ async fn wrong_method(request: Request) -> ApiError {
             request.uri().path()
         ),
     )
-}
-
-impl AppState {
-    /// Whether the process was asked to stop.
-    #[must_use]
-    pub fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Relaxed)
-    }
 }

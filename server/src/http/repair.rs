@@ -12,9 +12,9 @@ use serde::Deserialize;
 use serde_json::json;
 use shoal_types::{Offset, Retry, ShardId};
 
-use super::AppState;
-use super::admin::{Command, NODE};
+use super::command::{Command, NODE};
 use super::error::ApiError;
+use super::state::AppState;
 use crate::node::orders::one_of;
 use crate::node::repair::{Accepting, RepairReport, price_of_adopting, price_of_skipping};
 

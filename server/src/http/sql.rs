@@ -12,12 +12,12 @@ use serde_json::Value;
 use shoal_engine::CommitToken;
 use shoal_query::{Session, SessionOptions, commit_tokens};
 
-use super::AppState;
 use super::answer::{Format, answer};
 use super::error::ApiError;
-use super::ingest::{text_of, write_id};
+use super::headers::{text_of, timeout_header, write_id};
 use super::names;
 use super::params::scalar_values;
+use super::state::AppState;
 
 /// The body of the request.
 #[derive(Debug, Deserialize)]
@@ -173,40 +173,4 @@ impl Freshness {
             _ => "strong".to_owned(),
         })
     }
-}
-
-/// The time limit of `Shoal-Timeout`: `500ms`, `5s`, `2m` or a number of milliseconds.
-///
-/// # Errors
-/// 400 for anything else.
-pub fn timeout_header(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
-    let Some(value) = headers.get("Shoal-Timeout") else {
-        return Ok(None);
-    };
-    value
-        .to_str()
-        .ok()
-        .and_then(duration_ms)
-        .filter(|ms| *ms > 0)
-        .map(Some)
-        .ok_or_else(|| {
-            ApiError::invalid(
-                "invalid_request",
-                "Shoal-Timeout must be such as 500ms, 5s or 2m",
-            )
-        })
-}
-
-/// Milliseconds of `500ms`, `5s`, `2m`, `1h` or `500`.
-fn duration_ms(text: &str) -> Option<u64> {
-    let text = text.trim();
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let factor = match &text[digits.len()..] {
-        "" | "ms" => 1,
-        "s" => 1000,
-        "m" | "min" => 60_000,
-        "h" => 3_600_000,
-        _ => return None,
-    };
-    digits.trim().parse::<u64>().ok()?.checked_mul(factor)
 }

@@ -20,11 +20,11 @@ use shoal_query::OWN_SCHEMAS;
 use shoal_rows::RowBlock;
 use shoal_types::{Clock, Retry, SchemaError, SystemClock, TableId, TableOrigin, TableSchema};
 
-use super::AppState;
 use super::body::INLINE_BYTES;
 use super::error::ApiError;
 use super::ingest::{REBUILDS_MAX, commit_headers, write_options};
 use super::names;
+use super::state::AppState;
 use crate::auth::{serde_urlencoded_value, url_pairs};
 
 /// InfluxDB 1.x: `db`, `rp`, `precision`. A retention policy is ignored: retention is a table's
@@ -286,10 +286,12 @@ async fn prepare(
         let new = absent
             .iter()
             .map(|i| {
+                let schema = tables[*i].new_schema(TableId::generate())?;
                 Ok(NewTable {
                     schema_name: schema_name.to_owned(),
                     name: tables[*i].name.clone(),
-                    schema: tables[*i].new_schema(TableId::generate())?,
+                    partitions: state.line_protocol.partitions(&schema),
+                    schema,
                 })
             })
             .collect::<Result<Vec<_>, EngineError>>()?;

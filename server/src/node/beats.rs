@@ -1,6 +1,6 @@
 //! What this node tells the scheduler of itself: a stream of beats, one every [`EVERY`].
 //!
-//! The scheduler asks for it (`DoAction` of the type [`BEATS`]), so a new one needs no node to find
+//! The scheduler asks for it (`DoAction` of the type [`super::wire::BEATS`]), so a new one needs no node to find
 //! it, and both ends see at once when it breaks.
 
 use std::collections::BTreeMap;
@@ -16,10 +16,9 @@ use shoal_wal::kafka::KafkaLogStore;
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
+use super::reach::Reach;
 use super::roles::Roles;
 
-/// The action's type.
-pub const BEATS: &str = "beats";
 /// Time between two beats.
 const EVERY: Duration = Duration::from_millis(200);
 /// How often the log is tried, and how long its answer may take.
@@ -35,16 +34,18 @@ pub struct Pulse {
     process: Ulid,
     cores: f64,
     reaches_log: Arc<AtomicBool>,
+    reach: Arc<Reach>,
     stop: CancellationToken,
 }
 
 impl Pulse {
-    /// Of this start of a node; tries the log until `stop`.
+    /// Of this start of a node; tries the log and other nodes until `stop`.
     #[must_use]
     pub fn start(
         db: Arc<Database>,
         roles: Arc<Roles>,
         logs: Arc<KafkaLogStore>,
+        reach: Arc<Reach>,
         process: Ulid,
         stop: &CancellationToken,
     ) -> Arc<Self> {
@@ -56,12 +57,20 @@ impl Pulse {
                 () = try_log(&logs, &told) => {}
             }
         });
+        let (watching, stopping) = (Arc::clone(&reach), stop.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stopping.cancelled() => {}
+                () = watching.watch() => {}
+            }
+        });
         Arc::new(Self {
             db,
             roles,
             process,
             cores: std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64),
             reaches_log,
+            reach,
             stop: stop.clone(),
         })
     }
@@ -111,6 +120,7 @@ impl Pulse {
             gone,
             reaches_log: self.reaches_log.load(Ordering::Relaxed),
             cores: self.cores,
+            unreached: self.reach.unreached(),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! only the first is certain to have had no effect. HTTP/2 pings notice a node that stands still.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arrow_flight::flight_service_client::FlightServiceClient;
 use arrow_flight::{Action, FlightData, Ticket as FlightTicket};
@@ -18,12 +18,16 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
-use super::beats::BEATS;
-use super::service::MESSAGE_BYTES_MAX;
-use super::wire::{Answer, Ask, CLUSTER, Failure, Ticket, WriteHead, decode, encode};
+use super::wire::{
+    Answer, Ask, BEATS, CLUSTER, Failure, MESSAGE_BYTES_MAX, PartHead, Ticket, WriteHead, decode,
+    encode,
+};
 
 /// How often a connection under way is tried with a ping, and how long its answer may take.
 const PING_EVERY: Duration = Duration::from_secs(2);
+
+/// Addresses that were not called for so long are forgotten.
+const USED_MEMORY: Duration = Duration::from_secs(60);
 
 /// Why a call has no answer.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -35,6 +39,8 @@ pub enum CallError {
         address: String,
         /// Why.
         why: String,
+        /// It is there, and does not let this process in.
+        locked_out: bool,
     },
     /// It may have been told.
     #[error("node at {address} did not answer: {why}")]
@@ -53,6 +59,8 @@ pub struct Links {
     authorization: Option<MetadataValue<Ascii>>,
     connect_timeout: Duration,
     channels: Mutex<HashMap<String, Channel>>,
+    /// When each address was called last.
+    used: Mutex<HashMap<String, Instant>>,
 }
 
 impl Links {
@@ -77,6 +85,7 @@ impl Links {
                 .transpose()?,
             connect_timeout,
             channels: Mutex::default(),
+            used: Mutex::default(),
         })
     }
 
@@ -84,6 +93,7 @@ impl Links {
         let not_sent = |why: String| CallError::NotSent {
             address: address.to_owned(),
             why,
+            locked_out: false,
         };
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|e| not_sent(e.to_string()))?
@@ -98,6 +108,35 @@ impl Links {
     }
 
     async fn client(&self, address: &str) -> Result<FlightServiceClient<Channel>, CallError> {
+        self.note_use(address);
+        self.kept(address).await
+    }
+
+    fn note_use(&self, address: &str) {
+        let mut used = self.used.lock();
+        if let Some(last) = used.get_mut(address) {
+            *last = Instant::now();
+            return;
+        }
+        used.retain(|_, last| last.elapsed() < USED_MEMORY);
+        used.insert(address.to_owned(), Instant::now());
+    }
+
+    /// Whether a node was called within this time.
+    #[must_use]
+    pub fn was_used(&self, address: &str, within: Duration) -> bool {
+        let used = self.used.lock();
+        used.get(address)
+            .is_some_and(|last| last.elapsed() < within)
+    }
+
+    /// Drops a connection: the next call makes a new one.
+    pub fn forget(&self, address: &str) {
+        self.channels.lock().remove(address);
+    }
+
+    /// The kept connection to an address.
+    async fn kept(&self, address: &str) -> Result<FlightServiceClient<Channel>, CallError> {
         let known = self.channels.lock().get(address).cloned();
         let channel = match known {
             Some(channel) => channel,
@@ -127,7 +166,7 @@ impl Links {
 
     /// What a status means; the connection is made anew by the next call, in case it is broken.
     fn failed(&self, address: &str, status: &Status) -> CallError {
-        self.channels.lock().remove(address);
+        self.forget(address);
         let why = match status.message() {
             "" => status.code().description().to_owned(),
             message => message.to_owned(),
@@ -139,9 +178,24 @@ impl Links {
             | tonic::Code::PermissionDenied
             | tonic::Code::Unimplemented
             | tonic::Code::InvalidArgument
-            | tonic::Code::ResourceExhausted => CallError::NotSent { address, why },
+            | tonic::Code::ResourceExhausted => CallError::NotSent {
+                address,
+                why,
+                locked_out: matches!(
+                    status.code(),
+                    tonic::Code::Unauthenticated | tonic::Code::PermissionDenied
+                ),
+            },
             _ => CallError::NoAnswer { address, why },
         }
+    }
+
+    /// Connects, if that was not done: until then nothing was sent.
+    ///
+    /// # Errors
+    /// [`CallError::NotSent`].
+    pub async fn ready(&self, address: &str) -> Result<(), CallError> {
+        self.client(address).await.map(drop)
     }
 
     /// Asks a question.
@@ -153,7 +207,20 @@ impl Links {
         address: &str,
         ask: &Ask,
     ) -> Result<Result<Answer, Failure>, CallError> {
-        let mut client = self.client(address).await?;
+        self.note_use(address);
+        self.ping(address, ask).await
+    }
+
+    /// As [`Self::ask`], and is no use of the connection for [`Self::was_used`].
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub async fn ping(
+        &self,
+        address: &str,
+        ask: &Ask,
+    ) -> Result<Result<Answer, Failure>, CallError> {
+        let mut client = self.kept(address).await?;
         let action = Action {
             r#type: Ask::NAME.to_owned(),
             body: encode(ask),
@@ -205,7 +272,7 @@ impl Links {
             import: write.import,
             read_at: write.read_at,
             patience_ms: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
-            tables: write.parts.iter().map(|p| p.tables.clone()).collect(),
+            parts: write.parts.iter().map(PartHead::of).collect(),
         };
         let first = FlightData {
             app_metadata: encode(&head),
@@ -226,15 +293,15 @@ impl Links {
         call.await.map_err(|status| self.failed(address, &status))
     }
 
-    /// Fetches a view.
+    /// Fetches views.
     ///
     /// # Errors
     /// As [`Self::ask`].
-    pub async fn view(
+    pub async fn views(
         &self,
         address: &str,
         ticket: &Ticket,
-    ) -> Result<Result<EncodedView, Failure>, CallError> {
+    ) -> Result<Result<Vec<EncodedView>, Failure>, CallError> {
         let mut client = self.client(address).await?;
         let ticket = FlightTicket {
             ticket: encode(ticket),
@@ -243,16 +310,22 @@ impl Links {
             let mut messages = client.do_get(self.request(ticket)).await?.into_inner();
             let first = messages.message().await?;
             let first = first.ok_or_else(|| Status::internal("an empty answer"))?;
-            let head: Result<ViewHead, Failure> = decode(&first.app_metadata, "a view")?;
-            let head = match head {
-                Ok(head) => head,
+            let heads: Result<Vec<ViewHead>, Failure> = decode(&first.app_metadata, "views")?;
+            let heads = match heads {
+                Ok(heads) => heads,
                 Err(failure) => return Ok(Err(failure)),
             };
-            let mut bodies = Vec::new();
-            while let Some(message) = messages.message().await? {
-                bodies.push(message.data_body);
+            let mut views = Vec::with_capacity(heads.len());
+            for head in heads {
+                let mut bodies = Vec::new();
+                for _ in 0..head.bodies() {
+                    let body = messages.message().await?;
+                    let body = body.ok_or_else(|| Status::data_loss("rows are missing"))?;
+                    bodies.push(body.data_body);
+                }
+                views.push(EncodedView { head, bodies });
             }
-            Ok(Ok(EncodedView { head, bodies }))
+            Ok(Ok(views))
         };
         call.await
             .map_err(|status: Status| self.failed(address, &status))

@@ -12,7 +12,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use shoal_engine::RequestKind;
 use shoal_wal::kafka::PRODUCE_BUCKETS_MS;
 
-use super::Cluster;
+use super::cluster::Cluster;
 use crate::config::Config;
 
 /// Reads a cluster's figures when `/metrics` is asked for.

@@ -12,11 +12,13 @@
 //! to change.
 
 pub mod beats;
+pub mod cluster;
 mod identity;
 pub mod links;
 pub mod metrics;
 pub mod orders;
 pub mod peers;
+pub mod reach;
 pub mod repair;
 pub mod roles;
 pub mod service;
@@ -29,10 +31,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::StreamExt;
-use shoal_engine::{Backends, Database, EngineError, FolderLock, ObjectTraffic, RemoteStore};
+use shoal_engine::{Backends, Database, EngineError, FolderLock, RemoteStore};
 use shoal_meta::{
-    AssignError, Assignment, ClusterIdentity, Configured, EtcdMetaStore, Formats, MetaError,
-    MetaStore, NodeEntry, NodeRegistration, Registered, Topology, join_cluster,
+    AssignError, Assignment, Configured, EtcdMetaStore, Formats, MetaError, MetaStore, NodeEntry,
+    NodeRegistration, Registered, Topology, join_cluster,
 };
 use shoal_query::SqlPredicate;
 use shoal_types::{Clock, NodeId, Retry, SystemClock};
@@ -44,11 +46,13 @@ use ulid::Ulid;
 
 use crate::auth::Auth;
 use crate::config::{Config, ConfigError};
-use crate::standalone::{Standalone, StartError, bind, check_listeners};
+use crate::standalone::{Standalone, StartError, bind_needed, check_listeners};
 use beats::Pulse;
+use cluster::Cluster;
 use links::Links;
 use orders::Orders;
 use peers::Router;
+use reach::Reach;
 use roles::Roles;
 use service::{NodeService, Requests, ServiceSettings};
 use wire::{Answer, Ask};
@@ -127,42 +131,6 @@ impl NodeError {
     }
 }
 
-/// What a node's requests need of its cluster.
-pub struct Cluster {
-    /// This node.
-    pub me: NodeId,
-    /// The cluster's name and id.
-    pub identity: ClusterIdentity,
-    /// Nodes and assignments.
-    pub topology: Arc<Topology>,
-    /// Roles of this node.
-    pub roles: Arc<Roles>,
-    /// What operators order.
-    pub orders: Orders,
-    /// Requests to the object store.
-    pub objects: Arc<ObjectTraffic>,
-    /// The log.
-    pub logs: Arc<KafkaLogStore>,
-    /// Requests of other nodes.
-    pub requests: Arc<Requests>,
-    grpc: OnceLock<SocketAddr>,
-    joined: AtomicBool,
-}
-
-impl Cluster {
-    /// Whether others know of this node and its replicas were opened.
-    #[must_use]
-    pub fn has_joined(&self) -> bool {
-        self.joined.load(Ordering::Relaxed)
-    }
-
-    /// Where other nodes reach this one, once it listens.
-    #[must_use]
-    pub fn grpc(&self) -> Option<SocketAddr> {
-        self.grpc.get().copied()
-    }
-}
-
 /// A running node.
 pub struct Node {
     serving: Standalone,
@@ -187,7 +155,10 @@ impl Node {
     pub async fn start(config: &Config) -> Result<Self, NodeError> {
         let auth = Arc::new(Auth::from_config(config).map_err(StartError::from)?);
         check_listeners(config, &auth, true)?;
-        check_reachable(config)?;
+        config.check_reachable(&[
+            ("grpc.addr", &config.grpc_addr),
+            ("http.addr", &config.http_addr),
+        ])?;
         let labels = config.labels()?;
         let (etcd, kafka, objects) = (config.etcd()?, config.kafka()?, config.objects()?);
         let folder = |why: String| NodeError::Folder {
@@ -233,11 +204,12 @@ impl Node {
             ConfigError::Together(format!("auth.token cannot be sent to other nodes: {why}"))
         })?);
         refuse_a_second(me, &topology, &links).await?;
+        let reach = Reach::new(me, Arc::clone(&links), Arc::clone(&topology));
         let router = Router::new(
             me,
-            labels.get("zone").cloned(),
             Arc::clone(&topology),
             Arc::clone(&links),
+            Arc::clone(&reach),
             Duration::from_millis(config.wal_write_timeout_ms),
         );
         let backends = Backends {
@@ -282,6 +254,7 @@ impl Node {
             db: Arc::clone(&db),
             cluster,
             labels,
+            reach,
             lock: Some(lock),
             process: Ulid::new(),
         };
@@ -342,25 +315,6 @@ async fn refuse_a_second(me: NodeId, topology: &Topology, links: &Links) -> Resu
     }
 }
 
-/// Others are told an address: one that means "all of this machine's" would lead them to themselves.
-fn check_reachable(config: &Config) -> Result<(), ConfigError> {
-    let listeners = [
-        ("grpc.addr", &config.grpc_addr),
-        ("http.addr", &config.http_addr),
-    ];
-    for (key, address) in listeners {
-        if let Some(address) = address.0
-            && address.ip().is_unspecified()
-            && config.cluster_advertise_host.is_empty()
-        {
-            return Err(ConfigError::Together(format!(
-                "{key} = {address} is every address of this machine: set cluster.advertise_host to the name under which other nodes reach it"
-            )));
-        }
-    }
-    Ok(())
-}
-
 /// What is there before the node serves.
 struct Starting<'a> {
     config: &'a Config,
@@ -368,6 +322,7 @@ struct Starting<'a> {
     db: Arc<Database>,
     cluster: Arc<Cluster>,
     labels: std::collections::BTreeMap<String, String>,
+    reach: Arc<Reach>,
     lock: Option<FolderLock>,
     process: Ulid,
 }
@@ -375,21 +330,8 @@ struct Starting<'a> {
 impl Starting<'_> {
     async fn serve(&mut self) -> Result<Node, NodeError> {
         let (config, cluster) = (self.config, &self.cluster);
-        let listener = bind("grpc.addr", &config.grpc_addr).await?;
-        let Some(listener) = listener else {
-            return Err(ConfigError::Together(
-                "grpc.addr is off: other nodes could not reach this one".into(),
-            )
-            .into());
-        };
-        let grpc = listener.local_addr().map_err(|source| StartError::Bind {
-            key: "grpc.addr",
-            address: config
-                .grpc_addr
-                .0
-                .unwrap_or_else(|| ([127, 0, 0, 1], 0).into()),
-            source,
-        })?;
+        let why = "other nodes could not reach this one";
+        let (listener, grpc) = bind_needed("grpc.addr", &config.grpc_addr, why).await?;
         cluster.grpc.get_or_init(|| grpc);
         let stop = CancellationToken::new();
         let service = NodeService::server(
@@ -402,6 +344,7 @@ impl Starting<'_> {
                 Arc::clone(&self.db),
                 Arc::clone(&cluster.roles),
                 Arc::clone(&cluster.logs),
+                Arc::clone(&self.reach),
                 self.process,
                 &stop,
             ),
@@ -490,11 +433,7 @@ impl Starting<'_> {
         postgres: Option<SocketAddr>,
         grpc: SocketAddr,
     ) -> NodeEntry {
-        let host = &self.config.cluster_advertise_host;
-        let shown = |address: SocketAddr| match host.as_str() {
-            "" => address.to_string(),
-            host => format!("{host}:{}", address.port()),
-        };
+        let shown = |address| self.config.advertised(address);
         NodeEntry {
             id: self.cluster.me,
             process: self.process,
@@ -523,6 +462,7 @@ impl Starting<'_> {
                 version: 1,
                 term: 1,
                 leader: Some(self.cluster.me),
+                predecessor: None,
                 followers: Vec::new(),
                 topic: String::new(),
                 changed_ms: SystemClock.now_ms(),

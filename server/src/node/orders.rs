@@ -76,7 +76,8 @@ pub struct Carried {
     pub bytes_copied: u64,
     /// Log records that the node read since it was told.
     pub records_replayed: u64,
-    /// From the change of the assignment until the new leader served.
+    /// How long no node took writes: from the new leader's claim, or from the change of the
+    /// assignment if there was no leader before, until it served.
     pub pause_ms: f64,
     /// Of a new follower: the log that it read, in MiB, over the time until it had caught up.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -142,14 +143,8 @@ impl Orders {
     /// As [`Self::shard`].
     pub fn node(&self, text: &str) -> Result<NodeId, OrderError> {
         let snapshot = self.topology.snapshot();
-        let mut all: Vec<NodeId> = snapshot.nodes.keys().copied().collect();
-        for assignment in snapshot.assignments.values() {
-            all.extend(assignment.leader);
-            all.extend(&assignment.followers);
-        }
-        all.sort_unstable();
-        all.dedup();
-        let ids = all.into_iter().map(|id| (id.to_string(), id));
+        let ids = snapshot.known_nodes().into_iter();
+        let ids = ids.map(|id| (id.to_string(), id));
         one_of("node", text, ids)
     }
 
@@ -160,7 +155,7 @@ impl Orders {
         within: Duration,
     ) -> Result<Answer, OrderError> {
         let snapshot = self.topology.snapshot();
-        let Some(entry) = snapshot.nodes.get(&node) else {
+        let Some(entry) = snapshot.node(node) else {
             return Err(OrderError::Unavailable(format!(
                 "node {node} is not heard of; start it, or choose another"
             )));
@@ -334,6 +329,7 @@ impl Orders {
             None => self.furthest(shard).await?,
         };
         self.must_be_heard_of(to)?;
+        let snapshot = self.topology.snapshot();
         let assignment = self
             .reassign(shard, |old| {
                 if old.leader == Some(to) {
@@ -350,6 +346,7 @@ impl Orders {
                 Ok(Some(Assignment {
                     term: old.term + 1,
                     leader: Some(to),
+                    predecessor: old.leader.filter(|old| snapshot.nodes.contains_key(old)),
                     followers,
                     ..old.clone()
                 }))
@@ -358,7 +355,10 @@ impl Orders {
         let promoted = self.told(to, shard, &assignment).await?;
         Ok(Carried {
             records_replayed: promoted.map_or(0, |p| p.records_replayed),
-            pause_ms: rounded_ms(begun.elapsed()),
+            pause_ms: rounded_ms(match promoted.and_then(|p| p.pause) {
+                Some(pause) if assignment.predecessor.is_some() => pause,
+                _ => begun.elapsed(),
+            }),
             epoch: promoted.map(|p| p.epoch.to_string()),
             ..carried("promote", shard, to)
         })
@@ -396,6 +396,7 @@ impl Orders {
                 let mut followers = old.followers.clone();
                 followers.push(to);
                 Ok(Some(Assignment {
+                    predecessor: None,
                     followers,
                     ..old.clone()
                 }))
@@ -466,6 +467,7 @@ impl Orders {
                 let mut followers = old.followers.clone();
                 followers.retain(|n| *n != node);
                 Ok(Some(Assignment {
+                    predecessor: None,
                     followers,
                     ..old.clone()
                 }))
@@ -579,6 +581,11 @@ pub fn one_of<T: Copy>(
     text: &str,
     all: impl Iterator<Item = (String, T)>,
 ) -> Result<T, OrderError> {
+    if text.is_empty() {
+        return Err(OrderError::Invalid(format!(
+            "the id of the {what} is empty; `shoal admin {what}s` lists them"
+        )));
+    }
     let wanted = text.to_ascii_uppercase();
     let found: Vec<(String, T)> = all
         .filter(|(id, _)| id.to_ascii_uppercase().starts_with(&wanted))

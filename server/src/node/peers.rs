@@ -8,10 +8,12 @@
 //! A read goes to a replica that fits its place; nearer ones first, and the next one if a node
 //! cannot be reached.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use shoal_engine::{
     EncodedView, EngineError, Peers, Read, ReadLevel, ReadPlace, ShardCommit, ShardStatus,
     ShardWrite, WriteError,
@@ -22,22 +24,37 @@ use shoal_wal::record::SchemaChange;
 use tokio::time::Instant;
 
 use super::links::{CallError, Links};
+use super::reach::Reach;
 use super::wire::{Answer, Ask, Failure, Ticket};
 
 /// Pause before a way is looked up again, unless the topology changes first.
 const PAUSE: Duration = Duration::from_millis(20);
 /// How long a node may take to tell about its replicas.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+/// A predecessor that does not answer for so long is taken for gone.
+const PREDECESSOR_STALLS: Duration = Duration::from_millis(300);
+/// A change of leaders that takes longer, by this node's clock, is taken to be over: its predecessor
+/// may stand still since. (A wrong clock costs a pause, nothing else.)
+const PREDECESSOR_LASTS_MS: u64 = 3_000;
 /// Nodes asked for one read.
 const READ_TRIES: usize = 8;
+
+/// A node to ask.
+struct Way {
+    node: NodeEntry,
+    /// It is the predecessor of the leader in the assignment of this version.
+    predecessor_of: Option<u64>,
+}
 
 /// Other nodes, found through the topology.
 #[derive(Debug)]
 pub struct Router {
     me: NodeId,
-    zone: Option<String>,
     topology: Arc<Topology>,
     links: Arc<Links>,
+    reach: Arc<Reach>,
+    /// Of each shard the version of the assignment whose predecessor leads no more.
+    handed_over: Mutex<HashMap<ShardId, u64>>,
     /// Longest wait of questions that carry none.
     patience: Duration,
 }
@@ -47,6 +64,16 @@ fn unavailable(shard: ShardId, why: impl Into<String>) -> EngineError {
         shard,
         why: why.into(),
     }
+}
+
+fn gone(shard: ShardId, leader: NodeId) -> String {
+    format!(
+        "node {leader}, which leads it, is not heard of; start it, or `shoal admin shard promote {shard} --to NODE`"
+    )
+}
+
+fn not_heard_of(shard: ShardId, leader: NodeId) -> EngineError {
+    unavailable(shard, gone(shard, leader))
 }
 
 /// Nodes whose replica fits a place.
@@ -75,21 +102,70 @@ impl Router {
     #[must_use]
     pub fn new(
         me: NodeId,
-        zone: Option<String>,
         topology: Arc<Topology>,
         links: Arc<Links>,
+        reach: Arc<Reach>,
         patience: Duration,
     ) -> Self {
         Self {
             me,
-            zone,
             topology,
             links,
+            reach,
+            handed_over: Mutex::default(),
             patience,
         }
     }
 
-    /// The leader of a shard, if it is heard of.
+    /// Where to send what only the leader can do.
+    fn way(&self, shard: ShardId) -> Result<Way, EngineError> {
+        let snapshot = self.topology.snapshot();
+        let assignment = snapshot.assignments.get(&shard);
+        let predecessor = assignment.and_then(|a| {
+            let node = snapshot.node(a.predecessor?)?;
+            // This node would have done it itself if it led.
+            let leads_on = node.id != self.me
+                && SystemClock.now_ms().saturating_sub(a.changed_ms) < PREDECESSOR_LASTS_MS
+                && !self.reach.is_silent(node.id)
+                && !self.is_handed_over(shard, a.version);
+            leads_on.then(|| Way {
+                node: node.clone(),
+                predecessor_of: Some(a.version),
+            })
+        });
+        match predecessor {
+            Some(way) => Ok(way),
+            None => Ok(Way {
+                node: self.leader(shard)?,
+                predecessor_of: None,
+            }),
+        }
+    }
+
+    fn is_handed_over(&self, shard: ShardId, version: u64) -> bool {
+        // A leader raises its term, and so the version, while its predecessor leads.
+        let known = self.handed_over.lock().get(&shard).copied();
+        known.is_some_and(|known| known + 1 >= version)
+    }
+
+    /// Whether a failure only says that a predecessor leads no more.
+    fn hand_over(&self, shard: ShardId, way: &Way) -> bool {
+        if let Some(version) = way.predecessor_of {
+            self.handed_over.lock().insert(shard, version);
+        }
+        way.predecessor_of.is_some()
+    }
+
+    /// Resolves when an answer of this way is not worth waiting for.
+    async fn stalls(&self, shard: ShardId, way: &Way) {
+        match way.predecessor_of {
+            Some(_) => tokio::time::sleep(PREDECESSOR_STALLS).await,
+            None => self.led_by_other(shard, way.node.id).await,
+        }
+    }
+
+    /// The leader of a shard, if it is heard of, or was: one that has only lost its way to meta leads
+    /// on.
     fn leader(&self, shard: ShardId) -> Result<NodeEntry, EngineError> {
         let snapshot = self.topology.snapshot();
         let Some(assignment) = snapshot.assignments.get(&shard) else {
@@ -101,14 +177,29 @@ impl Router {
                 "no node leads it; `shoal admin shard promote` gives it a leader",
             ));
         };
-        snapshot.nodes.get(&leader).cloned().ok_or_else(|| {
-            unavailable(
-                shard,
-                format!(
-                    "node {leader}, which leads it, is not heard of; start it, or `shoal admin shard promote {shard} --to NODE`"
-                ),
-            )
+        let found = snapshot.node(leader).cloned();
+        found.ok_or_else(|| not_heard_of(shard, leader))
+    }
+
+    /// Has a connection to a node.
+    async fn connected(&self, node: &NodeEntry, deadline: Instant) -> Result<(), CallError> {
+        let connecting = self.links.ready(&node.grpc);
+        let connected = tokio::time::timeout_at(deadline, connecting).await;
+        connected.unwrap_or_else(|_| {
+            Err(CallError::NotSent {
+                address: node.grpc.clone(),
+                why: "it did not take a connection in time".into(),
+                locked_out: false,
+            })
         })
+    }
+
+    /// Why a leader cannot be reached, with the remedy if nobody hears of it.
+    fn unreached(&self, shard: ShardId, leader: NodeId, error: &CallError) -> String {
+        if self.topology.snapshot().nodes.contains_key(&leader) {
+            return error.to_string();
+        }
+        format!("{error}; {}", gone(shard, leader))
     }
 
     /// Waits for a change of the topology, or a little while.
@@ -121,16 +212,23 @@ impl Router {
         }
     }
 
-    /// Resolves when another node leads the shard.
+    /// Resolves when another node leads the shard, or is to lead it and the one that does stands
+    /// still.
     async fn led_by_other(&self, shard: ShardId, than: NodeId) {
         let mut changes = self.topology.subscribe();
         loop {
-            {
+            let (other, leads_on) = {
                 let snapshot = changes.borrow_and_update();
-                let leader = snapshot.assignments.get(&shard).and_then(|a| a.leader);
-                if leader.is_some_and(|leader| leader != than) {
-                    return;
+                let assignment = snapshot.assignments.get(&shard);
+                let other = assignment.is_some_and(|a| a.leader.is_some_and(|l| l != than));
+                let leads_on = assignment.is_some_and(|a| a.predecessor == Some(than));
+                (other, leads_on)
+            };
+            if other {
+                if leads_on {
+                    tokio::time::sleep(PREDECESSOR_STALLS).await;
                 }
+                return;
             }
             if changes.changed().await.is_err() {
                 return std::future::pending().await;
@@ -142,15 +240,20 @@ impl Router {
     async fn ask_leader(&self, shard: ShardId, ask: &Ask) -> Result<Answer, EngineError> {
         let deadline = Instant::now() + self.patience;
         loop {
-            let failed = match self.leader(shard) {
+            let failed = match self.way(shard) {
                 // The engine looks again whether it leads by now.
-                Ok(node) if node.id == self.me => {
+                Ok(way) if way.node.id == self.me => {
                     return Err(WriteError::NotLeader { shard }.into());
                 }
-                Ok(node) => {
-                    let asked = tokio::time::timeout_at(deadline, self.links.ask(&node.grpc, ask));
-                    match asked.await {
+                Ok(way) => {
+                    let asked = self.links.ask(&way.node.grpc, ask);
+                    let within = match way.predecessor_of {
+                        Some(_) => deadline.min(Instant::now() + PREDECESSOR_STALLS),
+                        None => deadline,
+                    };
+                    match tokio::time::timeout_at(within, asked).await {
                         Ok(Ok(Ok(answer))) => return Ok(answer),
+                        _ if self.hand_over(shard, &way) => continue,
                         Ok(Ok(Err(Failure::Write(WriteError::NotLeader { .. })))) => {
                             unavailable(shard, "its leader changes")
                         }
@@ -159,7 +262,9 @@ impl Router {
                             failure.into_error(shard)
                         }
                         Ok(Ok(Err(failure))) => return Err(failure.into_error(shard)),
-                        Ok(Err(error)) => unavailable(shard, error.to_string()),
+                        Ok(Err(error)) => {
+                            unavailable(shard, self.unreached(shard, way.node.id, &error))
+                        }
                         Err(_) => unavailable(shard, "its leader did not answer in time"),
                     }
                 }
@@ -182,13 +287,19 @@ impl Router {
         let mut nodes: Vec<NodeEntry> = placed(assignment, place)
             .iter()
             .filter(|id| **id != self.me)
-            .filter_map(|id| snapshot.nodes.get(id).cloned())
+            .filter_map(|id| snapshot.node(*id).cloned())
             .collect();
+        let mine = snapshot.nodes.get(&self.me);
         if place == ReadPlace::Nearest
-            && let Some(zone) = &self.zone
+            && let Some(zone) = mine.and_then(|n| n.labels.get("zone"))
         {
             nodes.sort_by_key(|node| node.labels.get("zone") != Some(zone));
         }
+        // Those that stand still, or whose registration has ended, last.
+        nodes.sort_by_key(|node| {
+            let gone = !snapshot.nodes.contains_key(&node.id);
+            (self.reach.is_silent(node.id), gone)
+        });
         nodes
     }
 }
@@ -200,7 +311,19 @@ impl Peers for Router {
     }
 
     fn is_led(&self, shard: ShardId) -> Result<(), EngineError> {
-        self.leader(shard).map(drop)
+        let leader = self.leader(shard)?.id;
+        if self.topology.snapshot().nodes.contains_key(&leader) {
+            return Ok(());
+        }
+        Err(not_heard_of(shard, leader))
+    }
+
+    fn leader_of(&self, shard: ShardId) -> Option<NodeId> {
+        self.topology.snapshot().assignments.get(&shard)?.leader
+    }
+
+    fn idle_shards(&self) -> Vec<ShardId> {
+        self.topology.snapshot().idle_shards.clone()
     }
 
     fn may_answer(&self, shard: ShardId, place: ReadPlace) -> bool {
@@ -239,19 +362,37 @@ impl Peers for Router {
         let mut unknown: Option<WriteError> = None;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let failed = match self.leader(shard) {
+            let failed = match self.way(shard) {
                 // The engine looks again whether it leads by now.
-                Ok(node) if node.id == self.me => return Err(WriteError::NotLeader { shard }),
-                Ok(node) => {
-                    let sent = self.links.write(&node.grpc, shard, &write, left);
+                Ok(way) if way.node.id == self.me => return Err(WriteError::NotLeader { shard }),
+                Ok(way) => {
+                    let node = &way.node;
+                    let sent = async {
+                        self.connected(node, deadline).await?;
+                        let sent = self.links.write(&node.grpc, shard, &write, left);
+                        Ok(tokio::time::timeout_at(deadline, sent).await)
+                    };
                     let answer = tokio::select! {
-                        answer = tokio::time::timeout_at(deadline, sent) => answer,
-                        () = self.led_by_other(shard, node.id), if idempotent => {
+                        answer = sent => match answer {
+                            Ok(answer) => answer,
+                            Err(not_sent) => Ok(Err(not_sent)),
+                        },
+                        () = self.stalls(shard, &way), if idempotent => {
+                            self.hand_over(shard, &way);
                             continue;
                         }
                     };
                     match answer {
                         Ok(Ok(Ok(commit))) => return Ok(commit),
+                        // It had no effect there, and has its successor to go to.
+                        Ok(Ok(Err(
+                            WriteError::NotLeader { .. } | WriteError::ShardUnavailable { .. },
+                        )))
+                        | Ok(Err(CallError::NotSent { .. }))
+                            if self.hand_over(shard, &way) =>
+                        {
+                            continue;
+                        }
                         Ok(Ok(Err(error @ WriteError::NotLeader { .. }))) => error,
                         // It is being closed or opened there; a new leader may be named soon.
                         Ok(Ok(Err(error @ WriteError::ShardUnavailable { .. }))) => error,
@@ -263,7 +404,7 @@ impl Peers for Router {
                         Ok(Err(error @ CallError::NotSent { .. })) => {
                             WriteError::ShardUnavailable {
                                 shard,
-                                why: error.to_string(),
+                                why: self.unreached(shard, node.id, &error),
                             }
                         }
                         Ok(Err(error @ CallError::NoAnswer { .. })) => {
@@ -301,9 +442,10 @@ impl Peers for Router {
         let deadline = Instant::now() + patience;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let failed = match self.leader(shard) {
-                Ok(node) if node.id == self.me => WriteError::NotLeader { shard },
-                Ok(node) => {
+            let failed = match self.way(shard) {
+                Ok(way) if way.node.id == self.me => WriteError::NotLeader { shard },
+                Ok(way) => {
+                    let node = &way.node;
                     let ask = Ask::ChangeSchemas {
                         shard,
                         changes: changes.clone(),
@@ -313,14 +455,22 @@ impl Peers for Router {
                     match tokio::time::timeout_at(deadline, sent).await {
                         Ok(Ok(Ok(_))) => return Ok(()),
                         Ok(Ok(Err(failure))) => match as_write_error(failure.into_error(shard)) {
+                            WriteError::NotLeader { .. } | WriteError::ShardUnavailable { .. }
+                                if self.hand_over(shard, &way) =>
+                            {
+                                continue;
+                            }
                             error @ (WriteError::NotLeader { .. }
                             | WriteError::ShardUnavailable { .. }) => error,
                             error => return Err(error),
                         },
+                        Ok(Err(CallError::NotSent { .. })) if self.hand_over(shard, &way) => {
+                            continue;
+                        }
                         Ok(Err(error @ CallError::NotSent { .. })) => {
                             WriteError::ShardUnavailable {
                                 shard,
-                                why: error.to_string(),
+                                why: self.unreached(shard, node.id, &error),
                             }
                         }
                         Ok(Err(error)) => {
@@ -378,9 +528,14 @@ impl Peers for Router {
         self.ask_leader(shard, &ask).await.map(|_| ())
     }
 
-    async fn was_applied(&self, shard: ShardId, id: WriteId) -> Result<bool, EngineError> {
+    async fn was_applied(
+        &self,
+        shard: ShardId,
+        table: TableId,
+        id: WriteId,
+    ) -> Result<bool, EngineError> {
         match self
-            .ask_leader(shard, &Ask::WasApplied { shard, id })
+            .ask_leader(shard, &Ask::WasApplied { shard, table, id })
             .await?
         {
             Answer::WasApplied(applied) => Ok(applied),
@@ -388,12 +543,12 @@ impl Peers for Router {
         }
     }
 
-    async fn read_view(
+    async fn read_views(
         &self,
         shard: ShardId,
-        table: TableId,
+        tables: &[TableId],
         read: &Read,
-    ) -> Result<EncodedView, EngineError> {
+    ) -> Result<Vec<EncodedView>, EngineError> {
         let patience = read.patience.unwrap_or(self.patience);
         let deadline = Instant::now() + patience;
         let mut failed = None;
@@ -427,9 +582,9 @@ impl Peers for Router {
             for node in nodes {
                 tries += 1;
                 let left = deadline.saturating_duration_since(Instant::now());
-                let ticket = Ticket::View {
+                let ticket = Ticket::Views {
                     shard,
-                    table,
+                    tables: tables.to_vec(),
                     read: Read {
                         patience: Some(left),
                         ..read.clone()
@@ -437,9 +592,9 @@ impl Peers for Router {
                 };
                 // Room for the answer of a replica that used all the time it had.
                 let until = deadline + self.patience.min(Duration::from_secs(1));
-                let asked = tokio::time::timeout_at(until, self.links.view(&node.grpc, &ticket));
+                let asked = tokio::time::timeout_at(until, self.links.views(&node.grpc, &ticket));
                 failed = Some(match asked.await {
-                    Ok(Ok(Ok(view))) => return Ok(view),
+                    Ok(Ok(Ok(views))) => return Ok(views),
                     Ok(Ok(Err(failure))) => match failure.into_error(shard) {
                         // One that was opened a moment ago has not read that far.
                         error @ (EngineError::ShardUnavailable { .. }

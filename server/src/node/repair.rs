@@ -186,6 +186,7 @@ impl Orders {
             Ok(Some(Assignment {
                 term: old.term + 1,
                 leader: Some(node),
+                predecessor: None,
                 followers,
                 ..old.clone()
             }))

@@ -30,17 +30,18 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 const LEAD_WAIT: Duration = Duration::from_millis(300);
 const LEAD_LOOK: Duration = Duration::from_millis(2);
 
-/// The last assignment that was obeyed.
-#[derive(Debug, Default)]
-struct Obeyed {
-    version: u64,
-}
-
-/// A shard's turn, and the version that it has come to, for those who do not wait for the turn.
+/// A shard's turn, and the version of the last assignment that was obeyed, which only changes in a
+/// turn.
 #[derive(Debug, Default)]
 struct Obeying {
-    turn: Mutex<Obeyed>,
+    turn: Mutex<()>,
     version: AtomicU64,
+}
+
+impl Obeying {
+    fn version(&self) -> u64 {
+        self.version.load(Ordering::Relaxed)
+    }
 }
 
 /// What an operator has this node do about a shard's log.
@@ -99,7 +100,7 @@ impl Roles {
     #[must_use]
     pub fn obeyed_version(&self, shard: ShardId) -> u64 {
         let obeying = self.shards.get(&shard);
-        obeying.map_or(0, |o| o.version.load(Ordering::Relaxed))
+        obeying.map_or(0, Obeying::version)
     }
 
     /// Waits a little for a lead that this node is about to have: whoever hears of an assignment
@@ -139,13 +140,12 @@ impl Roles {
         assignment: &Assignment,
     ) -> Result<Option<Promoted>, EngineError> {
         let obeying = self.obeying(shard)?;
-        let mut obeyed = obeying.turn.lock().await;
-        if assignment.version < obeyed.version {
+        let _turn = obeying.turn.lock().await;
+        if assignment.version < obeying.version() {
             return Ok(None);
         }
         let role = self.role_in(assignment);
         let done = self.db.set_role(shard, role, assignment.term).await?;
-        obeyed.version = assignment.version;
         obeying.version.store(assignment.version, Ordering::Relaxed);
         Ok(done)
     }
@@ -162,13 +162,14 @@ impl Roles {
     ) -> Result<Repaired, EngineError> {
         let obeying = self.obeying(shard)?;
         // What the topology says of it waits until this is done.
-        let mut obeyed = obeying.turn.lock().await;
-        if assignment.version < obeyed.version || self.role_in(assignment) != Role::Leader {
+        let _turn = obeying.turn.lock().await;
+        if assignment.version < obeying.version() || self.role_in(assignment) != Role::Leader {
             return Err(EngineError::ShardUnavailable {
                 shard,
                 why: format!(
                     "the order is of assignment {}, this node has obeyed {}",
-                    assignment.version, obeyed.version
+                    assignment.version,
+                    obeying.version()
                 ),
             });
         }
@@ -182,7 +183,6 @@ impl Roles {
             }
             Repair::Adopt { above, by } => self.db.adopt_log(shard, above, with_term(by)).await?,
         };
-        obeyed.version = assignment.version;
         obeying.version.store(assignment.version, Ordering::Relaxed);
         Ok(done)
     }

@@ -19,14 +19,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Request, Response, Status, Streaming};
 use ulid::Ulid;
 
-use super::beats::{BEATS, Pulse};
+use super::beats::Pulse;
 use super::orders;
 use super::roles::{Repair, Roles};
-use super::wire::{Answer, Ask, CLUSTER, Failure, Ticket, WriteHead, decode, encode};
+use super::wire::{
+    Answer, Ask, BEATS, CLUSTER, Failure, MESSAGE_BYTES_MAX, Ticket, WriteHead, decode, encode,
+};
 use crate::auth::Auth;
-
-/// Largest message: a record and its frame.
-pub const MESSAGE_BYTES_MAX: usize = 80 << 20;
 
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -158,8 +157,8 @@ impl NodeService {
                 self.db.apply_deletes_here(shard, table).await?;
                 Answer::Done
             }
-            Ask::WasApplied { shard, id } => {
-                Answer::WasApplied(self.db.was_applied_here(shard, id)?)
+            Ask::WasApplied { shard, table, id } => {
+                Answer::WasApplied(self.db.was_applied_here(shard, table, id)?)
             }
             Ask::Obey { shard, assignment } => {
                 Answer::Obeyed(self.roles.obey(shard, &assignment).await?)
@@ -239,9 +238,9 @@ impl FlightService for NodeService {
             return Err(Status::invalid_argument("a write without a head"));
         };
         let head: WriteHead = decode(&first.app_metadata, "the head of a write")?;
-        let mut parts = Vec::with_capacity(head.tables.len());
+        let mut parts = Vec::with_capacity(head.parts.len());
         let mut bytes = 0;
-        for tables in head.tables {
+        for part in head.parts {
             let Some(message) = messages.message().await? else {
                 return Err(Status::invalid_argument("rows are missing"));
             };
@@ -253,7 +252,9 @@ impl FlightService for NodeService {
                 )));
             }
             parts.push(RecordPart {
-                tables,
+                number: part.number,
+                last: part.last,
+                tables: part.tables,
                 body: message.data_body,
             });
         }
@@ -290,17 +291,23 @@ impl FlightService for NodeService {
         self.check(&request)?;
         let place = self.place().await?;
         let ticket: Ticket = decode(&request.get_ref().ticket, "a ticket")?;
-        let Ticket::View { shard, table, read } = ticket;
-        let view = async {
-            let view = self.db.view_here(shard, table, &read).await?;
-            tokio::task::spawn_blocking(move || EncodedView::encode(&view))
+        let Ticket::Views {
+            shard,
+            tables,
+            read,
+        } = ticket;
+        let views = async {
+            let views = self.db.views_here(shard, &tables, &read).await?;
+            let encode = move || views.iter().map(EncodedView::encode).collect();
+            tokio::task::spawn_blocking(encode)
                 .await
                 .map_err(|e| EngineError::Invalid(format!("encoding a view: {e}")))?
         };
-        let view = view.await.map_err(Failure::from);
-        let (head, bodies) = match view {
-            Ok(view) => {
-                let bytes: u64 = view.bodies.iter().map(|b| b.len() as u64).sum();
+        let views: Result<Vec<EncodedView>, EngineError> = views.await;
+        let (head, bodies) = match views.map_err(Failure::from) {
+            Ok(views) => {
+                let all = views.iter().flat_map(|view| &view.bodies);
+                let bytes: u64 = all.map(|body| body.len() as u64).sum();
                 if bytes > self.view_bytes_max {
                     let failure = Failure::Unavailable {
                         shard,
@@ -311,7 +318,11 @@ impl FlightService for NodeService {
                     };
                     (Err(failure), Vec::new())
                 } else {
-                    (Ok(view.head), view.bodies)
+                    let (heads, bodies): (Vec<_>, Vec<_>) = views
+                        .into_iter()
+                        .map(|view| (view.head, view.bodies))
+                        .unzip();
+                    (Ok(heads), bodies.concat())
                 }
             }
             Err(failure) => (Err(failure), Vec::new()),
@@ -349,12 +360,16 @@ impl FlightService for NodeService {
             });
             return Ok(Response::new(beats.boxed()));
         }
-        let _place = self.place().await?;
         let action = request.into_inner();
         if action.r#type != Ask::NAME {
             return not_offered(&format!("the action {:?}", action.r#type));
         }
         let ask: Ask = decode(&action.body, "a question")?;
+        // Whether it lives, and who leads, must not wait for others' requests.
+        let _place = match ask {
+            Ask::Process | Ask::Obey { .. } => None,
+            _ => Some(self.place().await?),
+        };
         let answer = self.answer(ask).await.map_err(Failure::from);
         let result = ActionResult {
             body: encode(&answer),

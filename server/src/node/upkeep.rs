@@ -32,13 +32,18 @@ impl Orders {
         limit: Duration,
     ) -> Result<Answer, OrderError> {
         let mut changes = self.topology.subscribe();
-        if !changes.borrow().nodes.contains_key(&node) {
+        if changes.borrow().node(node).is_none() {
             return Err(OrderError::Unavailable(self.leads_and_is_gone(node)));
         }
-        let gone = changes.wait_for(|snapshot| !snapshot.nodes.contains_key(&node));
+        let gone = changes.wait_for(|snapshot| snapshot.node(node).is_none());
         tokio::select! {
             biased;
-            answer = self.ask(node, ask, limit) => answer,
+            answer = self.ask(node, ask, limit) => answer.map_err(|error| {
+                if self.topology.snapshot().nodes.contains_key(&node) {
+                    return error;
+                }
+                OrderError::Unavailable(format!("{error}; {}", self.leads_and_is_gone(node)))
+            }),
             _ = gone => Err(OrderError::Unavailable(self.leads_and_is_gone(node))),
         }
     }

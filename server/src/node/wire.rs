@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use shoal_engine::{
-    Compacted, EngineError, Flushed, GcReport, GiveUp, LogFound, Promoted, Read, Repaired,
-    WriteError,
+    Compacted, EngineError, Flushed, GcReport, GiveUp, LogFound, Promoted, Read, RecordPart,
+    Repaired, WriteError,
 };
 use shoal_meta::Assignment;
 use shoal_types::{Offset, Retry, ShardId, TableId, TableSchema, WriteId};
@@ -24,6 +24,12 @@ use ulid::Ulid;
 
 /// Metadata that names the cluster.
 pub const CLUSTER: &str = "shoal-cluster";
+
+/// Type of the action that asks for beats ([`super::beats`]).
+pub const BEATS: &str = "beats";
+
+/// Largest message: a record and its frame.
+pub const MESSAGE_BYTES_MAX: usize = 80 << 20;
 
 /// What a write is besides its rows.
 #[derive(Debug, Serialize, Deserialize)]
@@ -38,19 +44,42 @@ pub struct WriteHead {
     pub read_at: Option<Offset>,
     /// The longest wait, in ms.
     pub patience_ms: u64,
-    /// Tables of each record.
-    pub tables: Vec<Vec<TableWrite>>,
+    /// Its records.
+    pub parts: Vec<PartHead>,
+}
+
+/// One record of a write, without its rows.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PartHead {
+    /// As [`RecordPart::number`].
+    pub number: u32,
+    /// As [`RecordPart::last`].
+    pub last: bool,
+    /// As [`RecordPart::tables`].
+    pub tables: Vec<TableWrite>,
+}
+
+impl PartHead {
+    /// Of a record.
+    #[must_use]
+    pub fn of(part: &RecordPart) -> Self {
+        Self {
+            number: part.number,
+            last: part.last,
+            tables: part.tables.clone(),
+        }
+    }
 }
 
 /// What is to be got.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Ticket {
-    /// A replica's view of a table.
-    View {
+    /// A replica's views of some tables, all at one position.
+    Views {
         /// The shard.
         shard: ShardId,
-        /// The table.
-        table: TableId,
+        /// The tables.
+        tables: Vec<TableId>,
         /// How fresh, by which replica.
         read: Read,
     },
@@ -100,6 +129,8 @@ pub enum Ask {
     WasApplied {
         /// The shard.
         shard: ShardId,
+        /// The table.
+        table: TableId,
         /// The id.
         id: WriteId,
     },

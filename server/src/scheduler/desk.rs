@@ -1,12 +1,11 @@
 //! What operators ask of the scheduler, whatever process they ask.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::StatusCode;
 use serde_json::{Value, json};
-use shoal_meta::Topology;
+use shoal_meta::{Holding, LabelChanges, Topology};
 use shoal_scheduler::{
     Command, Elected, Handle, Health, Marks, Order, Ordered, Overview, Procedure, Refused, Serving,
     Settings, State,
@@ -17,13 +16,17 @@ use ulid::Ulid;
 
 use super::metrics::Metrics;
 use crate::auth::Auth;
-use crate::http::{ApiError, Forward};
+use crate::http::{ApiError, Forward, missing_nodes, schedulers};
 use crate::node::orders::one_of;
 
 /// How long an answer may wait for its procedure.
 const WAIT_MAX: Duration = Duration::from_secs(600);
-/// Pause between two looks at something that is waited for.
+/// Pause between two looks at something that is waited for, and at least so many times what a look
+/// takes.
 const PAUSE: Duration = Duration::from_millis(50);
+const PAUSE_LOOKS: u32 = 10;
+/// How long it is waited for something small to be written and seen.
+const CHANGE_MAX: Duration = Duration::from_secs(2);
 
 /// What this scheduler's interface needs.
 pub struct Desk {
@@ -55,6 +58,7 @@ impl From<Refused> for ApiError {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable", Retry::Safe)
             }
             Refused::Busy { .. } => (StatusCode::CONFLICT, "busy", Retry::Safe),
+            Refused::Changed(_) => (StatusCode::CONFLICT, "changed", Retry::Never),
         };
         Self::new(status, code, retry, refused.to_string())
     }
@@ -88,7 +92,11 @@ fn shown(procedure: &Procedure, doing: Option<&str>) -> Value {
         "epoch": outcome.epoch.map(|e| e.to_string()),
         "bytes_copied": 0,
         "records_replayed": outcome.records_replayed,
-        "pause_ms": outcome.pause_ms.unwrap_or(0.0),
+        "pause_ms": match procedure.state {
+            // A change that moves no lead has none.
+            State::Done => outcome.pause_ms.or(Some(0.0)),
+            _ => outcome.pause_ms,
+        },
         "error": outcome.error,
         "doing": doing,
         "cancelled": procedure.cancelled,
@@ -112,17 +120,8 @@ impl Desk {
     /// A node likewise; those that assignments name, too.
     fn node(&self, text: &str) -> Result<NodeId, ApiError> {
         let snapshot = self.topology.snapshot();
-        let mut all: Vec<NodeId> = snapshot.nodes.keys().copied().collect();
-        for assignment in snapshot.assignments.values() {
-            all.extend(assignment.leader.iter().chain(&assignment.followers));
-        }
-        all.sort_unstable();
-        all.dedup();
-        Ok(one_of(
-            "node",
-            text,
-            all.into_iter().map(|id| (id.to_string(), id)),
-        )?)
+        let ids = snapshot.known_nodes().into_iter();
+        Ok(one_of("node", text, ids.map(|id| (id.to_string(), id)))?)
     }
 
     async fn look(&self) -> Result<Overview, ApiError> {
@@ -131,8 +130,7 @@ impl Desk {
     }
 
     /// A procedure likewise.
-    async fn procedure(&self, text: &str) -> Result<(Procedure, Option<String>), ApiError> {
-        let look = self.look().await?;
+    fn procedure(look: Overview, text: &str) -> Result<(Procedure, Option<String>), ApiError> {
         let ids = look.procedures.iter().enumerate();
         let ids = ids.map(|(i, (p, _))| (p.id.to_string(), i));
         let at = one_of("procedure", text, ids)?;
@@ -154,26 +152,13 @@ impl Desk {
     ) -> Said {
         let shard = self.shard(shard)?;
         let to = to.map(|to| self.node(to)).transpose()?;
-        let needed = || {
-            to.ok_or_else(|| {
-                ApiError::invalid("invalid_request", "say which node: \"to\" (--to NODE)")
-            })
-        };
+        let needed = || to.ok_or_else(ApiError::needs_node);
         let wish = match order {
             "promote" => Order::Promote(to),
             "add-follower" => Order::AddFollower(needed()?),
             "remove-follower" => Order::RemoveFollower(needed()?),
             "move" => Order::Move(needed()?),
-            other => {
-                return Err(ApiError::new(
-                    StatusCode::NOT_FOUND,
-                    "not_found",
-                    Retry::Never,
-                    format!(
-                        "there is no order {other:?}; there are promote, add-follower, remove-follower, move"
-                    ),
-                ));
-            }
+            other => return Err(ApiError::no_shard_order(other)),
         };
         let limit = tokio::time::Instant::now() + WAIT_MAX;
         loop {
@@ -220,9 +205,51 @@ impl Desk {
     /// This one does not lead any more.
     pub async fn procedures(&self) -> Said {
         let look = self.look().await?;
-        let all = look.procedures.iter().rev();
-        let all: Vec<Value> = all.map(|(p, doing)| shown(p, doing.as_deref())).collect();
+        let ended = look.procedures.iter().rev();
+        let ended = ended.map(|(p, doing)| shown(p, doing.as_deref()));
+        let drains = look.nodes.iter().filter_map(|(node, of)| {
+            let marks = of.marks.as_ref()?;
+            Some(self.drain_shown(*node, marks))
+        });
+        let all: Vec<Value> = drains.chain(ended).collect();
         Ok((StatusCode::OK, all.into()))
+    }
+
+    /// A drain, which goes on for as long as its mark is on the node.
+    fn drain_shown(&self, node: NodeId, marks: &Marks) -> Value {
+        let held = self.topology.snapshot().holdings();
+        let Holding { leads, follows } = held.get(&node).copied().unwrap_or_default();
+        let left = if marks.leads_only {
+            leads
+        } else {
+            leads + follows
+        };
+        let doing = match (left, marks.leads_only) {
+            (0, _) => {
+                "it has nothing, and gets nothing until `shoal admin node undrain`".to_owned()
+            }
+            (_, true) => format!("it gives {leads} leads away"),
+            (_, false) => format!("it gives {leads} leads and {follows} followers away"),
+        };
+        json!({
+            "procedure": marks.id.to_string(),
+            "state": "running",
+            "order": if marks.leads_only { "drain-leads" } else { "drain" },
+            "node": node.to_string(),
+            "by": marks.by,
+            "begun_ms": marks.since_ms,
+            "doing": doing,
+        })
+    }
+
+    /// The node of a drain by its whole id.
+    fn drain_of<'a>(look: &'a Overview, id: &str) -> Option<(NodeId, &'a Marks)> {
+        let mut marked = look.nodes.iter();
+        marked.find_map(|(node, of)| {
+            let marks = of.marks.as_ref()?;
+            let is_it = marks.id.to_string().eq_ignore_ascii_case(id);
+            is_it.then_some((*node, marks))
+        })
     }
 
     /// One procedure.
@@ -230,7 +257,11 @@ impl Desk {
     /// # Errors
     /// There is none.
     pub async fn show(&self, id: &str) -> Said {
-        let (procedure, doing) = self.procedure(id).await?;
+        let look = self.look().await?;
+        if let Some((node, marks)) = Self::drain_of(&look, id) {
+            return Ok((StatusCode::OK, self.drain_shown(node, marks)));
+        }
+        let (procedure, doing) = Self::procedure(look, id)?;
         Ok((StatusCode::OK, shown(&procedure, doing.as_deref())))
     }
 
@@ -239,7 +270,11 @@ impl Desk {
     /// # Errors
     /// It has ended.
     pub async fn cancel(&self, id: &str) -> Said {
-        let id = self.procedure(id).await?.0.id;
+        let look = self.look().await?;
+        if let Some((node, _)) = Self::drain_of(&look, id) {
+            return self.undrain(&node.to_string()).await;
+        }
+        let id = Self::procedure(look, id)?.0.id;
         let asked = self.handle.ask(|reply| Command::Cancel { id, reply }).await;
         let ordered = asked.ok_or_else(lost_the_lead)??;
         match tokio::time::timeout(WAIT_MAX, ordered.ended).await {
@@ -259,7 +294,7 @@ impl Desk {
     /// # Errors
     /// As [`Self::order`].
     pub async fn retry(&self, id: &str, by: &str, wait: bool) -> Said {
-        let id = self.procedure(id).await?.0.id;
+        let id = Self::procedure(self.look().await?, id)?.0.id;
         let by = by.to_owned();
         let asked = self
             .handle
@@ -274,8 +309,12 @@ impl Desk {
     /// There is no such node; it does not get on.
     pub async fn drain(&self, node: &str, leads_only: bool, by: &str, wait: bool) -> Said {
         let node = self.node(node)?;
+        let look = self.look().await?;
+        let before = look.nodes.get(&node).and_then(|of| of.marks.as_ref());
+        let same = before.filter(|marks| marks.leads_only == leads_only);
         let marks = Marks {
-            id: Ulid::new(),
+            // Given again it is the same order.
+            id: same.map_or_else(Ulid::new, |marks| marks.id),
             draining: !leads_only,
             leads_only,
             by: by.to_owned(),
@@ -289,10 +328,12 @@ impl Desk {
         asked.await.ok_or_else(lost_the_lead)??;
         let begun = tokio::time::Instant::now();
         loop {
+            let looked = tokio::time::Instant::now();
             let drained = self
                 .handle
                 .ask(|reply| Command::Drained { node, reply })
                 .await;
+            let took = looked.elapsed();
             let Some(drained) = drained.ok_or_else(lost_the_lead)? else {
                 return Err(ApiError::new(
                     StatusCode::CONFLICT,
@@ -324,7 +365,7 @@ impl Desk {
                 body["state"] = "running".into();
                 return Ok((StatusCode::ACCEPTED, body));
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(PAUSE.max(took * PAUSE_LOOKS)).await;
         }
     }
 
@@ -377,17 +418,16 @@ impl Desk {
         asked.ok_or_else(lost_the_lead)
     }
 
-    /// Replaces the settings.
+    /// Replaces the settings; those of the version that they name, if they name one.
     ///
     /// # Errors
-    /// One of them is wrong.
+    /// One of them is wrong, or they were changed meanwhile.
     pub async fn set(&self, settings: Settings) -> Said {
-        let shown = json!(settings);
         let asked = self
             .handle
             .ask(|reply| Command::SetSettings(Box::new(settings), reply));
         asked.await.ok_or_else(lost_the_lead)??;
-        Ok((StatusCode::OK, shown))
+        Ok((StatusCode::OK, json!(self.settings().await?)))
     }
 
     /// Balances by itself, or does not.
@@ -395,12 +435,57 @@ impl Desk {
     /// # Errors
     /// This one does not lead any more.
     pub async fn balance(&self, on: bool) -> Said {
-        let mut settings = self.settings().await?;
-        settings.balance.on = on;
-        self.set(settings).await?;
+        let deadline = tokio::time::Instant::now() + CHANGE_MAX;
+        loop {
+            let mut settings = self.settings().await?;
+            settings.balance.on = on;
+            let asked = self
+                .handle
+                .ask(|reply| Command::SetSettings(Box::new(settings), reply));
+            match asked.await.ok_or_else(lost_the_lead)? {
+                Ok(()) => break,
+                Err(Refused::Changed(_)) if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(refused) => return Err(refused.into()),
+            }
+        }
         Ok((
             StatusCode::OK,
             json!({ "balance": if on { "on" } else { "off" } }),
+        ))
+    }
+
+    /// Changes a node's labels, and waits until this scheduler sees them so.
+    ///
+    /// # Errors
+    /// There is no such node, or no such label can be.
+    pub async fn label(&self, node: &str, changes: LabelChanges, reset: bool) -> Said {
+        let node = self.node(node)?;
+        let wanted = changes.clone();
+        let asked = self.handle.ask(|reply| Command::Label {
+            node,
+            changes,
+            reset,
+            reply,
+        });
+        asked.await.ok_or_else(lost_the_lead)??;
+        let mut seen = self.topology.subscribe();
+        let seen = seen.wait_for(|snapshot| {
+            let none = LabelChanges::new();
+            let said = snapshot.labels.get(&node).unwrap_or(&none);
+            let set = wanted
+                .iter()
+                .all(|(name, value)| said.get(name) == Some(value));
+            set && (!reset || said.len() == wanted.len())
+        });
+        // What was written is written; the answer may show it later.
+        let _ = tokio::time::timeout(CHANGE_MAX, seen).await;
+        let snapshot = self.topology.snapshot();
+        let labels = snapshot.node(node).map(|n| &n.labels);
+        Ok((
+            StatusCode::OK,
+            json!({ "node": node.to_string(), "labels": labels }),
         ))
     }
 
@@ -421,19 +506,10 @@ impl Desk {
     pub async fn nodes(&self) -> Said {
         let look = self.look().await?;
         let snapshot = self.topology.snapshot();
-        let mut held: BTreeMap<NodeId, (u64, u64)> = BTreeMap::new();
-        for assignment in snapshot.assignments.values() {
-            if let Some(leader) = assignment.leader {
-                held.entry(leader).or_default().0 += 1;
-            }
-            for follower in &assignment.followers {
-                held.entry(*follower).or_default().1 += 1;
-            }
-        }
-        let counts = |node: &NodeId| held.get(node).copied().unwrap_or_default();
+        let held = snapshot.holdings();
         let mut listed = Vec::new();
         for (id, node) in &look.nodes {
-            let (leads, follows) = counts(id);
+            let Holding { leads, follows } = held.get(id).copied().unwrap_or_default();
             let state = match (node.health, &node.marks) {
                 (Health::Down, _) => "down",
                 (Health::Suspect, _) => "suspect",
@@ -442,17 +518,11 @@ impl Desk {
                 (Health::Up, Some(_)) => "leaving",
                 (Health::Up, None) => "up",
             };
-            let load = node.report.as_ref().map(|report| {
-                let (mut written, mut read, mut memory) = (0.0, 0.0, 0.0);
-                for replica in report.replicas.values() {
-                    written += replica.load.write_bytes_per_s;
-                    read += replica.load.read_ms_per_s;
-                    memory += replica.load.memory_bytes;
-                }
+            let load = node.report.as_ref().map(|_| {
                 json!({
-                    "write_bytes_per_s": written.round(),
-                    "read_ms_per_s": (read * 1e3_f64).round() / 1e3,
-                    "memory_bytes": memory.round(),
+                    "write_bytes_per_s": node.load.write_bytes_per_s.round(),
+                    "read_ms_per_s": (node.load.read_ms_per_s * 1e3).round() / 1e3,
+                    "memory_bytes": node.load.memory_bytes.round(),
                 })
             });
             let damaged = node.report.as_ref().map_or(0, |report| {
@@ -480,25 +550,8 @@ impl Desk {
                 "started_ms": node.entry.started_ms,
             }));
         }
-        // Named by assignments and not heard of.
-        let missing = held.keys().filter(|id| !look.nodes.contains_key(id));
-        listed.extend(missing.map(|id| {
-            let (leads, follows) = counts(id);
-            json!({
-                "id": id.to_string(), "role": "node", "state": "down", "labels": {},
-                "shards": leads + follows, "leads": leads, "follows": follows,
-            })
-        }));
-        let leading = snapshot.scheduler.as_ref().map(|s| s.process);
-        listed.extend(snapshot.schedulers.values().map(|s| {
-            let leads = leading == Some(s.process);
-            json!({
-                "id": s.process.to_string(), "role": "scheduler",
-                "state": if leads { "leading" } else { "standby" },
-                "http": s.http, "labels": {}, "shards": 0,
-                "release": s.release, "started_ms": s.started_ms,
-            })
-        }));
+        listed.extend(missing_nodes(&held, |id| look.nodes.contains_key(id)));
+        listed.extend(schedulers(&snapshot));
         Ok((StatusCode::OK, listed.into()))
     }
 }

@@ -6,22 +6,26 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use shoal_meta::Snapshot;
-use shoal_scheduler::Settings;
+use shoal_meta::{LabelChanges, Snapshot};
+use shoal_scheduler::{Command, Settings};
 use shoal_types::Retry;
 
 use super::desk::{Desk, Said};
-use crate::http::{ApiError, OPERATOR, command_fields, not_leading_at};
+use crate::http::{ApiError, Buffered, OPERATOR, check_query, command_fields, not_leading_at};
 
 /// An order is small.
 const BODY_BYTES_MAX: usize = 1 << 20;
+/// Length of the name of who gives an order.
+const OPERATOR_BYTES_MAX: usize = 128;
+/// Nodes that a request is handed to, one after the other, while they cannot be reached.
+const NODES_TRIED_MAX: usize = 3;
 /// Paths that need no token.
 const OPEN_PATHS: &[&str] = &["/health", "/health/live", "/health/ready"];
 
@@ -42,6 +46,7 @@ pub(super) fn router(desk: Arc<Desk>) -> Router {
         .route("/v1/admin/procedures/{id}/{order}", post(lead))
         .route("/v1/admin/settings", get(lead).put(lead))
         .route("/v1/admin/balance/{order}", get(lead).post(lead))
+        .method_not_allowed_fallback(other_method)
         .fallback(to_a_node)
         .layer(middleware::from_fn_with_state(Arc::clone(&desk), guard))
         .with_state(desk)
@@ -72,58 +77,72 @@ async fn live(State(desk): State<Arc<Desk>>) -> Response {
 }
 
 async fn metrics(State(desk): State<Arc<Desk>>) -> Response {
-    desk.metrics.show(&desk).await
+    let look = match desk.leads() {
+        true => desk.handle.ask(Command::Look).await,
+        false => None,
+    };
+    desk.metrics.show(look)
+}
+
+async fn other_method() -> ApiError {
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        Retry::Never,
+        "this path takes another method; GET /v1/openapi.json describes all",
+    )
 }
 
 /// What only the scheduler that leads can answer.
-async fn lead(State(desk): State<Arc<Desk>>, request: Request) -> Response {
+async fn lead(State(desk): State<Arc<Desk>>, request: Request) -> Result<Response, ApiError> {
     if desk.leads() {
-        let said = answer(&desk, request).await;
-        return match said {
-            Ok((status, body)) => (status, axum::Json(body)).into_response(),
-            Err(error) => error.into_response(),
-        };
+        let (status, body) = answer(&desk, request).await?;
+        return Ok((status, axum::Json(body)).into_response());
     }
     let leader = desk.topology.snapshot().scheduler.clone();
-    match leader.filter(|l| l.process != desk.process) {
-        Some(leader) => {
-            let what = "the scheduler that leads";
-            let gone = not_leading_at(&desk.topology, &leader.http);
-            let handed = desk.forward.to(&leader.http, what, request, gone);
-            handed.await.unwrap_or_else(IntoResponse::into_response)
-        }
-        None => ApiError::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "unavailable",
-            Retry::Safe,
-            "no scheduler leads at this moment; ask again",
-        )
-        .into_response(),
-    }
+    let Some(leader) = leader.filter(|l| l.process != desk.process) else {
+        return Err(unavailable(
+            "no scheduler leads at this moment; ask again".into(),
+        ));
+    };
+    let what = "the scheduler that leads";
+    let request = Buffered::read(request, what).await?;
+    let gone = not_leading_at(&desk.topology, &leader.http);
+    desk.forward.to(&leader.http, what, &request, gone).await
 }
 
-async fn to_a_node(State(desk): State<Arc<Desk>>, request: Request) -> Response {
+/// Asks one node after the other, until one is reached.
+async fn to_a_node(State(desk): State<Arc<Desk>>, request: Request) -> Result<Response, ApiError> {
+    let request = Buffered::read(request, "a node").await?;
     let snapshot = desk.topology.snapshot();
-    let node = snapshot.nodes.values().find(|n| !n.http.is_empty());
-    match node {
-        Some(node) => {
-            let unregistered = async {
-                let mut changes = desk.topology.subscribe();
-                let there = |s: &Arc<Snapshot>| s.nodes.contains_key(&node.id);
-                // An error means that the topology is not followed any more.
-                let _ = changes.wait_for(|snapshot| !there(snapshot)).await;
-            };
-            let handed = desk.forward.to(&node.http, "a node", request, unregistered);
-            handed.await.unwrap_or_else(IntoResponse::into_response)
+    let mut failed =
+        unavailable("this is a scheduler, and no node is heard of that could answer".into());
+    let nodes = snapshot.nodes.values().filter(|n| !n.http.is_empty());
+    for node in nodes.take(NODES_TRIED_MAX) {
+        let unregistered = async {
+            let mut changes = desk.topology.subscribe();
+            let there = |s: &Arc<Snapshot>| s.nodes.contains_key(&node.id);
+            // An error means that the topology is not followed any more.
+            let _ = changes.wait_for(|snapshot| !there(snapshot)).await;
+        };
+        let handed = desk
+            .forward
+            .to(&node.http, "a node", &request, unregistered);
+        match handed.await {
+            Err(error) if error.retry == Retry::Safe => failed = error,
+            answered => return answered,
         }
-        None => ApiError::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "unavailable",
-            Retry::Safe,
-            "this is a scheduler, and no node is heard of that could answer",
-        )
-        .into_response(),
     }
+    Err(failed)
+}
+
+fn unavailable(why: String) -> ApiError {
+    ApiError::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "unavailable",
+        Retry::Safe,
+        why,
+    )
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -135,6 +154,15 @@ struct Wish {
     wait: Option<bool>,
     #[serde(default)]
     leads_only: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Label {
+    #[serde(default)]
+    labels: LabelChanges,
+    #[serde(default)]
+    reset: bool,
 }
 
 /// Fields of a request's query string and body.
@@ -156,15 +184,24 @@ async fn bytes_of(body: axum::body::Body) -> Result<Bytes, ApiError> {
 async fn answer(desk: &Desk, request: Request) -> Said {
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
-    let by = parts.headers.get(OPERATOR).and_then(|v| v.to_str().ok());
-    let by = by.unwrap_or("operator").to_owned();
+    let by = operator(&parts.headers)?;
     let query = parts.uri.query();
     let words: Vec<&str> = path.trim_start_matches("/v1/admin/").split('/').collect();
     let known = ["to", "wait", "leads_only"];
     let flags = ["wait", "leads_only"];
     let changes = parts.method == axum::http::Method::POST;
+    // What has no parameters says so.
+    if let ["nodes"] | ["procedures"] | ["procedures", _] | ["settings"] | ["balance", _] =
+        words.as_slice()
+    {
+        check_query(query.unwrap_or(""), &[])?;
+    }
     match words.as_slice() {
         ["nodes"] => desk.nodes().await,
+        ["nodes", node, "label"] => {
+            let label: Label = fields(query, body, &["labels", "reset"], &["reset"]).await?;
+            desk.label(node, label.labels, label.reset).await
+        }
         ["nodes", node, order] => {
             let wish: Wish = fields(query, body, &known[1..], &flags).await?;
             let wait = wish.wait.unwrap_or(true);
@@ -172,7 +209,7 @@ async fn answer(desk: &Desk, request: Request) -> Said {
                 "drain" => desk.drain(node, wish.leads_only, &by, wait).await,
                 "undrain" => desk.undrain(node).await,
                 "remove" => desk.remove(node).await,
-                other => Err(no_order(other, "drain, undrain, remove")),
+                other => Err(ApiError::no_order(other, "drain, undrain, label, remove")),
             }
         }
         ["shards", shard, order] => {
@@ -188,19 +225,12 @@ async fn answer(desk: &Desk, request: Request) -> Said {
             match *order {
                 "cancel" => desk.cancel(id).await,
                 "retry" => desk.retry(id, &by, wish.wait.unwrap_or(true)).await,
-                other => Err(no_order(other, "cancel, retry")),
+                other => Err(ApiError::no_order(other, "cancel, retry")),
             }
         }
         ["settings"] if parts.method == axum::http::Method::PUT => {
-            let bytes = bytes_of(body).await?;
-            let invalid = |what: String| ApiError::invalid("invalid_settings", what);
-            let given: Value =
-                serde_json::from_slice(&bytes).map_err(|e| invalid(e.to_string()))?;
-            let settings: Settings =
-                serde_json::from_value(given.clone()).map_err(|e| invalid(e.to_string()))?;
-            if let Some(name) = unknown_member(&given, &json!(settings)) {
-                return Err(invalid(format!("there is no setting {name:?}")));
-            }
+            check_query(query.unwrap_or(""), &[])?;
+            let settings = settings_of(&bytes_of(body).await?)?;
             desk.set(settings).await
         }
         ["settings"] => Ok((StatusCode::OK, json!(desk.settings().await?))),
@@ -213,8 +243,55 @@ async fn answer(desk: &Desk, request: Request) -> Said {
             Retry::Never,
             format!("balance/{order}: GET plan, POST on, POST off"),
         )),
-        ["balance", other] => Err(no_order(other, "plan, on, off")),
+        ["balance", other] => Err(ApiError::no_order(other, "plan, on, off")),
         _ => Err(ApiError::internal(format!("no answer to {path}"))),
+    }
+}
+
+/// Who gives an order.
+fn operator(headers: &HeaderMap) -> Result<String, ApiError> {
+    let Some(value) = headers.get(OPERATOR) else {
+        return Ok("operator".to_owned());
+    };
+    // A slash is in the names of rules.
+    let fits = |c: char| c.is_ascii_graphic() && c != '/';
+    let text = value.to_str().unwrap_or_default();
+    if (1..=OPERATOR_BYTES_MAX).contains(&text.len()) && text.chars().all(fits) {
+        return Ok(text.to_owned());
+    }
+    Err(ApiError::invalid(
+        "invalid_request",
+        format!(
+            "Shoal-Operator must be 1 to {OPERATOR_BYTES_MAX} printable characters of ASCII without a slash"
+        ),
+    ))
+}
+
+/// Settings as a document; what it leaves out has its default.
+fn settings_of(bytes: &[u8]) -> Result<Settings, ApiError> {
+    let invalid = |what: String| ApiError::invalid("invalid_settings", what);
+    let given: Value = serde_json::from_slice(bytes).map_err(|e| invalid(e.to_string()))?;
+    let all = json!(Settings::default());
+    if !given.is_object() {
+        return Err(invalid("the settings are one JSON object".into()));
+    }
+    // An array would be read as the members in their order.
+    if let Some(name) = all.as_object().and_then(|all| {
+        let mut objects = all.iter().filter(|(_, value)| value.is_object());
+        objects.find_map(|(name, _)| given.get(name).filter(|v| !v.is_object()).map(|_| name))
+    }) {
+        return Err(invalid(format!("{name} must be an object")));
+    }
+    if let Some(groups) = given["groups"].as_object()
+        && let Some((name, _)) = groups.iter().find(|(_, group)| !group.is_object())
+    {
+        return Err(invalid(format!("groups.{name} must be an object")));
+    }
+    let settings: Settings = serde_path_to_error::deserialize(&given)
+        .map_err(|e| invalid(format!("{}: {}", e.path(), e.inner())))?;
+    match unknown_member(&given, &json!(settings)) {
+        Some(name) => Err(invalid(format!("there is no setting {name:?}"))),
+        None => Ok(settings),
     }
 }
 
@@ -229,13 +306,4 @@ fn unknown_member(given: &Value, known: &Value) -> Option<String> {
             None => Some(name.clone()),
             Some(below) => unknown_member(value, below).map(|path| format!("{name}.{path}")),
         })
-}
-
-fn no_order(order: &str, known: &str) -> ApiError {
-    ApiError::new(
-        StatusCode::NOT_FOUND,
-        "not_found",
-        Retry::Never,
-        format!("there is no order {order:?}; there are {known}"),
-    )
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use shoal_meta::Topology;
-use shoal_scheduler::{Procedure, State};
+use shoal_scheduler::Procedure;
 use shoal_types::{Clock, SystemClock, TimestampMs};
 use tokio::sync::mpsc;
 
@@ -176,13 +176,6 @@ fn row(procedure: &Procedure) -> Vec<Value> {
         push_timestamp(&mut text, i64::try_from(ms).unwrap_or(i64::MAX), 1000);
         String::from_utf8(text).unwrap_or_default()
     };
-    let state = match procedure.state {
-        State::Running => "running",
-        State::Done => "done",
-        State::Failed => "failed",
-        State::Overtaken => "overtaken",
-        State::Cancelled => "cancelled",
-    };
     vec![
         time(outcome.ended_ms.unwrap_or(procedure.begun_ms)).into(),
         procedure.id.to_string().into(),
@@ -192,7 +185,7 @@ fn row(procedure: &Procedure) -> Vec<Value> {
         procedure.old_leader.map(|n| n.to_string()).into(),
         procedure.old_term.into(),
         outcome.epoch.map(|e| e.to_string()).into(),
-        state.into(),
+        procedure.state.name().into(),
         procedure.by.clone().into(),
         procedure.why.clone().into(),
         outcome.error.clone().into(),

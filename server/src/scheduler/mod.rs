@@ -34,7 +34,7 @@ use crate::config::{Config, ConfigError};
 use crate::http::Forward;
 use crate::node::NodeError;
 use crate::node::links::Links;
-use crate::standalone::{ADDRESSES_FILE, StartError, bind};
+use crate::standalone::{ADDRESSES_FILE, StartError, bind_needed, publish, remove_quietly};
 use desk::Desk;
 use nodes::FlightNodes;
 
@@ -52,6 +52,7 @@ pub struct Scheduler {
     pub process: Ulid,
     registration: NodeRegistration,
     stop: CancellationToken,
+    leading: JoinHandle<()>,
     tasks: Vec<JoinHandle<()>>,
     addresses_file: PathBuf,
     _lock: FolderLock,
@@ -67,13 +68,8 @@ impl Scheduler {
         if let Some(address) = config.scheduler_addr.0 {
             let checked = check_listener("scheduler.addr", address, &auth, config.insecure);
             checked.map_err(StartError::from)?;
-            if address.ip().is_unspecified() && config.cluster_advertise_host.is_empty() {
-                return Err(ConfigError::Together(format!(
-                    "scheduler.addr = {address} is every address of this machine: set cluster.advertise_host to the name under which others reach it"
-                ))
-                .into());
-            }
         }
+        config.check_reachable(&[("scheduler.addr", &config.scheduler_addr)])?;
         let of_meta = |source| NodeError::Meta {
             endpoints: config.meta_endpoints.clone(),
             source,
@@ -96,21 +92,8 @@ impl Scheduler {
             ConfigError::Together(format!("auth.token cannot be sent to nodes: {why}"))
         })?;
         let forward = Forward::new().map_err(StartError::Client)?;
-        let listener = bind("scheduler.addr", &config.scheduler_addr).await?;
-        let Some(listener) = listener else {
-            return Err(ConfigError::Together(
-                "scheduler.addr is off: nobody could give this scheduler an order".into(),
-            )
-            .into());
-        };
-        let http = listener.local_addr().map_err(|source| StartError::Bind {
-            key: "scheduler.addr",
-            address: config
-                .scheduler_addr
-                .0
-                .unwrap_or_else(|| ([127, 0, 0, 1], 0).into()),
-            source,
-        })?;
+        let why = "nobody could give this scheduler an order";
+        let (listener, http) = bind_needed("scheduler.addr", &config.scheduler_addr, why).await?;
         let addresses_file = config.data_dir.join(ADDRESSES_FILE);
         let made = std::fs::create_dir_all(&config.data_dir);
         made.map_err(|error| NodeError::Folder {
@@ -149,13 +132,9 @@ impl Scheduler {
                 tracing::error!(%error, "HTTP stopped");
             }
         });
-        let shown = match config.cluster_advertise_host.as_str() {
-            "" => http.to_string(),
-            host => format!("{host}:{}", http.port()),
-        };
         let entry = SchedulerEntry {
             process,
-            http: shown,
+            http: config.advertised(http),
             started_ms: SystemClock.now_ms(),
             release: env!("CARGO_PKG_VERSION").into(),
         };
@@ -167,8 +146,12 @@ impl Scheduler {
                 return Err(of_meta(source));
             }
         };
-        let published = publish(&addresses_file, http, process);
-        if let Err(source) = published {
+        let addresses = json!({
+            "http": http.to_string(),
+            "scheduler": process.to_string(),
+            "pid": std::process::id(),
+        });
+        if let Err(source) = publish(&addresses_file, &addresses) {
             stop.cancel();
             registration.end().await;
             return Err(StartError::Addresses {
@@ -214,23 +197,31 @@ impl Scheduler {
             process,
             registration,
             stop,
-            tasks: vec![served, leading, noting],
+            leading,
+            tasks: vec![served, noting],
             addresses_file,
             _lock: lock,
         })
     }
 
+    /// Resolves when this process must end: what decides has broken off. Another scheduler leads
+    /// then, and whoever runs this one starts it again.
+    pub async fn broken(&mut self) -> String {
+        match (&mut self.leading).await {
+            Err(error) => format!("what decides has broken off: {error}"),
+            Ok(()) => "what decides has ended".to_owned(),
+        }
+    }
+
     /// Stops; another one leads at once if this one led.
     pub async fn stop(self) {
         self.stop.cancel();
-        for task in self.tasks {
+        for task in self.tasks.into_iter().chain([self.leading]) {
             // One that panicked has said so.
             let _ = task.await;
         }
         self.registration.end().await;
-        if let Err(error) = std::fs::remove_file(&self.addresses_file) {
-            tracing::debug!(%error, "cannot remove the addresses file");
-        }
+        remove_quietly(&self.addresses_file);
     }
 }
 
@@ -266,16 +257,4 @@ async fn cluster_made(
         }
         tokio::time::sleep(PAUSE).await;
     }
-}
-
-fn publish(file: &std::path::Path, http: SocketAddr, process: Ulid) -> std::io::Result<()> {
-    let body = json!({
-        "http": http.to_string(),
-        "scheduler": process.to_string(),
-        "pid": std::process::id(),
-    });
-    // Written aside and renamed, so that a reader never sees half of it.
-    let aside = file.with_extension("json.new");
-    std::fs::write(&aside, format!("{body}\n"))?;
-    std::fs::rename(&aside, file)
 }

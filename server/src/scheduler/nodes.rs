@@ -8,11 +8,11 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use shoal_meta::{Assignment, NodeEntry};
-use shoal_scheduler::{Beat, Led, Nodes, Probe};
+use shoal_scheduler::{Beat, Led, Nodes, NotHeard, Probe};
 use shoal_types::ShardId;
 use tokio::net::TcpStream;
 
-use crate::node::links::Links;
+use crate::node::links::{CallError, Links};
 use crate::node::wire::{Answer, Ask};
 
 /// How long a node may take to obey before its beats are asked.
@@ -38,11 +38,18 @@ impl Nodes for FlightNodes {
     async fn beats(
         &self,
         node: &NodeEntry,
-    ) -> Result<BoxStream<'static, Result<Beat, String>>, String> {
+    ) -> Result<BoxStream<'static, Result<Beat, String>>, NotHeard> {
         let asked = tokio::time::timeout(BEATS_TIMEOUT, self.links.beats(&node.grpc)).await;
         let beats = asked
-            .map_err(|_| "it does not begin to beat".to_owned())?
-            .map_err(|e| e.to_string())?;
+            .map_err(|_| NotHeard::Silent("it does not begin to beat".to_owned()))?
+            .map_err(|error| match error {
+                CallError::NotSent {
+                    locked_out: true,
+                    why,
+                    ..
+                } => NotHeard::NotLetIn(why),
+                error => NotHeard::Silent(error.to_string()),
+            })?;
         let beats = beats.map(|beat| beat.map_err(|status| status.message().to_owned()));
         Ok(beats.boxed())
     }
@@ -83,6 +90,7 @@ impl Nodes for FlightNodes {
             Ok(Ok(Ok(Answer::Obeyed(promoted)))) => Ok(promoted.map(|p| Led {
                 epoch: p.epoch,
                 records_replayed: p.records_replayed,
+                pause: p.pause,
             })),
             Ok(Ok(Ok(_))) => Err("an answer of another kind".into()),
             Ok(Ok(Err(failure))) => Err(failure.into_error(shard).to_string()),

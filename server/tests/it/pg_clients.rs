@@ -9,6 +9,12 @@ use tokio_postgres::{NoTls, SimpleQueryMessage};
 use crate::pg::{address, fill};
 use crate::server::Server;
 
+/// This crate's folder, in the checkout that the tests run for.
+fn crate_folder() -> PathBuf {
+    let built_in = env!("CARGO_MANIFEST_DIR").into();
+    PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or(built_in))
+}
+
 fn installed(program: &str) -> bool {
     Command::new(program)
         .arg("--version")
@@ -298,7 +304,7 @@ async fn psycopg_reads_writes_copies_and_pipelines() {
     }
     let dir = tempfile::tempdir().expect("tempdir");
     let server = filled(dir.path()).await;
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/clients/psycopg_check.py");
+    let script = crate_folder().join("tests/it/clients/psycopg_check.py");
     let ran = Command::new(python)
         .arg(script)
         .arg(address(&server).port().to_string())
@@ -323,7 +329,7 @@ async fn jdbc_prepares_fetches_in_parts_and_reads_the_catalog() {
     }
     let dir = tempfile::tempdir().expect("tempdir");
     let server = filled(dir.path()).await;
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/clients/JdbcCheck.java");
+    let source = crate_folder().join("tests/it/clients/JdbcCheck.java");
     let ran = Command::new("java")
         .arg("-cp")
         .arg(&jar)

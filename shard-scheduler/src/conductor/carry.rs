@@ -7,7 +7,7 @@ use shoal_types::{NodeId, ShardId};
 use tokio::time::Instant;
 use ulid::Ulid;
 
-use super::{Conductor, Ended, Event};
+use super::{Conductor, Ended, Event, Refused};
 use crate::beat;
 use crate::nodes::Led;
 use crate::plan::Rule;
@@ -209,6 +209,16 @@ impl Conductor {
             }
         }
         for shard in shards {
+            if let Some((reply, ordered)) = self.unsaved.remove(shard) {
+                let answer = match self.running.contains_key(shard) {
+                    true => Ok(ordered),
+                    false => Err(Refused::Unavailable(
+                        "the order cannot be written down, nothing was done; ask again".into(),
+                    )),
+                };
+                // Whoever does not wait any more finds it among the procedures.
+                let _ = reply.send(answer);
+            }
             let Some(running) = self.running.get_mut(shard) else {
                 continue;
             };
@@ -323,9 +333,23 @@ impl Conductor {
                 old.term
             },
             leader,
+            predecessor: None,
             followers,
             topic: old.topic.clone(),
             changed_ms: self.now_ms(),
+        };
+        let Some(running) = self.running.get(&shard) else {
+            return;
+        };
+        let planned = matches!(
+            running.procedure.task,
+            Task::Promote { .. } | Task::Move { .. }
+        );
+        let new = Assignment {
+            predecessor: old
+                .leader
+                .filter(|old| changes_hands && planned && !self.is_down(*old)),
+            ..new
         };
         let Some(running) = self.running.get_mut(&shard) else {
             return;
@@ -448,6 +472,8 @@ impl Conductor {
         if let (Ok(Some(led)), Some(report)) = (&done, self.reports.get_mut(&node)) {
             report.leads(shard, led.epoch, version);
         }
+        let assignment = self.assignment(shard);
+        let handed_over = assignment.is_some_and(|a| a.predecessor.is_some());
         let Some(running) = self.running.get_mut(&shard) else {
             return;
         };
@@ -458,7 +484,12 @@ impl Conductor {
         match done {
             Ok(Some(led)) => {
                 if let Some(since) = running.unled_since {
-                    running.unled_ms.get_or_insert_with(|| rounded_ms(since));
+                    let ms = match led.pause {
+                        // Its predecessor led until then.
+                        Some(pause) if handed_over => rounded_ms(pause),
+                        _ => rounded_ms(since.elapsed()),
+                    };
+                    running.unled_ms.get_or_insert(ms);
                 }
                 running.procedure.outcome.epoch = Some(led.epoch);
                 running.procedure.outcome.records_replayed += led.records_replayed;
@@ -498,7 +529,9 @@ impl Conductor {
         let pause_ms = match (lost_since, running.unled_since) {
             _ if state != State::Done => None,
             (Some(since), _) => Some(now_ms.saturating_sub(since) as f64),
-            (None, Some(since)) => running.unled_ms.or_else(|| Some(rounded_ms(since))),
+            (None, Some(since)) => running
+                .unled_ms
+                .or_else(|| Some(rounded_ms(since.elapsed()))),
             (None, None) => None,
         };
         let Some(running) = self.running.get_mut(&shard) else {
@@ -556,8 +589,8 @@ impl Conductor {
     }
 }
 
-fn rounded_ms(since: Instant) -> f64 {
-    (since.elapsed().as_secs_f64() * 1e6).round() / 1e3
+fn rounded_ms(took: Duration) -> f64 {
+    (took.as_secs_f64() * 1e6).round() / 1e3
 }
 
 /// What a procedure's `by` is where a rule wanted it.

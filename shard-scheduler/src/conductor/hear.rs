@@ -8,13 +8,16 @@ use shoal_types::NodeId;
 use tokio::task::AbortHandle;
 use ulid::Ulid;
 
-use super::{Conductor, Event};
+use super::{Conductor, Ended, Event};
 use crate::beat::{Beat, Report};
 use crate::detector::{Probe, Seen};
+use crate::nodes::NotHeard;
 use crate::view::Health;
 
 /// For so long an assignment that was made here counts before the watch tells of it.
 pub(super) const OVERLAY_MAX: Duration = Duration::from_secs(5);
+/// A stream that is silent for so long after its node has become suspect is given up.
+const SILENT_MORE: Duration = Duration::from_millis(1_500);
 /// Pause before a node that could not be asked is asked again.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -46,6 +49,11 @@ impl Conductor {
             if !same {
                 if known.is_none_or(|k| k.process != entry.process) {
                     tracing::info!(node = %entry.id, grpc = entry.grpc, "a node has joined");
+                    let rest_ms = self.kept.settings.balance.rest_ms;
+                    let joined_ms = self.joined.entry(entry.id).or_insert(entry.started_ms);
+                    if joined_ms.saturating_add(rest_ms) <= entry.started_ms {
+                        *joined_ms = entry.started_ms;
+                    }
                 }
                 self.listen(entry.clone());
             }
@@ -68,14 +76,20 @@ impl Conductor {
         let stream = Ulid::new();
         let (nodes, tell) = (self.backends.nodes.clone(), self.tell.clone());
         let (node, of) = (entry.id, entry.clone());
+        let silent = Duration::from_millis(self.limits.detector.suspect_after_ms) + SILENT_MORE;
         let task = self.tasks.spawn(async move {
             loop {
                 let why = match nodes.beats(&of).await {
                     Err(why) => why,
                     Ok(mut beats) => {
                         let mut first = true;
-                        loop {
-                            match beats.next().await {
+                        let why = loop {
+                            let beat = tokio::time::timeout(silent, beats.next()).await;
+                            let Ok(beat) = beat else {
+                                // A new stream may get through where TCP waits to repeat what was lost.
+                                break "it sends no beats".to_owned();
+                            };
+                            match beat {
                                 Some(Ok(beat)) => {
                                     let event = Event::Beat {
                                         node,
@@ -91,7 +105,8 @@ impl Conductor {
                                 Some(Err(why)) => break why,
                                 None => break "its stream of beats ended".to_owned(),
                             }
-                        }
+                        };
+                        NotHeard::Silent(why)
                     }
                 };
                 let event = Event::Broken { node, stream, why };
@@ -133,8 +148,9 @@ impl Conductor {
             self.reports.insert(node, report);
         }
         if let Some(report) = self.reports.get_mut(&node) {
-            // One that is cut off from the log gives its leads away at once.
-            if report.reaches_log && !beat.reaches_log {
+            // One that is cut off gives its leads away at once.
+            let cut_off = report.reaches_log && !beat.reaches_log;
+            if cut_off || report.unreached != beat.unreached {
                 self.next_round = tokio::time::Instant::now();
             }
             report.take(now_ms, beat);
@@ -144,14 +160,18 @@ impl Conductor {
         }
     }
 
-    pub(super) fn broken(&mut self, node: NodeId, stream: Ulid, why: &str) {
+    pub(super) fn broken(&mut self, node: NodeId, stream: Ulid, why: NotHeard) {
         if self.watched.get(&node).is_none_or(|w| w.stream != stream) {
             return;
         }
         let now_ms = self.now_ms();
         let was_up = matches!(self.detector.health(node), Some((Health::Up, _)));
         if was_up {
-            tracing::warn!(%node, why, "a node is not heard");
+            tracing::warn!(%node, %why, "a node is not heard");
+        }
+        if let NotHeard::NotLetIn(why) = why {
+            self.over = Some(Ended::NotLetIn(format!("node {node} refuses: {why}")));
+            return;
         }
         self.detector.see(now_ms, node, Seen::Broken);
         self.look();

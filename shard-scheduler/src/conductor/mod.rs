@@ -18,7 +18,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use shoal_meta::{AssignError, Assignment, Fence, MetaError, MetaStore, NodeEntry, Topology};
+use shoal_meta::{
+    AssignError, Assignment, Fence, LabelChanges, MetaError, MetaStore, NodeEntry, Topology,
+};
 use shoal_types::{NodeId, ShardId, TimestampMs};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -27,17 +29,22 @@ use ulid::Ulid;
 
 use crate::beat::{Beat, Reports};
 use crate::detector::{Detector, DetectorLimits, Probe};
-use crate::nodes::{Led, Nodes};
+use crate::nodes::{Led, Nodes, NotHeard};
 use crate::procedure::Procedure;
 use crate::records::{Kept, Marks, Records};
 use crate::settings::Settings;
 
 use carry::Running;
 use hear::Watched;
-pub use orders::{Command, Drained, Handle, NodeOverview, Order, Ordered, Overview, Refused};
+pub use orders::{
+    Command, Drained, Handle, NodeCounts, NodeOverview, Order, Ordered, Overview, Refused,
+    ShardCounts,
+};
 
 /// Events that wait; beyond it their senders wait.
 const EVENTS_MAX: usize = 4_096;
+/// After so long without most of the nodes the lead is left to another scheduler.
+const DEAF_MAX: Duration = Duration::from_secs(2);
 /// How often time is let pass.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -90,6 +97,12 @@ pub enum Ended {
     /// Meta cannot be read.
     #[error("meta: {0}")]
     Meta(#[from] MetaError),
+    /// Most nodes are not heard, and another scheduler may hear them.
+    #[error("most nodes are not heard from here; another scheduler may")]
+    Deaf,
+    /// Nodes do not let this scheduler in.
+    #[error("{0}; auth.token of this scheduler must be that of the nodes")]
+    NotLetIn(String),
     /// Nobody gives commands any more: the process stops.
     #[error("stopped")]
     Stopped,
@@ -106,7 +119,7 @@ enum Event {
     Broken {
         node: NodeId,
         stream: Ulid,
-        why: String,
+        why: NotHeard,
     },
     Probed(NodeId, Probe),
     Saved(Vec<ShardId>, Result<(), MetaError>),
@@ -136,6 +149,12 @@ enum Event {
 enum Wish {
     Settings(Box<Settings>),
     Marks(NodeId, Option<Marks>),
+    Forget(NodeId),
+    Labels {
+        node: NodeId,
+        changes: LabelChanges,
+        reset: bool,
+    },
 }
 
 /// One tenure.
@@ -169,10 +188,19 @@ pub struct Conductor {
     balanced: BTreeMap<ShardId, TimestampMs>,
     /// Shards of which nodes have obeyed more than meta knows, and since when.
     behind: BTreeMap<ShardId, Instant>,
+    /// When nodes came: see `Conductor::joined_ms`.
+    joined: BTreeMap<NodeId, TimestampMs>,
     /// When nodes were allowed to have replicas again.
     undrained: BTreeMap<NodeId, TimestampMs>,
     waiting: BTreeMap<Ulid, Vec<oneshot::Sender<Procedure>>>,
+    /// Orders that are answered once their procedure is written down.
+    unsaved: BTreeMap<ShardId, (oneshot::Sender<Result<Ordered, Refused>>, Ordered)>,
+    /// Since when most nodes are silent.
+    deaf_since: Option<Instant>,
+    /// New settings are being written.
+    settings_wait: bool,
     next_round: Instant,
+    next_idle: Instant,
     tell: mpsc::Sender<Event>,
     tasks: JoinSet<()>,
     over: Option<Ended>,
@@ -216,9 +244,14 @@ impl Conductor {
             assigned: BTreeMap::new(),
             balanced: BTreeMap::new(),
             behind: BTreeMap::new(),
+            joined: BTreeMap::new(),
             undrained: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            unsaved: BTreeMap::new(),
+            deaf_since: None,
+            settings_wait: false,
             next_round: began,
+            next_idle: began,
             tell,
             tasks: JoinSet::new(),
             over: None,
@@ -227,7 +260,8 @@ impl Conductor {
         };
         conductor.resume();
         let mut topology = conductor.backends.topology.subscribe();
-        topology.mark_changed();
+        topology.mark_unchanged();
+        conductor.topology_changed();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -276,7 +310,7 @@ impl Conductor {
                 first,
                 beat,
             } => self.beat(node, stream, first, beat),
-            Event::Broken { node, stream, why } => self.broken(node, stream, &why),
+            Event::Broken { node, stream, why } => self.broken(node, stream, why),
             Event::Probed(node, probe) => self.probed(node, probe),
             Event::Saved(shards, done) => self.saved(&shards, done),
             Event::Assigned {
@@ -300,6 +334,14 @@ impl Conductor {
     fn tick(&mut self) {
         self.look();
         let now = Instant::now();
+        if self.detector.most_are_silent() && self.has_standby() {
+            let since = *self.deaf_since.get_or_insert(now);
+            if now.duration_since(since) >= DEAF_MAX {
+                self.over = Some(Ended::Deaf);
+            }
+        } else {
+            self.deaf_since = None;
+        }
         self.assigned
             .retain(|_, (_, since)| now.duration_since(*since) < hear::OVERLAY_MAX);
         self.dirty.extend(self.running.keys());
@@ -308,6 +350,13 @@ impl Conductor {
             self.next_round = now + self.limits.round;
             self.round();
         }
+    }
+
+    /// Whether another scheduler could lead.
+    fn has_standby(&self) -> bool {
+        let snapshot = self.backends.topology.snapshot();
+        let me = snapshot.scheduler.as_ref().map(|s| s.process);
+        snapshot.schedulers.keys().any(|other| Some(*other) != me)
     }
 
     /// Does something that takes time, and hears what came of it.

@@ -1,9 +1,10 @@
 //! What operators want of the scheduler that leads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::Serialize;
-use shoal_meta::{MetaError, NodeEntry};
+use shoal_meta::{LabelChanges, MetaError, NodeEntry};
 use shoal_types::{NodeId, ShardId, TimestampMs};
 use tokio::sync::{mpsc, oneshot};
 use ulid::Ulid;
@@ -14,7 +15,15 @@ use crate::plan::Step;
 use crate::procedure::{Procedure, Task};
 use crate::records::Marks;
 use crate::settings::Settings;
-use crate::view::{Health, ReplicaState};
+use crate::view::{Health, Load, Node, Replica, ReplicaState};
+
+/// Who waits for an order to be taken.
+type Reply = oneshot::Sender<Result<Ordered, Refused>>;
+
+/// Labels of a node that an operator may say something of.
+const LABELS_MAX: usize = 64;
+/// Length of a label's name, and of its value.
+const LABEL_BYTES_MAX: usize = 128;
 
 /// A change of one shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +50,9 @@ pub enum Refused {
     /// It cannot be done now.
     #[error("{0}")]
     Unavailable(String),
+    /// It was changed meanwhile by somebody else: read it again.
+    #[error("{0}")]
+    Changed(String),
     /// The shard is being changed by another procedure.
     #[error(
         "shard {shard} is being changed by procedure {procedure}; wait for it, or cancel it (`shoal admin procedures cancel {procedure}`)"
@@ -95,6 +107,8 @@ pub struct NodeOverview {
     pub marks: Option<Marks>,
     /// What it tells.
     pub report: Option<Report>,
+    /// What its replicas cost, all together.
+    pub load: Load,
 }
 
 /// All that the scheduler knows.
@@ -102,10 +116,38 @@ pub struct NodeOverview {
 pub struct Overview {
     /// Nodes that are heard of, or were in this tenure.
     pub nodes: BTreeMap<NodeId, NodeOverview>,
+    /// How many there are by health, those that only assignments name, too.
+    pub health: NodeCounts,
     /// Procedures, with what each does now.
     pub procedures: Vec<(Procedure, Option<String>)>,
+    /// Shards by what they lack.
+    pub shards: ShardCounts,
     /// Since when this scheduler leads.
     pub leads_since_ms: TimestampMs,
+}
+
+/// How many nodes there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeCounts {
+    /// See [`Health::Up`].
+    pub up: usize,
+    /// See [`Health::Suspect`].
+    pub suspect: usize,
+    /// See [`Health::Down`].
+    pub down: usize,
+}
+
+/// How many shards there are, and how many of them are not as they should be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShardCounts {
+    /// All.
+    pub all: usize,
+    /// Nobody leads them, or a node that does not (yet).
+    pub unled: usize,
+    /// They have fewer replicas that could take over at once than their group wants.
+    pub short: usize,
+    /// Their log or manifest is damaged: an operator has to decide.
+    pub damaged: usize,
 }
 
 /// What the one who leads is asked.
@@ -138,6 +180,17 @@ pub enum Command {
         /// The answer; `None`: it is not being drained.
         reply: oneshot::Sender<Option<Drained>>,
     },
+    /// Change a node's labels.
+    Label {
+        /// The node.
+        node: NodeId,
+        /// The labels to set (`None`: to take away).
+        changes: LabelChanges,
+        /// The others are as the node is configured again.
+        reset: bool,
+        /// The answer.
+        reply: oneshot::Sender<Result<(), Refused>>,
+    },
     /// Forget what was said of a node that is gone for good.
     Remove {
         /// The node.
@@ -163,7 +216,7 @@ pub enum Command {
     },
     /// The settings.
     Settings(oneshot::Sender<Settings>),
-    /// Replace the settings.
+    /// Replace the settings; if they have a version, those of that version alone.
     SetSettings(Box<Settings>, oneshot::Sender<Result<(), Refused>>),
     /// What would be done next, with balance on.
     Plan(oneshot::Sender<Vec<Step>>),
@@ -207,31 +260,48 @@ impl Conductor {
                 reply,
             } => {
                 let task = self.task(shard, order);
-                let _ = reply.send(task.and_then(|task| self.ordered(task, by)));
+                self.ordered(task, by, reply);
             }
             Command::Drain { node, marks, reply } => match self.may_mark(node, marks.as_ref()) {
                 Ok(()) => self.keep(Wish::Marks(node, marks), reply),
+                Err(refused) => drop(reply.send(Err(refused))),
+            },
+            Command::Label {
+                node,
+                changes,
+                reset,
+                reply,
+            } => match self.may_label(node, &changes, reset) {
+                Ok(()) => self.keep(
+                    Wish::Labels {
+                        node,
+                        changes,
+                        reset,
+                    },
+                    reply,
+                ),
                 Err(refused) => drop(reply.send(Err(refused))),
             },
             Command::Drained { node, reply } => {
                 let _ = reply.send(self.drained(node));
             }
             Command::Remove { node, reply } => match self.may_remove(node) {
-                Ok(()) => self.keep(Wish::Marks(node, None), reply),
+                Ok(()) => self.keep(Wish::Forget(node), reply),
                 Err(refused) => drop(reply.send(Err(refused))),
             },
             Command::Cancel { id, reply } => {
                 let _ = reply.send(self.call_off(id));
             }
-            Command::Retry { id, by, reply } => {
-                let _ = reply.send(self.again(id, by));
-            }
+            Command::Retry { id, by, reply } => self.again(id, by, reply),
             Command::Settings(reply) => {
                 let _ = reply.send(self.kept.settings.clone());
             }
-            Command::SetSettings(settings, reply) => match settings.check() {
-                Ok(()) => self.keep(Wish::Settings(settings), reply),
-                Err(error) => drop(reply.send(Err(Refused::Invalid(error.to_string())))),
+            Command::SetSettings(settings, reply) => match self.may_set(*settings) {
+                Ok(settings) => {
+                    self.settings_wait = true;
+                    self.keep(Wish::Settings(Box::new(settings)), reply);
+                }
+                Err(refused) => drop(reply.send(Err(refused))),
             },
             Command::Plan(reply) => {
                 let _ = reply.send(self.planned());
@@ -325,7 +395,19 @@ impl Conductor {
         })
     }
 
-    fn ordered(&mut self, task: Task, by: String) -> Result<Ordered, Refused> {
+    /// Begins what was ordered; that is answered once it is written down.
+    fn ordered(&mut self, task: Result<Task, Refused>, by: String, reply: Reply) {
+        let begun = task.and_then(|task| self.begin_ordered(task, by));
+        match begun {
+            Ok(ordered) => {
+                let shard = ordered.procedure.task.shard();
+                self.unsaved.insert(shard, (reply, ordered));
+            }
+            Err(refused) => drop(reply.send(Err(refused))),
+        }
+    }
+
+    fn begin_ordered(&mut self, task: Task, by: String) -> Result<Ordered, Refused> {
         let shard = task.shard();
         if let Some(running) = self.running.get(&shard) {
             return Err(Refused::Busy {
@@ -371,10 +453,14 @@ impl Conductor {
         Ok(self.with_end(procedure))
     }
 
-    fn again(&mut self, id: Ulid, by: String) -> Result<Ordered, Refused> {
-        let procedure = self.known(id)?;
+    fn again(&mut self, id: Ulid, by: String, reply: Reply) {
+        let procedure = match self.known(id) {
+            Ok(procedure) => procedure,
+            Err(refused) => return drop(reply.send(Err(refused))),
+        };
         if procedure.is_running() {
-            return Ok(self.with_end(procedure));
+            let running = self.with_end(procedure);
+            return drop(reply.send(Ok(running)));
         }
         let order = match procedure.task {
             Task::FailOver { to, .. } | Task::Promote { to, .. } | Task::Reconcile { to, .. } => {
@@ -384,15 +470,77 @@ impl Conductor {
             Task::RemoveFollower { node, .. } => Order::RemoveFollower(node),
             Task::Move { to, .. } => Order::Move(to),
         };
-        let task = self.task(procedure.task.shard(), order)?;
-        self.ordered(task, by)
+        let task = self.task(procedure.task.shard(), order);
+        self.ordered(task, by, reply);
+    }
+
+    /// The settings as they are to be kept.
+    fn may_set(&self, settings: Settings) -> Result<Settings, Refused> {
+        let known = self.kept.settings.version;
+        settings
+            .check()
+            .map_err(|error| Refused::Invalid(error.to_string()))?;
+        if self.settings_wait || settings.version != 0 && settings.version != known {
+            return Err(Refused::Changed(format!(
+                "the settings were changed meanwhile, they have version {known}; read them, and change them again"
+            )));
+        }
+        let snapshot = self.backends.topology.snapshot();
+        let unknown = settings.shards.keys().find(|shard| {
+            !snapshot.assignments.contains_key(*shard)
+                && !self.kept.settings.shards.contains_key(*shard)
+        });
+        if let Some(shard) = unknown {
+            return Err(Refused::Invalid(format!(
+                "shards.{shard}: there is no such shard; `shoal admin shards` lists them"
+            )));
+        }
+        Ok(Settings {
+            version: known + 1,
+            ..settings
+        })
+    }
+
+    /// Whether a node is heard of, was, or is named by anything.
+    fn must_know(&self, node: NodeId) -> Result<(), Refused> {
+        let snapshot = self.backends.topology.snapshot();
+        let known = self.entries.contains_key(&node)
+            || self.kept.marks.contains_key(&node)
+            || snapshot.labels.contains_key(&node)
+            || snapshot.known_nodes().contains(&node);
+        if known {
+            return Ok(());
+        }
+        Err(Refused::NotFound(format!(
+            "there is no node {node}; `shoal admin nodes` lists them"
+        )))
+    }
+
+    fn may_label(&self, node: NodeId, changes: &LabelChanges, reset: bool) -> Result<(), Refused> {
+        self.must_know(node)?;
+        let snapshot = self.backends.topology.snapshot();
+        let said = snapshot.labels.get(&node).into_iter().flatten();
+        let others = said.filter(|(name, _)| !reset && !changes.contains_key(*name));
+        let all = changes.len() + others.count();
+        if all > LABELS_MAX {
+            return Err(Refused::Invalid(format!(
+                "something would be said of {all} labels of node {node}, at most {LABELS_MAX} are kept; `shoal admin label {node} --reset` forgets all"
+            )));
+        }
+        let texts = changes
+            .iter()
+            .flat_map(|(name, value)| [Some(name), value.as_ref()]);
+        match texts.flatten().find(|text| !is_label_text(text)) {
+            Some(text) => Err(Refused::Invalid(format!(
+                "{text:?} cannot be a label or its value: use 1 to {LABEL_BYTES_MAX} of A-Z, a-z, 0-9, '_', '-' and '.'"
+            ))),
+            None => Ok(()),
+        }
     }
 
     fn may_mark(&self, node: NodeId, marks: Option<&Marks>) -> Result<(), Refused> {
+        self.must_know(node)?;
         let Some(marks) = marks else { return Ok(()) };
-        if !self.entries.contains_key(&node) {
-            return Err(Refused::NotFound(format!("node {node} is not heard of")));
-        }
         let drains = self.kept.marks.get(&node).is_some_and(|m| m.draining);
         if marks.leads_only && drains {
             return Err(Refused::Invalid(format!(
@@ -404,11 +552,24 @@ impl Conductor {
 
     /// Writes what is wanted down; it counts, and is answered, when that is done.
     fn keep(&mut self, wish: Wish, reply: oneshot::Sender<Result<(), Refused>>) {
-        let records = self.records.clone();
+        let (records, fence) = (self.records.clone(), self.fence.clone());
+        let topology = Arc::clone(&self.backends.topology);
         self.spawn(async move {
             let done = match &wish {
                 Wish::Settings(settings) => records.write_settings(settings).await,
                 Wish::Marks(node, marks) => records.write_marks(*node, marks.as_ref()).await,
+                Wish::Forget(node) => {
+                    let none = LabelChanges::new();
+                    match topology.change_labels(&fence, *node, &none, true).await {
+                        Ok(()) => records.write_marks(*node, None).await,
+                        Err(error) => Err(error),
+                    }
+                }
+                Wish::Labels {
+                    node,
+                    changes,
+                    reset,
+                } => topology.change_labels(&fence, *node, changes, *reset).await,
             };
             Event::Kept { wish, done, reply }
         });
@@ -420,6 +581,9 @@ impl Conductor {
         done: Result<(), MetaError>,
         reply: oneshot::Sender<Result<(), Refused>>,
     ) {
+        if matches!(wish, Wish::Settings(_)) {
+            self.settings_wait = false;
+        }
         match done {
             Ok(()) => {}
             Err(MetaError::Conflict) => {
@@ -435,7 +599,9 @@ impl Conductor {
         match wish {
             Wish::Settings(settings) => self.kept.settings = *settings,
             Wish::Marks(node, Some(marks)) => drop(self.kept.marks.insert(node, marks)),
-            Wish::Marks(node, None) => {
+            // The topology tells of them.
+            Wish::Labels { .. } => {}
+            Wish::Marks(node, None) | Wish::Forget(node) => {
                 self.undrained.insert(node, self.now_ms());
                 self.kept.marks.remove(&node);
             }
@@ -447,11 +613,12 @@ impl Conductor {
     fn drained(&self, node: NodeId) -> Option<Drained> {
         let marks = self.kept.marks.get(&node)?;
         let view = self.view(None);
-        let up = |n: NodeId| {
-            view.nodes
-                .iter()
-                .any(|v| v.id == n && v.health == Health::Up)
+        let such = |is: &dyn Fn(&Node) -> bool| -> BTreeSet<NodeId> {
+            let nodes = view.nodes.iter().filter(|n| is(n));
+            nodes.map(|n| n.id).collect()
         };
+        let up = such(&|n| n.health == Health::Up);
+        let may_lead = such(&Node::takes_leads);
         let (mut leads, mut follows, mut short, mut stuck) = (0, 0, 0, 0);
         for shard in &view.shards {
             let leads_it = shard.leader == Some(node);
@@ -460,12 +627,13 @@ impl Conductor {
             let ready = shard
                 .replicas
                 .iter()
-                .filter(|r| r.node != node && r.state == ReplicaState::Ready && up(r.node));
+                .filter(|r| r.node != node && r.state == ReplicaState::Ready);
             let wanted = self.kept.settings.replication(&shard.group);
-            let ready = ready.count();
+            let able = ready.clone().any(|r| may_lead.contains(&r.node));
+            let ready = ready.filter(|r| up.contains(&r.node)).count();
             // What is damaged waits for an operator, not for this.
             short += usize::from(ready < wanted && !shard.is_damaged());
-            stuck += usize::from(leads_it && ready == 0);
+            stuck += usize::from(leads_it && !able);
         }
         let nodes = view.nodes.iter().filter(|n| n.takes_replicas()).count();
         let most = view
@@ -476,7 +644,7 @@ impl Conductor {
         let why = if marks.leads_only {
             (stuck > 0).then(|| {
                 format!(
-                    "{stuck} shards have no follower that could lead; raise replication, or drain the node of all that it has"
+                    "{stuck} shards have no follower that could lead: its node is down, leaves as well or is to be empty, or there is none; wait for it, `shoal admin node undrain` it, raise replication, or drain this node of all that it has"
                 )
             })
         } else {
@@ -502,6 +670,7 @@ impl Conductor {
     }
 
     fn may_remove(&self, node: NodeId) -> Result<(), Refused> {
+        self.must_know(node)?;
         let view = self.view(None);
         let held = view.shards.iter().filter(|s| s.replica(node).is_some());
         let held = held.count();
@@ -518,7 +687,38 @@ impl Conductor {
         Ok(())
     }
 
+    fn counts(&self) -> (NodeCounts, ShardCounts) {
+        let view = self.view(None);
+        let up: BTreeSet<NodeId> = view
+            .nodes
+            .iter()
+            .filter(|n| n.health == Health::Up)
+            .map(|n| n.id)
+            .collect();
+        let health = |health| view.nodes.iter().filter(|n| n.health == health).count();
+        let nodes = NodeCounts {
+            up: health(Health::Up),
+            suspect: health(Health::Suspect),
+            down: health(Health::Down),
+        };
+        let mut counts = ShardCounts {
+            all: view.shards.len(),
+            ..ShardCounts::default()
+        };
+        for shard in &view.shards {
+            let able = |r: &&Replica| r.state == ReplicaState::Ready && up.contains(&r.node);
+            let leads = shard.replicas.iter().filter(able);
+            let leads = leads.filter(|r| shard.leader == Some(r.node)).count();
+            let able = shard.replicas.iter().filter(able).count();
+            counts.unled += usize::from(leads == 0);
+            counts.short += usize::from(able < self.kept.settings.replication(&shard.group));
+            counts.damaged += usize::from(shard.is_damaged());
+        }
+        (nodes, counts)
+    }
+
     fn overview(&self) -> Overview {
+        let now_ms = self.now_ms();
         let nodes = self.entries.iter().map(|(id, entry)| {
             let (health, since_ms) = self
                 .detector
@@ -529,6 +729,10 @@ impl Conductor {
                 health,
                 since_ms,
                 marks: self.kept.marks.get(id).cloned(),
+                load: self.reports.get(id).map_or_else(Load::default, |report| {
+                    let replicas = report.replicas.values();
+                    replicas.map(|r| r.load(now_ms)).sum()
+                }),
                 report: self.reports.get(id).cloned(),
             };
             (*id, node)
@@ -539,10 +743,19 @@ impl Conductor {
         let ended = ended.filter(|p| !p.is_running()).map(|p| (p.clone(), None));
         let mut procedures: Vec<_> = running.chain(ended).collect();
         procedures.sort_by_key(|(p, _)| p.id);
+        let (health, shards) = self.counts();
         Overview {
             nodes: nodes.collect(),
+            health,
             procedures,
+            shards,
             leads_since_ms: self.began_ms,
         }
     }
+}
+
+/// What a label's name or value may be.
+fn is_label_text(text: &str) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    (1..=LABEL_BYTES_MAX).contains(&text.len()) && text.chars().all(fits)
 }

@@ -1,16 +1,18 @@
 //! The view that plans are made of, and the steps that are begun.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
-use shoal_meta::Assignment;
-use shoal_types::{NodeId, ShardId};
+use shoal_meta::{Assignment, NodeEntry};
+use shoal_types::{NodeId, ShardId, TimestampMs};
 use tokio::time::Instant;
 
 use super::Conductor;
 use super::carry::by_rule;
 use crate::beat::state_of;
-use crate::plan::{Action, Rule, Step, plan, plan_failovers};
+use crate::detector;
+use crate::plan::{Action, Rule, Step, idle_shards, plan, plan_failovers};
 use crate::procedure::{State, Task};
 use crate::view::{Health, Node, Replica, ReplicaState, Shard, View};
 
@@ -21,6 +23,9 @@ const BEHIND_MIN: Duration = Duration::from_secs(2);
 /// each that failed within [`UNLED_MEMORY_MS`].
 const UNLED_MAX: Duration = Duration::from_secs(15);
 const UNLED_MEMORY_MS: u64 = 600_000;
+
+/// How often it is told which shards have the least load.
+const IDLE_EVERY: Duration = Duration::from_secs(5);
 
 impl Conductor {
     /// The cluster at this moment; of the shards only those named, if any are.
@@ -37,6 +42,7 @@ impl Conductor {
                 *changes.entry(node).or_default() += 1;
             }
         }
+        let unreached = self.unreached();
         for (id, entry) in &self.entries {
             let report = self.reports.get(id);
             let (health, since_ms) = self
@@ -55,12 +61,11 @@ impl Conductor {
                 cores: report.map_or(1.0, |r| r.cores),
                 health,
                 since_ms,
-                joined_ms: entry
-                    .started_ms
-                    .max(self.undrained.get(id).copied().unwrap_or(0)),
+                joined_ms: self.joined_ms(*id, entry),
                 draining: marks.is_some_and(|m| m.draining),
                 leaves: marks.is_some_and(|m| m.leads_only),
                 reaches_log: report.is_none_or(|r| r.reaches_log),
+                reached: !unreached.contains(id),
                 changes: changes.get(id).copied().unwrap_or(0),
             });
         }
@@ -75,7 +80,8 @@ impl Conductor {
             let assignment = self.newest(*id, Some(seen)).unwrap_or(seen);
             let nodes = assignment.leader.iter().chain(&assignment.followers);
             expected.extend(nodes.filter(|n| !self.entries.contains_key(n)).copied());
-            view.shards.push(self.shard(*id, assignment));
+            let shard = self.shard(*id, assignment, view.now_ms);
+            view.shards.push(shard);
         }
         view.nodes.extend(expected.into_iter().map(|id| Node {
             id,
@@ -91,12 +97,13 @@ impl Conductor {
             draining: false,
             leaves: false,
             reaches_log: true,
+            reached: true,
             changes: 0,
         }));
         view
     }
 
-    fn shard(&self, id: ShardId, assignment: &Assignment) -> Shard {
+    fn shard(&self, id: ShardId, assignment: &Assignment, now_ms: TimestampMs) -> Shard {
         let told = |node: &NodeId| self.reports.get(node).and_then(|r| r.replicas.get(&id));
         let leading = assignment.leader.as_ref().and_then(told);
         let far = leading.map(|r| r.beat.position);
@@ -115,11 +122,30 @@ impl Conductor {
             group: self.kept.settings.group_of(id).to_owned(),
             leader: assignment.leader,
             replicas: replicas.collect(),
-            load: leading.map(|r| r.load).unwrap_or_default(),
+            load: leading.map(|r| r.load(now_ms)).unwrap_or_default(),
             changing: self.running.contains_key(&id),
             unled: self.is_unled(id),
             balanced_ms: self.balanced.get(&id).copied(),
         }
+    }
+
+    /// Nodes that are up and that others that are up do not reach.
+    fn unreached(&self) -> BTreeSet<NodeId> {
+        let up = |id: &NodeId| matches!(self.detector.health(*id), Some((Health::Up, _)));
+        let tellers = self.reports.iter().filter(|(id, _)| up(id));
+        let tellers = tellers.map(|(id, report)| {
+            let named = report.unreached.iter().filter(|id| up(id));
+            (*id, named.copied().collect())
+        });
+        detector::unreached(&tellers.collect())
+    }
+
+    /// Since when a node may get shards that have not rested since they were moved: its start, or
+    /// its last one that was not soon after another: one that comes and goes gets them once.
+    fn joined_ms(&self, node: NodeId, entry: &NodeEntry) -> TimestampMs {
+        let joined_ms = self.joined.get(&node).copied().unwrap_or(entry.started_ms);
+        let undrained_ms = self.undrained.get(&node).copied().unwrap_or(0);
+        joined_ms.max(undrained_ms)
     }
 
     /// Whether enough is known to plan more than failovers: every node that is up has told of its
@@ -157,8 +183,27 @@ impl Conductor {
         let view = self.view(None);
         self.note_unled(&view);
         self.forget_nodes(&view);
+        self.tell_idle(&view);
         let steps = plan(&view, &self.kept.settings);
         self.begin_steps(&view, steps);
+    }
+
+    /// Tells now and then which shards have room for new tables.
+    fn tell_idle(&mut self, view: &View) {
+        if Instant::now() < self.next_idle {
+            return;
+        }
+        self.next_idle = Instant::now() + IDLE_EVERY;
+        let idle = idle_shards(view);
+        if idle == self.backends.topology.snapshot().idle_shards {
+            return;
+        }
+        let (topology, fence) = (Arc::clone(&self.backends.topology), self.fence.clone());
+        self.tasks.spawn(async move {
+            if let Err(error) = topology.tell_idle(&fence, &idle).await {
+                tracing::debug!(%error, "which shards are idle is not told now");
+            }
+        });
     }
 
     /// Since when shards are not led by a leader that is up.
@@ -249,6 +294,7 @@ impl Conductor {
         for node in gone {
             tracing::info!(%node, "a node is gone, and nothing is missed of it");
             self.entries.remove(&node);
+            self.joined.remove(&node);
             self.down.remove(&node);
             self.detector.forget(node);
         }

@@ -1,6 +1,6 @@
 //! What the steps planned so far make of the cluster.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use shoal_types::{NodeId, TimestampMs};
 
@@ -33,6 +33,8 @@ pub(super) struct Board<'a> {
 struct Labels<'a> {
     /// Of each node, by column; 0: it has none.
     values: Vec<Vec<u32>>,
+    /// Values of each column on nodes that take replicas.
+    distinct: Vec<usize>,
     /// Columns of a group's labels.
     groups: HashMap<&'a str, Vec<usize>>,
     defaults: Vec<usize>,
@@ -58,8 +60,16 @@ impl<'a> Labels<'a> {
             let value = |label: &&String| node.labels.get(*label).map_or(0, |v| number(v));
             columns.iter().map(value).collect()
         });
+        let values: Vec<Vec<u32>> = values.collect();
+        let taking = |column: usize| {
+            let nodes = view.nodes.iter().zip(&values);
+            let nodes = nodes.filter(|(node, _)| node.takes_replicas());
+            let found: HashSet<u32> = nodes.map(|(_, of)| of[column]).collect();
+            found.len()
+        };
         Self {
-            values: values.collect(),
+            distinct: (0..columns.len()).map(taking).collect(),
+            values,
             groups: settings
                 .groups
                 .iter()
@@ -174,6 +184,11 @@ impl<'a> Board<'a> {
         self.labels.values[node][column]
     }
 
+    /// Values of a column that there are to choose from.
+    pub(super) fn distinct(&self, column: usize) -> usize {
+        self.labels.distinct[column]
+    }
+
     /// Load of a node relative to what it can take.
     pub(super) fn share(&self, node: NodeIndex) -> f64 {
         self.share_with(node, 0.0)
@@ -199,7 +214,9 @@ impl<'a> Board<'a> {
     pub(super) fn may_come_back(&self, node: NodeId) -> bool {
         self.known(node).is_some_and(|n| match n.health {
             Health::Up | Health::Suspect => true,
-            Health::Down => n.since_ms + self.settings.replace_after_ms > self.now_ms(),
+            Health::Down => {
+                n.since_ms.saturating_add(self.settings.replace_after_ms) > self.now_ms()
+            }
         })
     }
 

@@ -16,6 +16,7 @@ enum Trouble {
     None,
     Down,
     NoLog,
+    Unreached,
     NotLeading,
     Nobody,
 }
@@ -27,6 +28,7 @@ impl Trouble {
             Self::None => String::new(),
             Self::Down => format!("its leader {leader} is down"),
             Self::NoLog => format!("its leader {leader} does not reach the log, others do"),
+            Self::Unreached => format!("its leader {leader} is not reached by other nodes"),
             Self::NotLeading => format!("its leader {leader} is up and does not lead"),
             Self::Nobody => "it has no leader".into(),
         }
@@ -45,6 +47,7 @@ pub(super) fn plan(board: &mut Board<'_>) {
                 None => Trouble::Down,
                 Some(node) if node.health == Health::Down => Trouble::Down,
                 Some(node) if node.health == Health::Up && !node.reaches_log => Trouble::NoLog,
+                Some(node) if node.health == Health::Up && !node.reached => Trouble::Unreached,
                 Some(_) if of.unled => Trouble::NotLeading,
                 Some(_) => Trouble::None,
             },
@@ -53,7 +56,11 @@ pub(super) fn plan(board: &mut Board<'_>) {
             continue;
         }
         let why = trouble.why(of.leader);
-        if let Some(follower) = best_follower(board, shard) {
+        let follower = best_follower(board, shard).filter(|follower| {
+            // Nobody would gain by one that is reached as little.
+            !matches!(trouble, Trouble::Unreached) || board.node(*follower).reached
+        });
+        if let Some(follower) = follower {
             let to = board.node(follower).id;
             board.add(
                 shard,
@@ -63,7 +70,10 @@ pub(super) fn plan(board: &mut Board<'_>) {
             continue;
         }
         // A leader that is there may lead again before another has opened the shard.
-        if matches!(trouble, Trouble::NoLog | Trouble::NotLeading) {
+        if matches!(
+            trouble,
+            Trouble::NoLog | Trouble::Unreached | Trouble::NotLeading
+        ) {
             continue;
         }
         // A follower that is not heard at this moment is soon, or is known to be gone.
@@ -103,7 +113,11 @@ fn best_follower(board: &Board<'_>, shard: ShardIndex) -> Option<NodeIndex> {
     let best = far_enough.min_by(|(a, _), (b, _)| {
         let of_node = |i: NodeIndex| {
             let node = board.node(i);
-            (!node.takes_leads(), board.leader_rank(of, node))
+            (
+                !node.reached,
+                !node.takes_leads(),
+                board.leader_rank(of, node),
+            )
         };
         of_node(*a)
             .cmp(&of_node(*b))

@@ -6,7 +6,8 @@
 //! 2. replicas that are missing are added, ones too many removed ([`replicas`]);
 //! 3. nodes that are being drained give up what others have taken over ([`drain`]);
 //! 4. leaders go to where settings want them ([`preference`]);
-//! 5. load is evened out ([`balance`]).
+//! 5. replicas go where they are farther apart ([`spread`]);
+//! 6. load is evened out ([`balance`]).
 //!
 //! Steps of 1 are limited in number alone: nobody may write until they are done. The others share
 //! the places that each node has for changes.
@@ -18,8 +19,11 @@ mod failover;
 mod placement;
 mod preference;
 mod replicas;
+mod spread;
 #[cfg(test)]
 mod tests;
+
+use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 use shoal_types::{NodeId, ShardId};
@@ -53,6 +57,8 @@ pub enum Rule {
     Drain,
     /// Leaders are wanted elsewhere.
     Preference,
+    /// Replicas can be farther apart.
+    Spread,
     /// Load is uneven.
     Balance,
 }
@@ -66,6 +72,7 @@ impl Rule {
             Self::Replicas => "replicas",
             Self::Drain => "drain",
             Self::Preference => "preference",
+            Self::Spread => "spread",
             Self::Balance => "balance",
         }
     }
@@ -118,6 +125,8 @@ pub fn plan(view: &View, settings: &Settings) -> Vec<Step> {
     board.plans(Rule::Preference);
     preference::plan(&mut board);
     if settings.balance.on {
+        board.plans(Rule::Spread);
+        spread::plan(&mut board);
         board.plans(Rule::Balance);
         balance::plan(&mut board);
     }
@@ -130,4 +139,43 @@ pub fn plan_failovers(view: &View, settings: &Settings) -> Vec<Step> {
     let mut board = Board::new(view, settings);
     failover::plan(&mut board);
     board.into_steps()
+}
+
+/// Shards that are told at most.
+const IDLE_MAX: usize = 64;
+/// So many cores more than the least are no difference.
+const IDLE_WITHIN: f64 = 0.05;
+
+/// The shards where a new table costs others least: those with the least load, on nodes with the
+/// least load, at most 64 of them.
+#[must_use]
+pub fn idle_shards(view: &View) -> Vec<ShardId> {
+    let mut shares: HashMap<NodeId, f64> = HashMap::new();
+    for shard in &view.shards {
+        for replica in &shard.replicas {
+            *shares.entry(replica.node).or_default() += board::cost(shard, replica.node);
+        }
+    }
+    let cores: HashMap<NodeId, f64> = view
+        .nodes
+        .iter()
+        .filter(|n| n.takes_leads())
+        .map(|n| (n.id, n.cores.max(f64::MIN_POSITIVE)))
+        .collect();
+    let able = view.shards.iter().filter(|s| !s.is_damaged());
+    let costs = able.filter_map(|shard| {
+        let leader = shard.leader?;
+        let share = shares.get(&leader)? / cores.get(&leader)?;
+        Some((shard.load.of_leader() + share, shard.id))
+    });
+    let mut costs: Vec<(f64, ShardId)> = costs.collect();
+    let least = costs.iter().map(|c| c.0).fold(f64::MAX, f64::min);
+    costs.retain(|(cost, _)| *cost <= least + IDLE_WITHIN);
+    if costs.len() > IDLE_MAX {
+        costs.select_nth_unstable_by(IDLE_MAX, |a, b| a.0.total_cmp(&b.0));
+        costs.truncate(IDLE_MAX);
+    }
+    let mut idle: Vec<ShardId> = costs.into_iter().map(|(_, id)| id).collect();
+    idle.sort_unstable();
+    idle
 }

@@ -32,6 +32,21 @@ pub(super) fn closeness(
     Closeness(all)
 }
 
+/// What no placement of a shard's replicas is below.
+pub(super) fn farthest_possible(board: &Board<'_>, shard: &Shard) -> Closeness {
+    let replicas = shard.replicas.len();
+    let mut all = 0;
+    for label in board.spread(shard) {
+        let values = board.distinct(*label).max(1);
+        let pairs = |n: usize| n * n.saturating_sub(1) / 2;
+        // As even as it can be: some values have one replica more than the others.
+        let (each, more) = (replicas / values, replicas % values);
+        let least = more * pairs(each + 1) + (values - more) * pairs(each);
+        all = all << 16 | least as u128;
+    }
+    Closeness(all)
+}
+
 /// The nodes of a shard's replicas that count.
 pub(super) fn nodes_of(
     board: &Board<'_>,

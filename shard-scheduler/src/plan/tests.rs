@@ -3,7 +3,7 @@
 use shoal_types::{NodeId, Offset, ShardId};
 use ulid::Ulid;
 
-use super::{Action, plan};
+use super::{Action, Rule, idle_shards, plan};
 use crate::settings::{GroupSettings, Settings};
 use crate::view::{Health, Load, Node, Replica, ReplicaState, Shard, View};
 
@@ -24,6 +24,7 @@ fn node(n: u64, zone: &str) -> Node {
         draining: false,
         leaves: false,
         reaches_log: true,
+        reached: true,
         changes: 0,
     }
 }
@@ -307,4 +308,70 @@ fn a_node_that_came_since_gets_what_moved_lately() {
         let planned = actions(&view(&nodes, &shards), &settings(1, &[]));
         assert_eq!(planned.len(), moved);
     }
+}
+
+#[test]
+fn replicas_that_came_to_share_a_zone_are_moved_apart_a_follower_first() {
+    let nodes = |zones: [&str; 3]| {
+        let numbered = zones.into_iter().enumerate();
+        numbered
+            .map(|(i, zone)| node(i as u64 + 1, zone))
+            .collect::<Vec<_>>()
+    };
+    let replicas = [ready(1, 0), ready(2, 0)];
+    let of = |zones, replicas: &[Replica]| {
+        let view = view(&nodes(zones), &[shard(1, Some(1), replicas)]);
+        let steps = plan(&view, &settings(2, &[]));
+        let spread = steps.into_iter().filter(|s| s.rule == Rule::Spread);
+        spread.map(|s| s.action).collect::<Vec<_>>()
+    };
+    let moved = Action::Move {
+        from: id(2),
+        to: id(3),
+    };
+    assert_eq!(of(["a", "a", "b"], &replicas), [moved]);
+    // There is nowhere better, or nothing to be made better.
+    assert_eq!(of(["a", "a", "a"], &replicas), []);
+    assert_eq!(of(["a", "b", "c"], &replicas), []);
+    // One that is not complete is completed first.
+    assert_eq!(of(["a", "a", "b"], &replicas[..1]), []);
+    let view = view(&nodes(["a", "a", "b"]), &[shard(1, Some(1), &replicas)]);
+    let off = with(&settings(2, &[]), |s| s.balance.on = false);
+    assert_eq!(plan(&view, &off), []);
+}
+
+#[test]
+fn new_tables_go_where_there_is_least_load() {
+    let nodes = [node(1, "a"), node(2, "b")];
+    let shards = [
+        shard(1, Some(1), &[ready(1, 0), ready(2, 0)]),
+        shard(2, Some(2), &[ready(1, 0), ready(2, 0)]),
+        shard(3, Some(2), &[ready(1, 0), ready(2, 0)]),
+    ];
+    let ids = |shards: &[Shard]| shards.iter().map(|s| s.id).collect::<Vec<_>>();
+    let all = idle_shards(&view(&nodes, &shards));
+    assert_eq!(all, ids(&shards), "without load all are the same");
+    let mut loaded = shards.clone();
+    loaded[1].load.write_bytes_per_s = 5e7;
+    // The one that is written, and the one whose node is busy with it.
+    assert_eq!(idle_shards(&view(&nodes, &loaded)), ids(&shards[..1]));
+    let one_down = [down(&nodes[0]), nodes[1].clone()];
+    assert_eq!(idle_shards(&view(&one_down, &loaded)), ids(&shards[2..]));
+}
+
+#[test]
+fn a_leader_that_other_nodes_do_not_reach_is_replaced_by_one_that_they_do() {
+    let cut = |n: &Node| with(n, |n| n.reached = false);
+    let replicas = [ready(1, 50), ready(2, 50)];
+    let of = |nodes: &[Node]| {
+        let view = view(nodes, &[shard(1, Some(1), &replicas)]);
+        actions(&view, &settings(2, &[]))
+    };
+    let (first, second) = (node(1, "a"), node(2, "b"));
+    let promoted = Action::FailOver { to: id(2) };
+    assert_eq!(of(&[cut(&first), second.clone()]), [promoted]);
+    assert_eq!(of(&[cut(&first), cut(&second)]), []);
+    assert_eq!(of(&[first.clone(), cut(&second)]), []);
+    // One that is not reached is better than none.
+    assert_eq!(of(&[down(&first), cut(&second)]), [promoted]);
 }

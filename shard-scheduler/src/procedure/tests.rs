@@ -19,6 +19,7 @@ fn assignment(term: u64, leader: u64, followers: &[u64]) -> Assignment {
         version: 7,
         term,
         leader: Some(node(leader)),
+        predecessor: None,
         followers: followers.iter().map(|n| node(*n)).collect(),
         topic: String::new(),
         changed_ms: 0,

@@ -13,8 +13,8 @@ use shoal_meta::{
     NodeEntry, Op, Registration, SchedulerEntry, Topology, Txn, Watch,
 };
 use shoal_scheduler::{
-    Backends, Beat, Conductor, ConductorLimits, DetectorLimits, Ended, Handle, Led, Nodes, Probe,
-    Procedure, ReplicaBeat, Serving,
+    Backends, Beat, Conductor, ConductorLimits, DetectorLimits, Ended, Handle, Led, Nodes,
+    NotHeard, Probe, Procedure, ReplicaBeat, Serving,
 };
 use shoal_types::{Epoch, NodeId, Offset, ShardId};
 use tokio::sync::{Notify, mpsc};
@@ -153,6 +153,7 @@ impl FakeNodes {
                 claim: 1,
             },
             records_replayed: 1,
+            pause: None,
         })
     }
 
@@ -185,6 +186,7 @@ impl FakeNodes {
             gone: Vec::new(),
             reaches_log: true,
             cores: 1.0,
+            unreached: Vec::new(),
         })
     }
 }
@@ -197,9 +199,9 @@ impl Nodes for Reached {
     async fn beats(
         &self,
         node: &NodeEntry,
-    ) -> Result<BoxStream<'static, Result<Beat, String>>, String> {
+    ) -> Result<BoxStream<'static, Result<Beat, String>>, NotHeard> {
         let (nodes, id) = (Arc::clone(&self.0), node.id);
-        nodes.beat(id)?;
+        nodes.beat(id).map_err(NotHeard::Silent)?;
         let mut known: Vec<ShardId> = Vec::new();
         let beats = stream::unfold(false, move |ended| {
             let beat = nodes.beat(id);
@@ -351,6 +353,7 @@ impl FakeCluster {
             version: 1,
             term: 1,
             leader: Some(leader),
+            predecessor: None,
             followers: followers.to_vec(),
             topic: "t".into(),
             changed_ms: 0,
@@ -446,6 +449,15 @@ impl FakeCluster {
                 begun.elapsed() < PATIENCE,
                 "{what}: {now:?}, claim {claim:?}"
             );
+            tokio::time::sleep(BEAT).await;
+        }
+    }
+
+    /// Waits for something else.
+    pub async fn seen(&self, what: &str, holds: impl Fn() -> bool) {
+        let begun = std::time::Instant::now();
+        while !holds() {
+            assert!(begun.elapsed() < PATIENCE, "{what}");
             tokio::time::sleep(BEAT).await;
         }
     }

@@ -3,4 +3,5 @@
 mod fake;
 mod procedures;
 mod simulation;
+mod size;
 mod world;

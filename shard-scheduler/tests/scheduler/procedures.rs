@@ -264,11 +264,8 @@ async fn a_scheduler_that_was_replaced_changes_nothing_and_ends() {
             other => break other,
         }
     };
-    let ordered = ordered.expect("it thinks that it leads").expect("taken");
-    assert!(
-        ordered.ended.await.is_err(),
-        "it must not say that it is done"
-    );
+    // It is answered once it is written down, which it cannot be.
+    assert!(ordered.is_none(), "{ordered:?}");
     assert!(matches!(old.over().await, Ended::Fenced));
     assert_eq!(scene.cluster.assignment(scene.shard).await, before);
     let look = next.handle.ask(Command::Look).await.expect("it leads");
@@ -353,4 +350,69 @@ async fn a_cluster_gets_what_its_settings_want() {
             "{now:?}"
         );
     }
+}
+
+/// What operators say of nodes and of settings is kept, and what was changed meanwhile is not
+/// overwritten.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn labels_move_replicas_apart_and_settings_are_changed_one_at_a_time() {
+    let mut cluster = FakeCluster::new().await;
+    let mut nodes = Vec::new();
+    for n in 1..=3 {
+        nodes.push(cluster.join(n).await);
+    }
+    let shard = cluster.shard(1, nodes[0], &nodes[1..2]).await;
+    let scheduler = cluster.schedule(nobody()).await;
+    let label = async |node, value: Option<&str>, reset| {
+        let changes = [("zone".to_owned(), value.map(str::to_owned))];
+        let changes = if reset { [].into() } else { changes.into() };
+        let asked = scheduler.handle.ask(|reply| Command::Label {
+            node,
+            changes,
+            reset,
+            reply,
+        });
+        asked.await.expect("it leads")
+    };
+    // Both replicas are in one zone now, and the third node is not.
+    label(nodes[0], Some("z2"), false).await.expect("labelled");
+    let apart = |a: &Assignment| a.followers == [nodes[2]];
+    cluster.until("moved apart", shard, apart).await;
+    let shown = |node| {
+        let snapshot = cluster.topology.snapshot();
+        let labels = snapshot.nodes.get(&node).map(|n| n.labels.clone());
+        labels.expect("a node").get("zone").cloned()
+    };
+    assert_eq!(shown(nodes[0]).as_deref(), Some("z2"));
+    label(nodes[0], None, false).await.expect("taken away");
+    cluster.seen("no zone", || shown(nodes[0]).is_none()).await;
+    label(nodes[0], None, true).await.expect("as configured");
+    let first = || shown(nodes[0]).as_deref() == Some("z1");
+    cluster.seen("its own zone", first).await;
+    let refused = label(nodes[0], Some("a/b"), false)
+        .await
+        .expect_err("a slash");
+    assert!(refused.to_string().contains("\"a/b\""), "{refused}");
+
+    let read = || scheduler.handle.ask(Command::Settings);
+    let set = async |settings: shoal_scheduler::Settings| {
+        let asked = scheduler
+            .handle
+            .ask(|reply| Command::SetSettings(Box::new(settings), reply));
+        asked.await.expect("it leads")
+    };
+    let mut first = read().await.expect("it leads");
+    let mut second = first.clone();
+    // Any version is right if none was read.
+    assert_eq!(first.version, 0);
+    first.steps_max = 7;
+    set(first).await.expect("set");
+    let mut first = read().await.expect("it leads");
+    assert_eq!((first.version, first.steps_max), (1, 7));
+    first.steps_max = 8;
+    second.version = first.version;
+    set(first).await.expect("set again");
+    let refused = set(second).await.expect_err("read before");
+    assert!(refused.to_string().contains("version 2"), "{refused}");
+    assert_eq!(read().await.expect("it leads").steps_max, 8);
 }

@@ -55,6 +55,7 @@ impl World {
             draining: false,
             leaves: false,
             reaches_log: true,
+            reached: true,
             changes: 0,
         });
         id

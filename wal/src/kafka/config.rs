@@ -222,10 +222,13 @@ impl KafkaLogConfig {
     fn client(&self) -> ClientConfig {
         let mut client = ClientConfig::new();
         client.set_log_level(RDKafkaLogLevel::Info);
-        let preferred: [(&str, &str); 11] = [
+        let preferred: [(&str, &str); 12] = [
             ("client.id", "shoal"),
-            // A frozen broker is given up after this long, not after a minute.
-            ("socket.timeout.ms", "10000"),
+            // A connection to a frozen or cut-off broker is given up after this long, not after a
+            // minute, and a new one is tried more often than TCP would do it by itself: that doubles
+            // its waits.
+            ("socket.timeout.ms", "5000"),
+            ("socket.connection.setup.timeout.ms", "2000"),
             ("socket.nagle.disable", "true"),
             ("socket.keepalive.enable", "true"),
             ("reconnect.backoff.ms", "50"),

@@ -14,28 +14,32 @@
 //! ```
 //!
 //! Payloads: `Barrier` is 16 bytes of UUID; `Write` is the length of its header (u32), the header,
-//! then the row blocks as they are; the others are one MessagePack value. MessagePack structs are
+//! then the row blocks as they are; `Merge` is the length of what it says (u32), that, then the
+//! source's fold as zstd of one MessagePack value; the others are one MessagePack value. MessagePack structs are
 //! maps with field names, so that a field with a default can be added within one format version.
 //!
 //! | number | kind | | number | kind |
 //! |---|---|---|---|---|
-//! | 1 | `Genesis` | | 19 | `Split` (reserved) |
-//! | 2 | `Claim` | | 20 | `Seal` (reserved) |
-//! | 3 | `Barrier` | | 21 | `Unseal` (reserved) |
-//! | 16 | `Write` | | 22 | `Merge` (reserved) |
-//! | 17 | `Schema` | | 23 | `Abort` (reserved) |
-//! | 18 | `Manifest` | | | |
+//! | 1 | `Genesis` | | 19 | `Split` |
+//! | 2 | `Claim` | | 20 | `Seal` |
+//! | 3 | `Barrier` | | 21 | `Unseal` |
+//! | 16 | `Write` | | 22 | `Merge` |
+//! | 17 | `Schema` | | 23 | `Abort` |
+//! | 18 | `Manifest` | | 24 | `Recut` |
 //!
-//! A reserved or unknown kind is not skipped: this version could not tell what it changes, so a
+//! An unknown kind is not skipped: this version could not tell what it changes, so a
 //! replica that meets one stops there, as at damage.
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use shoal_types::{Epoch, Seq, WriterId};
+use std::io::Read;
+
+use shoal_types::{Epoch, Offset, ProcedureId, Seq, ShardId, WriterId};
 use uuid::Uuid;
 
-use super::{Payload, RECORD_ROWS_MAX, Record, Write, WriteHeader};
+use super::{ManifestRef, Merge, Payload, RECORD_ROWS_MAX, Record, Write, WriteHeader};
+use crate::fold::FoldSnapshot;
 use crate::little_endian::{u32_at, u64_at};
 
 /// The first four bytes of every record of ours.
@@ -44,6 +48,11 @@ pub const MAGIC: [u8; 4] = [0xAB, b'S', b'H', b'L'];
 pub const FORMAT_VERSION: u8 = 1;
 /// Bytes before the payload.
 pub const HEADER_BYTES: usize = 58;
+
+/// A source's fold in a `Merge` that is larger than this uncompressed is not read: it would be of
+/// some hundred thousand tables.
+const MERGE_FOLD_BYTES_MAX: u64 = 256 << 20;
+const ZSTD_LEVEL: i32 = 1;
 
 const CRC_AT: usize = 5;
 const KIND_AT: usize = 9;
@@ -64,6 +73,18 @@ pub enum RecordKind {
     Schema = 17,
     /// A manifest was published.
     Manifest = 18,
+    /// Units leave for a new shard.
+    Split = 19,
+    /// The shard takes no more writes.
+    Seal = 20,
+    /// It takes them again.
+    Unseal = 21,
+    /// Another shard's units come in.
+    Merge = 22,
+    /// A procedure is decided against.
+    Abort = 23,
+    /// Units are cut and joined in place.
+    Recut = 24,
 }
 
 impl RecordKind {
@@ -75,6 +96,12 @@ impl RecordKind {
             16 => Self::Write,
             17 => Self::Schema,
             18 => Self::Manifest,
+            19 => Self::Split,
+            20 => Self::Seal,
+            21 => Self::Unseal,
+            22 => Self::Merge,
+            23 => Self::Abort,
+            24 => Self::Recut,
             _ => return Err(RecordError::UnknownKind { kind: number }),
         })
     }
@@ -162,13 +189,20 @@ impl Record {
             Payload::Claim(manifest) | Payload::Manifest(manifest) => pack(&mut out, manifest),
             Payload::Barrier(mark) => out.extend_from_slice(mark.as_bytes()),
             Payload::Schema(changes) => pack(&mut out, changes),
+            Payload::Split(split) => pack(&mut out, split),
+            Payload::Recut(recut) => pack(&mut out, recut),
+            Payload::Seal { procedure }
+            | Payload::Unseal { procedure }
+            | Payload::Abort { procedure } => {
+                let procedure = *procedure;
+                pack(&mut out, &Named { procedure });
+            }
+            Payload::Merge(merge) => {
+                pack_with_length(&mut out, &MergeHead::of(merge));
+                out.extend_from_slice(&compress(&merge.fold));
+            }
             Payload::Write(write) => {
-                let length_at = out.len();
-                out.extend_from_slice(&[0; 4]);
-                pack(&mut out, &write.header);
-                let header_bytes = u32::try_from(out.len() - length_at - 4)
-                    .expect("a write header is bounded by its tables and columns, far below 4 GiB");
-                out[length_at..length_at + 4].copy_from_slice(&header_bytes.to_le_bytes());
+                pack_with_length(&mut out, &write.header);
                 out.extend_from_slice(&write.body);
             }
         }
@@ -187,7 +221,12 @@ impl Record {
             _ => 0,
         };
         let bytes = self.encode();
-        if bytes.len() > bytes_max || rows > u64::from(RECORD_ROWS_MAX) {
+        // What was written must be read again: a fold that shrinks well may be too large to unpack.
+        let readable = match &self.payload {
+            Payload::Merge(_) => Self::decode(&bytes).is_ok(),
+            _ => true,
+        };
+        if !readable || bytes.len() > bytes_max || rows > u64::from(RECORD_ROWS_MAX) {
             return Err(RecordError::OverLimit {
                 bytes: bytes.len(),
                 rows,
@@ -216,6 +255,21 @@ impl Record {
                 Payload::Barrier(Uuid::from_bytes(mark))
             }
             RecordKind::Write => Payload::Write(decode_write(&payload)?),
+            RecordKind::Split => Payload::Split(unpack(&payload)?),
+            RecordKind::Recut => Payload::Recut(unpack(&payload)?),
+            RecordKind::Merge => Payload::Merge(decode_merge(&payload)?),
+            RecordKind::Seal => {
+                let Named { procedure } = unpack(&payload)?;
+                Payload::Seal { procedure }
+            }
+            RecordKind::Unseal => {
+                let Named { procedure } = unpack(&payload)?;
+                Payload::Unseal { procedure }
+            }
+            RecordKind::Abort => {
+                let Named { procedure } = unpack(&payload)?;
+                Payload::Abort { procedure }
+            }
         };
         Ok(Self {
             epoch: id.epoch,
@@ -321,19 +375,82 @@ impl std::fmt::Display for Remains {
     }
 }
 
-fn decode_write(payload: &Bytes) -> Result<Write, RecordError> {
-    let Some(length) = payload.first_chunk::<4>() else {
-        return Err(damaged("a write without a header length".into()));
-    };
-    let header_end = 4 + u32::from_le_bytes(*length) as usize;
-    let Some(header) = payload.get(4..header_end) else {
+/// What of a `Seal`, `Unseal` or `Abort` is written.
+#[derive(Serialize, Deserialize)]
+struct Named {
+    procedure: ProcedureId,
+}
+
+/// A [`Merge`] but for the source's fold.
+#[derive(Serialize, Deserialize)]
+struct MergeHead {
+    procedure: ProcedureId,
+    source: ShardId,
+    seal: Offset,
+    manifest: ManifestRef,
+}
+
+impl MergeHead {
+    fn of(merge: &Merge) -> Self {
+        Self {
+            procedure: merge.procedure,
+            source: merge.source,
+            seal: merge.seal,
+            manifest: merge.manifest,
+        }
+    }
+}
+
+/// The source's fold of a `Merge` as it is written.
+fn compress(fold: &FoldSnapshot) -> Vec<u8> {
+    let mut raw = Vec::new();
+    pack(&mut raw, fold);
+    zstd::bulk::compress(&raw, ZSTD_LEVEL).expect("zstd fails only for want of memory")
+}
+
+fn decode_merge(payload: &Bytes) -> Result<Merge, RecordError> {
+    let (head, fold) = cut_at_length(payload, "a merge")?;
+    let head: MergeHead = unpack(&payload[head])?;
+    let mut raw = Vec::new();
+    zstd::Decoder::new(&payload[fold])
+        .and_then(|packed| packed.take(MERGE_FOLD_BYTES_MAX + 1).read_to_end(&mut raw))
+        .map_err(|e| damaged(format!("the source's fold: {e}")))?;
+    if raw.len() as u64 > MERGE_FOLD_BYTES_MAX {
         return Err(damaged(format!(
-            "a write header of {} bytes in a payload of {}",
-            header_end - 4,
+            "the source's fold has more than {MERGE_FOLD_BYTES_MAX} bytes"
+        )));
+    }
+    Ok(Merge {
+        procedure: head.procedure,
+        source: head.source,
+        seal: head.seal,
+        manifest: head.manifest,
+        fold: Box::new(unpack(&raw)?),
+    })
+}
+
+/// Where the part that has its length before it is in a payload, and where the rest.
+fn cut_at_length(
+    payload: &Bytes,
+    what: &str,
+) -> Result<(std::ops::Range<usize>, std::ops::RangeFrom<usize>), RecordError> {
+    let Some(length) = payload.first_chunk::<4>() else {
+        return Err(damaged(format!("{what} without the length of its header")));
+    };
+    let end = 4 + u32::from_le_bytes(*length) as usize;
+    if end > payload.len() {
+        return Err(damaged(format!(
+            "{what} with a header of {} bytes in a payload of {}",
+            end - 4,
             payload.len()
         )));
-    };
-    let header: WriteHeader = unpack(header)?;
+    }
+    Ok((4..end, end..))
+}
+
+fn decode_write(payload: &Bytes) -> Result<Write, RecordError> {
+    let (header, body) = cut_at_length(payload, "a write")?;
+    let header: WriteHeader = unpack(&payload[header])?;
     // Rows are numbered with 16 bits; more would give two rows one version.
     if header.rows() > u64::from(RECORD_ROWS_MAX) {
         return Err(damaged(format!(
@@ -343,13 +460,23 @@ fn decode_write(payload: &Bytes) -> Result<Write, RecordError> {
     }
     Ok(Write {
         header,
-        body: payload.slice(header_end..),
+        body: payload.slice(body),
     })
 }
 
 fn pack<T: Serialize>(out: &mut Vec<u8>, value: &T) {
     rmp_serde::encode::write_named(out, value)
         .expect("plain structs always encode, and a Vec takes every byte");
+}
+
+/// The same behind its length in bytes.
+fn pack_with_length<T: Serialize>(out: &mut Vec<u8>, value: &T) {
+    let length_at = out.len();
+    out.extend_from_slice(&[0; 4]);
+    pack(out, value);
+    let bytes = u32::try_from(out.len() - length_at - 4)
+        .expect("a header is bounded by its tables and columns, far below 4 GiB");
+    out[length_at..length_at + 4].copy_from_slice(&bytes.to_le_bytes());
 }
 
 fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, RecordError> {

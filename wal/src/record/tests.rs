@@ -1,8 +1,9 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 use shoal_types::{
-    Column, ColumnId, ColumnType, Epoch, Incarnation, ManifestVersion, Offset, Seq, ShardId,
-    TableId, TableMode, TableOrigin, TableSchema, TimePrecision, WriteId, WriterId,
+    Column, ColumnId, ColumnType, Epoch, Extent, Incarnation, KeyRange, ManifestVersion, Offset,
+    PartitionBounds, PartitionBy, PartitionMethod, ProcedureId, Seq, ShardId, SlotRange, TableId,
+    TableMode, TableOrigin, TableSchema, TimePrecision, Within, WriteId, WriterId,
 };
 use std::sync::Arc;
 use ulid::Ulid;
@@ -35,6 +36,7 @@ fn schema() -> TableSchema {
         ttl_ms: Some(86_400_000),
         origin: TableOrigin::Sql,
         next_column_id: ColumnId(1),
+        part_of: None,
     }
 }
 
@@ -67,6 +69,7 @@ fn one_of_each() -> Vec<Record> {
             last_part: true,
         }),
         read_at: Some(Offset(99)),
+        besides: None,
     };
     vec![
         Record::genesis(Genesis {
@@ -101,14 +104,140 @@ fn one_of_each() -> Vec<Record> {
     ]
 }
 
-/// The golden file: each record behind its length as u32. Rewritten with `SHOAL_GOLDEN=write`,
-/// which only a new format version may need.
+/// The records that came with partitions: one of every kind, and what a write and a schema then say.
+fn one_of_each_of_ownership() -> Vec<Record> {
+    let epoch = Epoch { term: 7, claim: 2 };
+    let writer = WriterId(Uuid::from_u128(0x1234_5678_9abc_4def_8012_3456_789a_bcde));
+    let manifest = ManifestRef {
+        version: ManifestVersion(41),
+        attempt: AttemptId(Uuid::from_u128(0xfeed_f00d)),
+    };
+    let procedure = ProcedureId(Ulid(0x0189_0000_0000_0000_0000_0000_0000_0051));
+    let unit = |number| TableId(Ulid(number));
+    let of = |method| PartitionBy {
+        method,
+        columns: vec![ColumnId(0)],
+    };
+    let slots = |from, to| PartitionBounds {
+        by: of(PartitionMethod::Hash),
+        extent: Extent::Slots(SlotRange { from, to }),
+    };
+    let keys = PartitionBounds {
+        by: of(PartitionMethod::Range),
+        extent: Extent::Keys(KeyRange {
+            from: vec![1, 2],
+            to: None,
+        }),
+    };
+    let within = Within {
+        columns: vec![ColumnId(0)],
+        range: KeyRange {
+            from: Vec::new(),
+            to: Some(vec![9]),
+        },
+    };
+    let values = PartitionBounds {
+        by: of(PartitionMethod::List),
+        extent: Extent::Values {
+            values: vec![vec![5], vec![6, 7]],
+            within: Some(within),
+        },
+    };
+    let cut = Move {
+        unit: unit(3),
+        cut: Some(UnitCut {
+            left: slots(0, 5),
+            right_unit: unit(4),
+            right: slots(5, 9),
+        }),
+    };
+    let header = WriteHeader {
+        generation: 3,
+        write_id: Some(WriteIdPart {
+            id: WriteId(0x0189_dead_beef_7000_8000_0000_0000_0001),
+            part: 1,
+        }),
+        besides: Some(vec![
+            Covered {
+                unit: unit(3),
+                bounds: None,
+            },
+            Covered {
+                unit: unit(4),
+                bounds: Some(Arc::new(values)),
+            },
+        ]),
+        ..WriteHeader::default()
+    };
+    let own = SchemaChange::Own {
+        table: table(),
+        of: unit(9),
+        bounds: Arc::new(keys),
+    };
+    let payloads = vec![
+        Payload::Split(Split {
+            procedure,
+            manifest,
+            child: ShardId(Ulid(6)),
+            moves: vec![
+                Move {
+                    unit: unit(2),
+                    cut: None,
+                },
+                cut.clone(),
+            ],
+        }),
+        Payload::Seal { procedure },
+        Payload::Unseal { procedure },
+        Payload::Merge(Merge {
+            procedure,
+            source: ShardId(Ulid(7)),
+            seal: Offset(12),
+            manifest,
+            fold: Box::new(crate::fold::FoldState::default().to_snapshot()),
+        }),
+        Payload::Abort { procedure },
+        Payload::Recut(Recut {
+            procedure,
+            manifest,
+            cuts: vec![cut],
+            joins: vec![Join {
+                left: unit(5),
+                right: unit(6),
+                bounds: slots(0, 9),
+            }],
+        }),
+        Payload::Write(Write {
+            header,
+            body: Bytes::new(),
+        }),
+        Payload::Schema(vec![SchemaChange::Put(Arc::new(schema())), own]),
+    ];
+    let sequenced =
+        |(seq, payload)| Record::sequenced((epoch, writer), Seq(seq), 1_700_000, payload);
+    (0..).zip(payloads).map(sequenced).collect()
+}
+
 #[test]
 fn records_of_format_1_are_written_and_read_as_in_the_golden_file() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/record-v1.bin");
-    let records = one_of_each();
+    golden(path, &one_of_each());
+}
+
+#[test]
+fn records_of_ownership_are_written_and_read_as_in_the_golden_file() {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/golden/record-v1-ownership.bin"
+    );
+    golden(path, &one_of_each_of_ownership());
+}
+
+/// A golden file: each record behind its length as u32. Rewritten with `SHOAL_GOLDEN=write`, which
+/// only a new format version may need, or another zstd for the `Merge`.
+fn golden(path: &str, records: &[Record]) {
     let mut bytes = Vec::new();
-    for record in &records {
+    for record in records {
         let encoded = record.encode();
         bytes.extend_from_slice(&(encoded.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&encoded);
@@ -119,7 +248,7 @@ fn records_of_format_1_are_written_and_read_as_in_the_golden_file() {
     let golden = std::fs::read(path).expect("golden file");
     assert!(golden == bytes, "format 1 is written otherwise than before");
     let mut rest = Bytes::from(golden);
-    for record in &records {
+    for record in records {
         let length = u32::from_le_bytes(rest.split_to(4)[..].try_into().expect("4 bytes"));
         let encoded = rest.split_to(length as usize);
         assert_eq!(Record::decode(&encoded).as_ref(), Ok(record));
@@ -161,13 +290,13 @@ fn each_way_of_being_wrong_has_its_own_error() {
         changed(last, good[last] ^ 1),
         RecordError::Damaged { .. }
     ));
-    // A reserved kind (19 is Split) with a good crc.
+    // An unknown kind with a good crc.
     let mut reserved = good.to_vec();
-    reserved[9] = 19;
+    reserved[9] = 25;
     let crc = crc32fast::hash(&reserved[9..]);
     reserved[5..9].copy_from_slice(&crc.to_le_bytes());
     let error = Record::decode(&Bytes::from(reserved)).unwrap_err();
-    assert_eq!(error, RecordError::UnknownKind { kind: 19 });
+    assert_eq!(error, RecordError::UnknownKind { kind: 25 });
     for length in 4..good.len() {
         let cut = Record::decode(&good.slice(..length)).unwrap_err();
         assert!(
@@ -216,6 +345,16 @@ fn a_write_header_without_the_fields_of_later_versions_is_read() {
             ..WriteHeader::default()
         }
     );
+}
+
+#[test]
+fn a_merge_that_does_not_unpack_is_damage() {
+    let bytes = one_of_each_of_ownership()[3].encode();
+    let mut short = bytes[..bytes.len() - 3].to_vec();
+    let crc = crc32fast::hash(&short[9..]);
+    short[5..9].copy_from_slice(&crc.to_le_bytes());
+    let error = Record::decode(&Bytes::from(short)).unwrap_err();
+    assert!(matches!(error, RecordError::Damaged { .. }), "{error}");
 }
 
 proptest! {

@@ -26,8 +26,14 @@ pub struct Stack {
     guard: Option<Child>,
 }
 
+/// This crate's folder, in the checkout that the tests run for.
+fn crate_folder() -> PathBuf {
+    let built_in = env!("CARGO_MANIFEST_DIR").into();
+    PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or(built_in))
+}
+
 fn script() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/stack")
+    crate_folder().join("../scripts/stack")
 }
 
 impl Stack {

@@ -32,10 +32,33 @@ enum What {
         id: Option<(u64, u32)>,
         chunk: Option<(u128, u64, u32, bool)>,
         ago: Option<u64>,
+        /// It says what it brings.
+        scoped: bool,
     },
     Put {
         table: u128,
         ahead: u32,
+    },
+    Seal(u128),
+    Unseal(u128),
+    Abort(u128),
+    /// With a unit cut if there is a place, else all of it goes.
+    Split {
+        procedure: u128,
+        manifest: u64,
+        table: u128,
+        at: Option<u8>,
+    },
+    Recut {
+        procedure: u128,
+        manifest: u64,
+        table: u128,
+        at: u8,
+    },
+    /// Of a small shard that is sealed for it.
+    Merge {
+        procedure: u128,
+        unit: u128,
     },
     Drop {
         table: u128,
@@ -62,22 +85,38 @@ fn step() -> impl Strategy<Value = Step> {
         prop::option::of((0_u64..12, 0_u32..2)),
         prop::option::of((1_u128..4, 0_u64..80, 0_u32..3, any::<bool>())),
         prop::option::of(0_u64..4),
+        any::<bool>(),
     )
-        .prop_map(|(tables, id, chunk, ago)| What::Write {
+        .prop_map(|(tables, id, chunk, ago, scoped)| What::Write {
             tables,
             id,
             chunk,
             ago,
+            scoped,
         });
+    let split = (1_u128..9, 0_u64..4, 1_u128..6, prop::option::of(1_u8..9));
+    let recut = (1_u128..9, 0_u64..4, 1_u128..6, 1_u8..9);
     let what = prop_oneof![
         10 => write,
         3 => (1_u128..6, 1_u32..3).prop_map(|(table, ahead)| What::Put { table, ahead }),
         1 => (1_u128..6).prop_map(|table| What::Drop { table }),
         1 => (0_u64..9).prop_map(|version| What::Manifest { version }),
+        1 => (1_u128..9).prop_map(What::Seal),
+        2 => (1_u128..9).prop_map(What::Unseal),
+        1 => (1_u128..9).prop_map(What::Abort),
+        1 => split.prop_map(|(procedure, manifest, table, at)| {
+            What::Split { procedure, manifest, table, at }
+        }),
+        1 => recut.prop_map(|(procedure, manifest, table, at)| {
+            What::Recut { procedure, manifest, table, at }
+        }),
+        1 => (1_u128..9, 50_u128..60).prop_map(|(procedure, unit)| {
+            What::Merge { procedure, unit }
+        }),
     ];
     let skew = prop_oneof![30 => Just(0_i8), 2 => Just(-1), 1 => Just(1)];
     prop_oneof![
-        3 => (0_usize..5, 0_u64..9).prop_map(|(who, manifest)| Step::Claim { who, manifest }),
+        3 => (0_usize..5, 0_u64..4).prop_map(|(who, manifest)| Step::Claim { who, manifest }),
         1 => Just(Step::Barrier),
         1 => Just(Step::Pass),
         1 => (1_u64..3).prop_map(|records| Step::Skip { records }),
@@ -88,7 +127,7 @@ fn step() -> impl Strategy<Value = Step> {
 /// What stands at an offset.
 #[derive(Clone, Debug)]
 enum Entry {
-    Record(Record),
+    Record(Box<Record>),
     Foreign,
     /// This one and so many in all were given up, in this term.
     Skipped(u64, u64),
@@ -110,6 +149,8 @@ fn log(steps: &[Step]) -> Vec<(Offset, Entry)> {
     let mut versions = std::collections::HashMap::new();
     // The newest claimer does most of the talking, or little would ever apply.
     let mut newest = 0;
+    // Folded along, so that plans fit more often than by chance.
+    let mut seen = FoldState::new(small());
     let mut offset = 0;
     let mut log = Vec::new();
     for (i, step) in steps.iter().enumerate() {
@@ -120,30 +161,35 @@ fn log(steps: &[Step]) -> Vec<(Offset, Entry)> {
             Step::Skip { records } => {
                 let skipped = Entry::Skipped(*records, 2 + i as u64 % 3);
                 log.push((Offset(offset), skipped));
+                run(&mut seen, &log[log.len() - 1..]);
                 offset += records - 1;
                 continue;
             }
-            Step::Barrier => Entry::Record(Record::barrier(Uuid::from_u128(1), stamp_ms)),
+            Step::Barrier => Entry::Record(Box::new(Record::barrier(Uuid::from_u128(1), stamp_ms))),
             Step::Claim { who, manifest: m } => {
                 newest = newest.max(*who);
-                Entry::Record(Record::claim(
-                    claims[*who].0,
-                    claims[*who].1,
-                    manifest(*m),
-                    stamp_ms,
-                ))
+                let claim = Record::claim(claims[*who].0, claims[*who].1, manifest(*m), stamp_ms);
+                Entry::Record(Box::new(claim))
             }
             Step::Say { who, skew, what } => {
                 let who = if i % 4 == 0 { *who } else { newest };
                 let seq = (next[who] + i64::from(*skew)).max(0) as u64;
                 next[who] = next[who].max(seq as i64 + 1);
-                let payload = payload(what, offset, stamp_ms, &mut versions);
-                Entry::Record(Record::sequenced(claims[who], Seq(seq), stamp_ms, payload))
+                let payload = payload(what, offset, stamp_ms, &mut versions, &seen);
+                let record = Record::sequenced(claims[who], Seq(seq), stamp_ms, payload);
+                Entry::Record(Box::new(record))
             }
         };
         log.push((Offset(offset), record));
+        run(&mut seen, &log[log.len() - 1..]);
     }
     log
+}
+
+/// Mostly the manifest that was named last.
+fn planned(version: u64, seen: &FoldState) -> ManifestRef {
+    let last = seen.manifest().filter(|_| version > 0);
+    last.unwrap_or(manifest(version))
 }
 
 fn payload(
@@ -151,6 +197,7 @@ fn payload(
     offset: u64,
     stamp_ms: u64,
     versions: &mut std::collections::HashMap<u128, u32>,
+    seen: &FoldState,
 ) -> Payload {
     match what {
         What::Write {
@@ -158,7 +205,10 @@ fn payload(
             id,
             chunk,
             ago,
+            scoped,
         } => rows(WriteHeader {
+            generation: seen.generation(),
+            besides: scoped.then(Vec::new),
             write_id: id.map(|(n, part)| WriteIdPart {
                 id: write_id(stamp_ms / 40_000 * 40_000 + n / 3 * 9000, u128::from(n)),
                 part,
@@ -183,16 +233,60 @@ fn payload(
             Payload::Schema(vec![SchemaChange::Drop { table: table(*t) }])
         }
         What::Manifest { version } => Payload::Manifest(manifest(*version)),
+        What::Seal(number) => Payload::Seal {
+            procedure: procedure(*number),
+        },
+        What::Unseal(number) => Payload::Unseal {
+            procedure: procedure(*number),
+        },
+        What::Abort(number) => Payload::Abort {
+            procedure: procedure(*number),
+        },
+        What::Split {
+            procedure,
+            manifest: version,
+            table,
+            at,
+        } => {
+            let one = match at {
+                Some(at) => cut(*table, keys(0, *at), 100 + procedure, keys(*at, 255)),
+                None => moved(*table),
+            };
+            Payload::Split(Split {
+                manifest: planned(*version, seen),
+                ..split(*procedure, vec![one])
+            })
+        }
+        What::Recut {
+            procedure,
+            manifest: version,
+            table,
+            at,
+        } => {
+            let one = cut(*table, keys(0, *at), 200 + procedure, keys(*at, 255));
+            Payload::Recut(Recut {
+                manifest: planned(*version, seen),
+                ..recut(*procedure, vec![one], vec![])
+            })
+        }
+        What::Merge { procedure, unit } => {
+            let mut source = Leader::with_tables(small(), 0);
+            assert_eq!(source.put(schema(table(*unit), 1, 3)), Verdict::Apply);
+            assert_eq!(source.seal(*procedure), Verdict::Apply);
+            Payload::Merge(merge(*procedure, &source.state))
+        }
     }
 }
 
 fn small() -> FoldLimits {
     FoldLimits {
         write_ids_max: 16,
+        write_id_parts_max: 24,
         write_id_age_ms_max: 60_000,
         write_id_ahead_ms_max: 120_000,
         changed_tables_max: 4,
         imports_max: 2,
+        procedures_max: 2,
     }
 }
 
@@ -298,7 +392,7 @@ proptest! {
         prop_assert_eq!(first.len(), cuts[0]);
     }
 
-    /// No (id, part) ever applies twice, however often and by whom it is sent.
+    /// No (id, part) ever applies twice to a unit, however often and by whom it is sent.
     #[test]
     fn no_write_id_applies_twice(steps in prop::collection::vec(step(), 1..200)) {
         let log = log(&steps);
@@ -308,7 +402,10 @@ proptest! {
             if let (Some(Record { payload: Payload::Write(write), .. }), Some(Verdict::Apply)) = (entry.record(), verdict)
                 && let Some(id) = write.header.write_id
             {
-                prop_assert!(applied.insert(id), "{:?} applied twice", id);
+                let units = write.header.tables.iter().map(|w| w.table);
+                for unit in units.collect::<std::collections::HashSet<_>>() {
+                    prop_assert!(applied.insert((id, unit)), "{:?} applied twice", id);
+                }
             }
         }
     }

@@ -1,0 +1,118 @@
+//! Tables whose partitions are on several nodes, on real Kafka, MinIO and etcd.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+use shoal_tests::{Client, Cluster, Stack};
+
+const FOUR: &[(&str, &str)] = &[
+    ("SHOAL_ENGINE_SHARDS", "4"),
+    ("SHOAL_LINE_PROTOCOL_PARTITIONS", "4"),
+];
+
+async fn route(client: &Client, table: &str) -> Value {
+    let route = client.get(&format!("/v1/route/{table}")).await;
+    serde_json::from_str(&route.expect("a route")).expect("JSON")
+}
+
+/// The nodes that lead a table's partitions.
+async fn leaders(client: &Client, table: &str) -> BTreeSet<String> {
+    let route = route(client, table).await;
+    let partitions = route["partitions"].as_array().expect("partitions").iter();
+    let node = |p: &Value| p["leader"]["node"].as_str().expect("a leader").to_owned();
+    partitions.map(node).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_on_several_nodes_are_one_table_at_each_of_them() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let stack = Stack::start(dir.path());
+    let mut cluster = Cluster::start(&stack, dir.path(), "parted", 3, FOUR).await;
+    let shards = cluster.shard_ids(0).await;
+    for (shard, node) in shards.iter().zip([0, 1, 1, 2]) {
+        if node > 0 {
+            let moved = cluster.order(0, shard, "move", node).await;
+            assert_eq!(moved["state"], "done", "{moved}");
+        }
+    }
+    let clients = [cluster.client(0), cluster.client(1), cluster.client(2)];
+    clients[2]
+        .sql("CREATE TABLE t (k BIGINT, v BIGINT, PRIMARY KEY (k)) PARTITION BY HASH (k) PARTITIONS 6")
+        .await
+        .expect("create");
+    assert_eq!(leaders(&clients[0], "t").await.len(), 3, "on all nodes");
+    for (i, client) in clients.iter().enumerate() {
+        let (from, to) = (i * 1000, i * 1000 + 1999);
+        let insert =
+            format!("INSERT INTO t SELECT v, {i} FROM generate_series({from}, {to}) AS g(v)");
+        client.sql(&insert).await.expect("insert");
+        let lines: Vec<String> = (0..100)
+            .map(|h| {
+                format!(
+                    "lp,host=h{h},node={i} v={h}i {}",
+                    1_700_000_000_000_000_000_u64 + h
+                )
+            })
+            .collect();
+        client.write(lines.join("\n")).await.expect("line protocol");
+    }
+    assert_eq!(
+        route(&clients[0], "lp").await["partition_by"]["columns"],
+        json!(["host"])
+    );
+    for client in &clients {
+        assert_eq!(client.count("SELECT count(*) FROM t").await, 4000);
+        assert_eq!(client.count("SELECT sum(v) FROM t").await, 1000 + 2 * 2000);
+        assert_eq!(client.count("SELECT count(*) FROM lp").await, 300);
+        assert_eq!(client.count("SELECT v FROM t WHERE k = 1500").await, 1);
+        let bounded = "SELECT count(*) FROM lp WHERE host IN ('h1', 'h2')";
+        assert_eq!(client.count(bounded).await, 6);
+    }
+    // Rows and columns are changed at one node and seen at the next.
+    for (i, client) in clients.iter().enumerate() {
+        let next = &clients[(i + 1) % 3];
+        client
+            .sql(&format!(
+                "UPDATE t SET v = v + 10 WHERE k < {}",
+                100 * (i + 1)
+            ))
+            .await
+            .expect("update");
+        client
+            .sql(&format!("ALTER TABLE t ADD COLUMN c{i} BIGINT"))
+            .await
+            .expect("alter");
+        next.sql(&format!("UPDATE t SET c{i} = 1 WHERE k < 2000"))
+            .await
+            .expect("update of the new column");
+        let counted = format!("SELECT sum(c{i}) FROM t");
+        assert_eq!(client.count(&counted).await, 2000);
+    }
+    assert_eq!(
+        clients[0].count("SELECT sum(v) FROM t WHERE k < 300").await,
+        10 * (100 + 200 + 300)
+    );
+    let report = clients[1]
+        .post("/v1/admin/flush", &json!({"table": "t"}))
+        .await;
+    report.expect("flush");
+
+    // A node that leads partitions dies: nothing acknowledged is lost.
+    cluster.nodes[1].kill();
+    cluster.nodes[1].restart().await;
+    let client = cluster.client(1);
+    assert_eq!(client.count("SELECT count(*) FROM t").await, 4000);
+    client
+        .sql("DELETE FROM t WHERE k >= 3000")
+        .await
+        .expect("delete");
+    assert_eq!(clients[2].count("SELECT count(*) FROM t").await, 3000);
+    client.sql("TRUNCATE t").await.expect("truncate");
+    for client in [&cluster.client(0), &client, &cluster.client(2)] {
+        assert_eq!(client.count("SELECT count(*) FROM t").await, 0);
+    }
+    clients[2].sql("DROP TABLE t").await.expect("drop");
+    let gone = client.sql("SELECT count(*) FROM t").await;
+    assert!(gone.expect_err("dropped").text.contains("undefined_table"));
+    cluster.replicas_agree(0).await;
+}
