@@ -106,6 +106,9 @@ pub(crate) async fn of_view(
         runs.push(futures::stream::iter(run).boxed());
     }
     let mut merged = merge_runs(Arc::clone(schema), runs, MergeOptions::read());
+    if let Some(owned) = view.owned_rows() {
+        merged = owned.of_run(merged);
+    }
     let mut sum = TableChecksum {
         table: schema.table,
         rows: 0,

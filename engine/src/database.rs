@@ -8,6 +8,7 @@
 //! - `database/roles.rs`: which shards are led or followed here; `database/remote.rs`: what is
 //!   asked of other nodes, and answered to them.
 //! - `database/maintenance.rs`: when to flush, compact, collect, open again.
+//! - `database/repartition.rs`: partitions cut and joined.
 //! - `database/repair.rs`: what an operator does about a damaged or lost log.
 //! - `database/admin.rs`: status and commands of operators.
 
@@ -21,6 +22,7 @@ mod partitions;
 mod reads;
 mod remote;
 mod repair;
+mod repartition;
 mod roles;
 mod tables;
 mod writes;
@@ -28,6 +30,7 @@ mod writes;
 pub use holds::Hold;
 pub use partitions::NewPartition;
 pub use repair::Repaired;
+pub use repartition::UnitChange;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -38,7 +41,8 @@ use parking_lot::{Mutex, RwLock};
 use shoal_meta::{Layout, NamedTable, Part, Placed};
 use shoal_sst::SstError;
 use shoal_types::{
-    Clock, Epoch, Offset, PartitionBy, PartitionId, Retry, ShardId, TableId, TableSchema, WriteId,
+    Clock, Epoch, Offset, PartitionBounds, PartitionBy, PartitionId, Retry, ShardId, TableId,
+    TableSchema, WriteId,
 };
 use shoal_wal::log::LogStore;
 use shoal_wal::record::ImportChunk;
@@ -117,6 +121,13 @@ impl TableHandle {
     pub fn part(&self) -> Option<&Part> {
         let layout = self.layout.as_ref()?;
         layout.parts.iter().find(|part| part.unit == self.id)
+    }
+
+    /// What of its table the partition owns; `None`: all.
+    #[must_use]
+    pub fn bounds(&self) -> Option<PartitionBounds> {
+        let layout = self.layout.as_ref()?;
+        self.part().map(|part| layout.bounds(part))
     }
 
     fn at(&self, placed: Placed) -> Self {

@@ -116,6 +116,18 @@ pub enum WriteError {
         /// What was applied.
         covered: Vec<shoal_wal::record::Covered>,
     },
+    /// A unit that the rows were routed to owns something else now, or is in another shard: of the
+    /// records the first `applied` are written, the others are to be routed anew. Only between the
+    /// parts of this crate.
+    #[error("what shard {shard} owns has changed while the rows were on their way")]
+    Moved {
+        /// The shard.
+        shard: ShardId,
+        /// How many of the request's records for the shard are written.
+        applied: u32,
+        /// Of the last of them.
+        commit: Option<crate::ShardCommit>,
+    },
     /// A row belongs to no partition of its table: nothing was written. The text names its values
     /// and the remedy.
     #[error("{0}")]
@@ -189,6 +201,7 @@ impl WriteError {
             | Self::Overloaded(_)
             | Self::NoSpace(_)
             | Self::Overlaps { .. }
+            | Self::Moved { .. }
             | Self::NotLeader { .. }
             | Self::ShardUnavailable { .. }
             | Self::ShardHalted { .. } => Retry::Safe,

@@ -18,6 +18,7 @@ pub mod inspect;
 pub mod manifest;
 pub mod memtable;
 pub mod merge;
+mod owned;
 mod peers;
 mod read_view;
 mod remote_store;
@@ -31,12 +32,13 @@ pub use checksum::{ShardChecksum, TableChecksum};
 pub use config::EngineConfig;
 pub use database::{
     Backends, Commit, CommitToken, Database, Hold, NewPartition, NewPartitions, NewTable, ReadAt,
-    Repaired, Role, TableHandle, WriteOptions,
+    Repaired, Role, TableHandle, UnitChange, WriteOptions,
 };
 pub use durable_store::DurableLocalStore;
 pub use error::{EngineError, WriteError};
 pub use folder_lock::FolderLock;
 pub use manifest::{Loss, LossKind};
+pub use owned::{OwnedRows, owns_all};
 pub use peers::{Peers, Read, ReadPlace, RecordPart, ShardCommit, ShardWrite};
 pub use read_view::{PredicateDelete, ReadLevel, ReadView, RowPredicate};
 pub use remote_store::{RemoteStore, S3Config};

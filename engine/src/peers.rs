@@ -19,7 +19,7 @@ use shoal_types::{Epoch, NodeId, Offset, ShardId, TableId, TableSchema, WriteId}
 use shoal_wal::record::{ImportChunk, SchemaChange, TableWrite};
 
 use crate::remote_view::EncodedView;
-use crate::{EngineError, ReadLevel, ShardStatus, WriteError};
+use crate::{EngineError, ReadLevel, ShardStatus, UnitChange, WriteError};
 
 /// Which replica answers a read (DESIGN §2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +44,8 @@ pub struct ShardWrite {
     pub import: Option<ImportChunk>,
     /// Position that an UPDATE or DELETE read at.
     pub read_at: Option<Offset>,
+    /// Fingerprints of what each unit owned when the rows were routed.
+    pub owns: Vec<(TableId, u64)>,
     /// The records, in order.
     pub parts: Vec<RecordPart>,
 }
@@ -151,6 +153,12 @@ pub trait Peers: Send + Sync + std::fmt::Debug + 'static {
     /// # Errors
     /// As [`Self::table_schema`].
     async fn apply_deletes(&self, shard: ShardId, table: TableId) -> Result<(), EngineError>;
+
+    /// Has the shard's leader cut or join units.
+    ///
+    /// # Errors
+    /// As [`Self::table_schema`]; [`EngineError::Invalid`].
+    async fn change_unit(&self, shard: ShardId, change: UnitChange) -> Result<(), EngineError>;
 
     /// Whether a write with this id was applied to a table, by the shard's leader.
     ///

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use arrow_array::{BooleanArray, RecordBatch};
 use shoal_sst::SstFile;
-use shoal_types::{Epoch, Offset, RowVersion, ShardId, TableSchema};
+use shoal_types::{Epoch, Offset, PartitionBounds, RowVersion, ShardId, TableSchema};
 
 use crate::CommitToken;
 use crate::memtable::MemtableView;
+use crate::owned::{OwnedRows, owns_all};
 use crate::served_by::ServedBy;
 
 /// Evaluates the SQL predicates of append-table deletes. The engine knows no SQL; the query layer
@@ -69,8 +70,32 @@ pub struct ReadView {
     pub files: Vec<SstFile>,
     /// Deletes that files still need applied (append tables). Memory has its own applied.
     pub deletes: Vec<PredicateDelete>,
+    /// What of the table it shows; `None`: all. Files and memory may hold more
+    /// ([`Self::shows_all_of_file`]).
+    pub bounds: Option<Arc<PartitionBounds>>,
     /// Evaluates `deletes`.
     pub predicate: Option<Arc<dyn RowPredicate>>,
     /// Keeps the files from being collected while the view lives.
     pub(crate) _pin: Option<Arc<dyn Debug + Send + Sync>>,
+}
+
+impl ReadView {
+    /// Whether all rows of a file, by its place in [`Self::files`], are shown.
+    #[must_use]
+    pub fn shows_all_of_file(&self, at: usize) -> bool {
+        owns_all(self.bounds.as_deref(), self.files[at].bounds.as_deref())
+    }
+
+    /// Whether all rows of a part of memory, by its place in [`Self::memory`], are shown.
+    #[must_use]
+    pub fn shows_all_of_memory(&self, at: usize) -> bool {
+        owns_all(self.bounds.as_deref(), self.memory[at].written_under())
+    }
+
+    /// What leaves out the rows that are not shown; `None`: it shows all of its table.
+    #[must_use]
+    pub fn owned_rows(&self) -> Option<OwnedRows> {
+        let bounds = self.bounds.clone()?;
+        Some(OwnedRows::new(bounds, &self.schema))
+    }
 }

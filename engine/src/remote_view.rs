@@ -11,7 +11,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use shoal_rows::{decode_blocks, encode_blocks};
 use shoal_sst::SstFile;
-use shoal_types::{Epoch, Offset, RowVersion, ShardId, TableSchema};
+use shoal_types::{Epoch, Offset, PartitionBounds, RowVersion, ShardId, TableSchema};
 
 use crate::memtable::{Step, TableMemtable};
 use crate::served_by::ServedBy;
@@ -43,8 +43,14 @@ pub struct ViewHead {
     pub files: Vec<SstFile>,
     /// As [`ReadView::deletes`].
     pub deletes: Vec<PredicateDelete>,
+    /// As [`ReadView::bounds`].
+    #[serde(default)]
+    pub bounds: Option<Arc<PartitionBounds>>,
     /// For each part of [`ReadView::memory`] what leads to it, in order.
     memory: Vec<Vec<EncodedStep>>,
+    /// For each part of it what its rows were written under.
+    #[serde(default)]
+    written_under: Vec<Option<Arc<PartitionBounds>>>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -100,7 +106,13 @@ impl EncodedView {
                 served_by: view.served_by,
                 files: view.files.clone(),
                 deletes: view.deletes.clone(),
+                bounds: view.bounds.clone(),
                 memory,
+                written_under: view
+                    .memory
+                    .iter()
+                    .map(|m| m.written_under.clone())
+                    .collect(),
             },
             bodies,
         })
@@ -122,8 +134,10 @@ impl EncodedView {
         // the order of the steps. So any rising offset will do.
         let mut offset = Offset(1);
         let mut memory = Vec::with_capacity(head.memory.len());
+        let mut written_under = head.written_under.into_iter();
         for steps in head.memory {
-            let mut table = TableMemtable::new(Arc::clone(&head.schema));
+            let mut table = TableMemtable::new(Arc::clone(&head.schema))
+                .written_under(written_under.next().flatten());
             for step in steps {
                 match step {
                     EncodedStep::Rows => {
@@ -150,6 +164,7 @@ impl EncodedView {
             memory,
             files: head.files,
             deletes: head.deletes,
+            bounds: head.bounds,
             predicate,
             _pin: None,
         })

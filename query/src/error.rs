@@ -227,7 +227,9 @@ impl From<WriteError> for QueryError {
         let kind = match &error {
             WriteError::Conflict { .. } => Kind::CONFLICT,
             WriteError::StaleSchema { .. } => Kind::SCHEMA_CHANGED,
-            WriteError::Overloaded(_) | WriteError::Overlaps { .. } => Kind::OVERLOADED,
+            WriteError::Overloaded(_) | WriteError::Overlaps { .. } | WriteError::Moved { .. } => {
+                Kind::OVERLOADED
+            }
             WriteError::NoSpace(_) => Kind::DISK_FULL,
             WriteError::ShardUnavailable { .. }
             | WriteError::ShardHalted { .. }

@@ -17,6 +17,6 @@ pub use key::{
     encode_series_all, encode_time, slot_of,
 };
 pub use literal::{KeyBound, ValueError, encode_bound, encode_key_values};
-pub use route::{MaskError, RouteError, Routed, Router, Wanted, mask};
+pub use route::{MaskError, RouteError, Routed, Router, Wanted, encodings, mask, outside};
 pub use shoal_types::SLOTS;
 pub use values::i64_array;

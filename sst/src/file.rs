@@ -1,7 +1,9 @@
 //! What a manifest says of a file.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
-use shoal_types::{Incarnation, PartitionId, RowVersion, TableId};
+use shoal_types::{Incarnation, PartitionBounds, PartitionId, RowVersion, TableId};
 
 /// Hidden column, present only in files that hold tombstones: `BOOLEAN`, true where the row
 /// deletes its key.
@@ -65,6 +67,10 @@ pub struct SstFile {
     /// CRC-32 of those bytes, checked before they are parsed.
     #[serde(default)]
     pub tail_crc: u32,
+    /// What the unit owned of its table when the file was written: no row lies outside. `None`:
+    /// all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bounds: Option<Arc<PartitionBounds>>,
 }
 
 mod serde_bytes_vec {

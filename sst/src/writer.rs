@@ -341,6 +341,7 @@ impl SstWriter {
             series,
             tail_bytes,
             tail_crc,
+            bounds: None,
         };
         Ok((file, sink.take_rest()))
     }

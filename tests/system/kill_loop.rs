@@ -92,6 +92,36 @@ async fn disturb(client: Client) {
     }
 }
 
+/// Splits and merges partitions of a table all the time; a kill ends it.
+async fn recut(client: Client, table: &'static str, seed: u64) {
+    let mut random = StdRng::seed_from_u64(seed);
+    loop {
+        let listed = format!(
+            "SELECT name, shard FROM system.partitions WHERE table_name = '{table}' ORDER BY owns"
+        );
+        let parts = match client.sql(&listed).await {
+            Ok(parts) => parts,
+            Err(failure) if failure.status.is_none() => return,
+            Err(_) => continue,
+        };
+        let at = random.random_range(0..parts.len());
+        let name = parts[at][0].as_str().unwrap_or_default();
+        let order = match parts.get(at + 1) {
+            _ if parts[at][0].is_null() => format!("ALTER TABLE {table} SPLIT"),
+            Some(next) if parts.len() > 3 => {
+                let next = next[0].as_str().unwrap_or_default();
+                format!("ALTER TABLE {table} MERGE PARTITIONS {name}, {next}")
+            }
+            _ => format!("ALTER TABLE {table} SPLIT PARTITION {name}"),
+        };
+        match client.sql(&order).await {
+            Err(failure) if failure.status.is_none() => return,
+            // No neighbours, of two shards, or too few rows to find the middle of.
+            Err(_) | Ok(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_acknowledged_batch_survives_kill_9_once_and_no_batch_is_there_in_part() {
     let seed = std::env::var("SHOAL_TEST_SEED")
@@ -102,13 +132,12 @@ async fn every_acknowledged_batch_survives_kill_9_once_and_no_batch_is_there_in_
     let mut random = StdRng::seed_from_u64(seed);
     let folder = tempfile::tempdir().expect("a folder");
     let mut server = Server::start(&folder.path().join("data"), TIGHT).await;
-    server
-        .client()
-        .sql(
-            "CREATE TABLE appended (ts TIMESTAMP(3) NOT NULL, batch TEXT, \"row\" BIGINT, PRIMARY KEY (batch, ts)) WITH (time_column = 'ts', mode = 'append')",
-        )
-        .await
-        .expect("an append table");
+    for made in [
+        "CREATE TABLE appended (ts TIMESTAMP(3) NOT NULL, batch TEXT, \"row\" BIGINT, PRIMARY KEY (batch, ts)) PARTITION BY HASH (batch) PARTITIONS 2 WITH (time_column = 'ts', mode = 'append')",
+        "CREATE TABLE upserted (batch TEXT, time TIMESTAMP(9) NOT NULL, \"row\" BIGINT, half DOUBLE PRECISION, PRIMARY KEY (batch, time))",
+    ] {
+        server.client().sql(made).await.expect("a table");
+    }
     let ledger = |tables| Arc::new(Mutex::new(Ledger::new(tables, BATCH_ROWS)));
     let ledgers = [
         (By::Insert, ledger(vec!["appended".to_owned()])),
@@ -135,6 +164,9 @@ async fn every_acknowledged_batch_survives_kill_9_once_and_no_batch_is_there_in_
             }
         }
         writers.spawn(disturb(server.client()));
+        for table in ["appended", "upserted"] {
+            writers.spawn(recut(server.client(), table, random.random()));
+        }
         tokio::time::sleep(Duration::from_millis(random.random_range(100..1500))).await;
         // Every third time the process stands still first, as on a stalled machine.
         if rounds % 3 == 0 {

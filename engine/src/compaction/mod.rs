@@ -7,7 +7,7 @@ pub(crate) mod pick;
 mod write;
 
 pub use budget::ByteBudget;
-pub use pick::{CompactionJob, PickConfig, TtlCut, expired, pick, pick_full};
+pub use pick::{CompactionJob, PickConfig, TtlCut, expired, pick, pick_full, pick_stale};
 pub use write::SstProducer;
 
 #[cfg(test)]

@@ -294,3 +294,19 @@ pub fn pick_full(
         .map(|runs| job(schema, runs, 0, runs.len()))
         .collect()
 }
+
+/// One run that has a file that is `stale`, to be written anew by itself.
+#[must_use]
+pub fn pick_stale(
+    files: &[SstFile],
+    schema: &TableSchema,
+    config: &PickConfig,
+    is_stale: &dyn Fn(&SstFile) -> bool,
+) -> Option<CompactionJob> {
+    groups(files, schema, config).iter().find_map(|runs| {
+        let at = runs
+            .iter()
+            .position(|run| run.files.iter().any(|f| is_stale(f)))?;
+        Some(job(schema, runs, at, at + 1))
+    })
+}

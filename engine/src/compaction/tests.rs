@@ -39,6 +39,7 @@ fn file(versions: (u64, u64), days: (i64, i64), bytes: u64, made_ms: u64) -> Sst
         series: 1,
         tail_bytes: 0,
         tail_crc: 0,
+        bounds: None,
     }
 }
 
@@ -249,7 +250,7 @@ async fn a_compaction_splits_by_window_and_leaves_out_what_ttl_and_predicate_del
             memtable.apply(rows, 0, Offset(flush * 10 + day as u64), 0);
         }
         let files = producer
-            .flush_memtable(&memtable.view(), &schema, partition, Some(&[]))
+            .flush_memtable(&memtable.view(), &schema, partition, Some(&[]), None)
             .await
             .expect("flushes");
         let days: Vec<_> = files
@@ -270,7 +271,14 @@ async fn a_compaction_splits_by_window_and_leaves_out_what_ttl_and_predicate_del
     };
     let now_ms = 3 * DAY as u64 + 2;
     let files = producer
-        .compact(&job, &schema, &[], &deletes, TtlCut::of(&schema, now_ms))
+        .compact(
+            &job,
+            &schema,
+            &[],
+            &deletes,
+            TtlCut::of(&schema, now_ms),
+            None,
+        )
         .await
         .expect("compacts");
     assert_eq!(files.len(), 2, "day 0 is gone");
@@ -325,7 +333,7 @@ async fn tables_without_a_key_or_without_a_time_in_it_flush_compact_and_read() {
             if flush < 2 {
                 let view = memtable.view();
                 let files = producer
-                    .flush_memtable(&view, &schema, partition, Some(&inputs))
+                    .flush_memtable(&view, &schema, partition, Some(&inputs), None)
                     .await;
                 inputs.extend(files.expect("flushes"));
             } else {
@@ -338,7 +346,7 @@ async fn tables_without_a_key_or_without_a_time_in_it_flush_compact_and_read() {
             level: 1,
         };
         let files = producer
-            .compact(&job, &schema, &[], &[], None)
+            .compact(&job, &schema, &[], &[], None, None)
             .await
             .expect("compacts");
         let rows = values_of_a(&read(&store, &schema, &files, &views, 64).await);

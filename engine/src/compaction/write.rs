@@ -14,13 +14,14 @@ use shoal_sst::{
     ObjectLayout, ReadCounters, ScanOptions, SstFile, SstStore, SstStream, SstWriteOptions,
     SstWriter, times_of,
 };
-use shoal_types::{PartitionId, RowVersion, ShardId, TableSchema};
+use shoal_types::{PartitionBounds, PartitionId, RowVersion, ShardId, TableSchema};
 
 use super::fresh::Fresh;
 use super::pick::{TtlCut, window_width};
 use super::{ByteBudget, CompactionJob};
 use crate::memtable::{MemtableScan, MemtableView};
 use crate::merge::{MergeOptions, RunStream, file_run, merge_runs};
+use crate::owned::{OwnedRows, owns_all};
 use crate::{EngineError, PredicateDelete, RowPredicate};
 
 /// Files that one flush or compaction may have open; with more windows than this, windows are
@@ -85,7 +86,8 @@ impl SstProducer {
     /// Writes a frozen memtable's rows as level-0 files, one or two a time window (see
     /// `fresh.rs`), compressed quickly. All have the view's version range. `older`: all files of
     /// the table that show; what lies above none of them is written without hidden columns.
-    /// `None`: some older rows are in no file yet.
+    /// `None`: some older rows are in no file yet. `owned`: what of its table the unit owns; rows
+    /// outside are left out.
     ///
     /// CPU-bound between writes of a file's parts: run it on a thread that may block.
     ///
@@ -97,6 +99,7 @@ impl SstProducer {
         schema: &Arc<TableSchema>,
         partition: PartitionId,
         older: Option<&[SstFile]>,
+        owned: Option<Arc<PartitionBounds>>,
     ) -> Result<Vec<SstFile>, EngineError> {
         let Some(versions) = view.versions() else {
             return Ok(Vec::new());
@@ -126,9 +129,18 @@ impl SstProducer {
             versions,
             level: 0,
         };
+        let outside = (!owns_all(owned.as_deref(), view.written_under()))
+            .then(|| owned.clone())
+            .flatten()
+            .map(|owned| OwnedRows::new(owned, schema));
         let mut writers = Writers::new(self, schema, partition, width, output);
+        writers.owned = owned;
         writers.fresh = fresh.unwrap_or_default();
         while let Some(batch) = run.next().transpose()? {
+            let batch = match &outside {
+                Some(outside) => outside.filter(&batch)?,
+                None => batch,
+            };
             writers.write(&batch).await?;
             tokio::task::yield_now().await;
         }
@@ -137,7 +149,8 @@ impl SstProducer {
 
     /// Merges a job's inputs into files compressed with zstd, one or two a time window (see
     /// `fresh.rs`). Rows before `cut` are dropped, `deletes` applied to files older than they are.
-    /// `older`: all files of the table that show and are neither inputs nor newer. Memory: some 4 MiB compressed an input, and
+    /// `older`: all files of the table that show and are neither inputs nor newer. `owned`: as in
+    /// [`Self::flush_memtable`]. Memory: some 4 MiB compressed an input, and
     /// one row group an open window.
     ///
     /// CPU-bound between reads: run it on a thread that may block.
@@ -151,6 +164,7 @@ impl SstProducer {
         older: &[SstFile],
         deletes: &[PredicateDelete],
         cut: Option<TtlCut>,
+        owned: Option<Arc<PartitionBounds>>,
     ) -> Result<Vec<SstFile>, EngineError> {
         let Some(first) = job.inputs.first() else {
             return Ok(Vec::new());
@@ -176,7 +190,13 @@ impl SstProducer {
         };
         let mut runs = Vec::with_capacity(job.inputs.len());
         for file in &job.inputs {
-            runs.push(self.input(file, schema, deletes)?);
+            let run = self.input(file, schema, deletes)?;
+            runs.push(match &owned {
+                Some(bounds) if !owns_all(Some(&**bounds), file.bounds.as_deref()) => {
+                    OwnedRows::new(Arc::clone(bounds), schema).of_run(run)
+                }
+                _ => run,
+            });
         }
         let width = window_width(schema, self.window_s).map(|width| {
             let ranges = job.inputs.iter().filter_map(|f| f.time_range);
@@ -190,6 +210,7 @@ impl SstProducer {
             width
         });
         let mut writers = Writers::new(self, schema, first.partition, width, output);
+        writers.owned = owned;
         if let Some(width) = width.filter(|_| !job.bottom) {
             writers.fresh = Fresh::of_files(schema, older, &job.inputs, width);
         }
@@ -353,6 +374,8 @@ struct Writers<'a> {
     partition: PartitionId,
     width: Option<i64>,
     output: Output,
+    /// What the unit owns: nothing else is written.
+    owned: Option<Arc<PartitionBounds>>,
     fresh: Fresh,
     windows: BTreeMap<Slot, Window>,
     done: Vec<SstFile>,
@@ -373,6 +396,7 @@ impl<'a> Writers<'a> {
             partition,
             width,
             output,
+            owned: None,
             fresh: Fresh::default(),
             windows: BTreeMap::new(),
             done: Vec::new(),
@@ -536,7 +560,10 @@ impl<'a> Writers<'a> {
         let file = writer
             .finish(store.as_ref(), self.output.versions, self.output.level)
             .await?;
-        self.done.push(file);
+        self.done.push(SstFile {
+            bounds: self.owned.clone(),
+            ..file
+        });
         Ok(())
     }
 

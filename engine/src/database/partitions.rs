@@ -8,6 +8,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use shoal_meta::{
@@ -22,12 +23,16 @@ use shoal_wal::record::SchemaChange;
 
 use super::open::ByShard;
 use super::tables::{TRIES, contended};
+use super::writes::Owns;
 use super::{Database, NewPartitions, Shared, TableHandle, as_write_error};
 use crate::background::to_the_end;
+use crate::owned::fingerprint;
 use crate::{EngineError, WriteError};
 
 /// Tables whose router is kept. One takes up to 128 KiB (a place for each slot).
 const ROUTERS_MAX: usize = 256;
+/// Pause before rows are routed anew that were refused.
+const MOVED_PAUSE: Duration = Duration::from_millis(2);
 /// Versions of one `Schema` record, when a partition that was left behind is brought up.
 const VERSIONS_A_RECORD: u32 = 64;
 
@@ -177,6 +182,8 @@ pub(super) fn new_layout(
         unit: TableId::generate(),
         shard: place(),
         extent: partition.extent.clone(),
+        generation: 0,
+        origin: None,
     });
     let layout = Layout {
         by: partitions.by.clone(),
@@ -188,26 +195,17 @@ pub(super) fn new_layout(
     Ok(layout)
 }
 
-/// Puts RANGE partitions in the order of what they own.
-fn sort_parts(layout: &mut Layout) {
-    let home = layout.home().unit;
-    layout.parts.sort_by(|a, b| match (&a.extent, &b.extent) {
-        (Extent::Keys(a), Extent::Keys(b)) => a.from.cmp(&b.from),
-        (Extent::Slots(a), Extent::Slots(b)) => a.from.cmp(&b.from),
-        _ => std::cmp::Ordering::Equal,
-    });
-    layout.home = layout
-        .parts
-        .iter()
-        .position(|p| p.unit == home)
-        .unwrap_or(0);
-}
-
 impl Shared {
-    /// Spreads a request's rows over the shards of their partitions.
+    /// Spreads a request's rows over the shards of their partitions. `owns`: what those own is noted
+    /// here.
+    ///
+    /// # Errors
+    /// [`WriteError::Moved`]: a partition owned something else when other rows of the request were
+    /// routed.
     pub(super) fn route(
         &self,
         blocks: Vec<RowBlock>,
+        owns: &mut Owns,
     ) -> Result<Vec<(ShardId, RowBlock)>, WriteError> {
         let mut routed = Vec::with_capacity(blocks.len());
         for block in blocks {
@@ -216,6 +214,7 @@ impl Shared {
                 return Err(WriteError::StaleSchema { table: block.table });
             };
             let Some(layout) = &named.entry.layout else {
+                note_owned(owns, named.entry.shard, named.entry.table, 0)?;
                 routed.push((named.entry.shard, block));
                 continue;
             };
@@ -228,6 +227,8 @@ impl Shared {
             })?;
             for (at, block) in parts {
                 let part = &layout.parts[at];
+                let print = fingerprint(Some(&layout.bounds(part)));
+                note_owned(owns, part.shard, part.unit, print)?;
                 let block = RowBlock {
                     table: part.unit,
                     ..block
@@ -236,6 +237,16 @@ impl Shared {
             }
         }
         Ok(routed)
+    }
+
+    /// Brings what this process knows of partitions up to date, after one turned out to own something
+    /// else.
+    pub(super) async fn learn_layouts(&self) {
+        if let Err(error) = self.env.catalog.sync().await {
+            tracing::debug!(%error, "partitions not brought up to date");
+        }
+        // The log knows of a change a moment before meta does.
+        tokio::time::sleep(MOVED_PAUSE).await;
     }
 
     fn router(
@@ -339,7 +350,8 @@ impl Shared {
             let Some(mut changed) = change(&named, layout)? else {
                 return Ok(Arc::clone(layout));
             };
-            sort_parts(&mut changed);
+            let home = changed.home().unit;
+            changed.sort(home);
             changed.check().map_err(EngineError::Invalid)?;
             let changed = Arc::new(changed);
             let entry = TableEntry::partitioned(named.entry.table, Arc::clone(&changed));
@@ -367,6 +379,8 @@ impl Shared {
                 unit: TableId::generate(),
                 shard: placing.next(),
                 extent: partition.extent.clone(),
+                generation: 0,
+                origin: None,
             })
             .collect();
         let mut wanted: Vec<Part> = Vec::new();
@@ -499,6 +513,22 @@ impl Shared {
         .await?;
         self.forget(placed).await;
         Ok(())
+    }
+}
+
+fn note_owned(
+    owns: &mut Owns,
+    shard: ShardId,
+    unit: TableId,
+    print: u64,
+) -> Result<(), WriteError> {
+    match owns.insert(unit, print) {
+        Some(known) if known != print => Err(WriteError::Moved {
+            shard,
+            applied: 0,
+            commit: None,
+        }),
+        _ => Ok(()),
     }
 }
 

@@ -13,7 +13,7 @@ use shoal_types::{NodeId, ShardId, TableId, TableSchema, WriteId};
 use shoal_wal::record::{Payload, SchemaChange, WriteIdPart};
 use tokio::time::Instant;
 
-use super::writes::{Outcome, Sending, worse};
+use super::writes::{Outcome, Sending, moved, worse};
 use super::{Database, Role, Shared, Slot, TableHandle, as_write_error};
 use crate::peers::{Peers, Read, ReadPlace, ShardCommit, ShardWrite};
 use crate::shard::Shard;
@@ -56,7 +56,7 @@ impl Shared {
 
     /// Asks whoever leads a shard: this process, else another one. One that is about to lead and does
     /// not yet is waited for.
-    async fn of_leader<T, H, O>(
+    pub(super) async fn of_leader<T, H, O>(
         &self,
         id: ShardId,
         here: impl Fn(Arc<Shard>) -> H,
@@ -249,7 +249,13 @@ impl Shared {
     ) -> Vec<Outcome> {
         let Some(peers) = self.peers() else {
             return match self.shard(id) {
-                Ok(shard) => shard.send_parts(sending, patience).await,
+                Ok(shard) => {
+                    let outcomes = shard.send_parts(sending, patience).await;
+                    match moved(&outcomes) {
+                        Some(moved) => vec![Err(moved)],
+                        None => outcomes,
+                    }
+                }
                 Err(error) => vec![Err(as_write_error(error))],
             };
         };
@@ -263,6 +269,9 @@ impl Shared {
             let left = deadline.saturating_duration_since(Instant::now());
             if let Ok(shard) = self.led_here(id) {
                 let outcomes = shard.send_parts(sending.clone(), left).await;
+                if let Some(moved) = moved(&outcomes) {
+                    return vec![Err(moved)];
+                }
                 let overtaken =
                     |outcome: &Outcome| matches!(outcome, Err(WriteError::NotLeader { .. }));
                 // Records that were overtaken by another leader's claim never take effect. Those of
@@ -463,6 +472,7 @@ impl Database {
                 write_id: write.write_id,
                 import: write.import,
                 read_at: write.read_at,
+                owns: write.owns.into_iter().collect(),
                 parts,
             })
         };
@@ -470,6 +480,9 @@ impl Database {
             .await
             .map_err(|e| WriteError::Invalid(format!("decoding rows: {e}")))??;
         let outcomes = led.send_parts(sending, patience).await;
+        if let Some(moved) = moved(&outcomes) {
+            return Err(moved);
+        }
         let mut commit: Option<ShardCommit> = None;
         let mut failed = None;
         for outcome in outcomes {

@@ -13,14 +13,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use shoal_meta::PARTITIONS_MAX;
+use shoal_meta::{PARTITIONS_MAX, TableEntry};
 use shoal_rows::RowBlock;
 use shoal_types::{Offset, Retry, ShardId, TableId, WriteId};
 use shoal_wal::record::{
     Covered, ImportChunk, Payload, TableWrite, Write, WriteHeader, WriteIdPart,
 };
+use tokio::time::Instant;
 
 use super::{Commit, CommitToken, Database, TableHandle, WriteOptions, as_write_error};
+use crate::owned::fingerprint;
 use crate::peers::{RecordPart, ShardCommit, ShardWrite};
 use crate::shard::Shard;
 use crate::shard::parts::{Part, PartLimits, cut, encode_share, group};
@@ -32,8 +34,13 @@ const OVERLAPS_MAX: u32 = 8;
 /// Rows above this are cut and encoded on a thread of their own.
 const INLINE_BYTES_MAX: usize = 256 << 10;
 
+/// What units owned when rows were routed to them, as fingerprints.
+pub(crate) type Owns = BTreeMap<TableId, u64>;
+
+#[derive(Clone)]
 struct Outgoing {
     shard: ShardId,
+    owns: Owns,
     parts: Vec<Part>,
 }
 
@@ -46,6 +53,7 @@ pub(crate) struct Sending {
     pub write_id: Option<WriteId>,
     pub import: Option<ImportChunk>,
     pub read_at: Option<Offset>,
+    pub owns: Owns,
     pub parts: Vec<Part>,
 }
 
@@ -66,7 +74,22 @@ impl Sending {
             write_id: self.write_id,
             import: self.import,
             read_at: self.read_at,
+            owns: self
+                .owns
+                .iter()
+                .map(|(unit, print)| (*unit, *print))
+                .collect(),
             parts: parts.collect(),
+        }
+    }
+}
+
+impl Acknowledged {
+    fn as_commit(&self) -> ShardCommit {
+        ShardCommit {
+            epoch: self.epoch,
+            offset: self.offset,
+            duplicate: self.duplicate,
         }
     }
 }
@@ -128,7 +151,7 @@ impl Shard {
                 .await?;
             match self.answer(sent, patience).await {
                 Err(WriteError::Overlaps { covered }) => {
-                    part.leave_out(&covered)?;
+                    part.leave_out(&covered, |unit| self.schema(unit))?;
                     besides = covered;
                 }
                 other => return other,
@@ -147,8 +170,9 @@ impl Shard {
         besides: Option<Vec<Covered>>,
         patience: Duration,
     ) -> Result<tokio::sync::oneshot::Receiver<Answer>, WriteError> {
+        let generation = self.routed_to(&sending.owns, &part.tables)?;
         let header = WriteHeader {
-            generation: self.state.read().fold.generation(),
+            generation,
             tables: part.tables,
             write_id: sending.write_id.map(|id| WriteIdPart {
                 id,
@@ -170,6 +194,57 @@ impl Shard {
     }
 }
 
+impl Shard {
+    /// The generation in which every table of a record owns what its rows were routed by.
+    fn routed_to(&self, owns: &Owns, tables: &[TableWrite]) -> Result<u64, WriteError> {
+        let state = self.state.read();
+        let fits = tables.iter().all(|write| {
+            let (unit, fold) = (write.table, &state.fold);
+            owns.get(&unit).is_none_or(|print| {
+                fold.schema(unit).is_some()
+                    && fingerprint(fold.bounds(unit).map(|b| &**b)) == *print
+            })
+        });
+        match fits {
+            true => Ok(state.fold.generation()),
+            false => Err(WriteError::Moved {
+                shard: self.id,
+                applied: 0,
+                commit: None,
+            }),
+        }
+    }
+}
+
+/// Outcomes of a shard's records as one, where those that were refused are to be routed anew.
+pub(super) fn moved(outcomes: &[Outcome]) -> Option<WriteError> {
+    let is_moved = |outcome: &Outcome| matches!(outcome, Err(WriteError::Moved { .. }));
+    let at = outcomes.iter().position(is_moved)?;
+    let (before, after) = outcomes.split_at(at);
+    if !after.iter().all(is_moved) || before.iter().any(Result::is_err) {
+        return None;
+    }
+    let Some(Err(WriteError::Moved {
+        shard,
+        applied,
+        commit,
+    })) = after.first()
+    else {
+        return None;
+    };
+    let last = before
+        .iter()
+        .rev()
+        .find_map(|outcome| outcome.as_ref().ok());
+    Some(WriteError::Moved {
+        shard: *shard,
+        applied: u32::try_from(at)
+            .unwrap_or(u32::MAX)
+            .saturating_add(*applied),
+        commit: last.map(Acknowledged::as_commit).or(*commit),
+    })
+}
+
 impl Database {
     /// Writes rows; returns when they are durable and applied.
     ///
@@ -182,7 +257,6 @@ impl Database {
     ) -> Result<Commit, WriteError> {
         let patience = self.write_patience(&options);
         let mut rows = 0;
-        let mut by_shard: BTreeMap<ShardId, Vec<RowBlock>> = BTreeMap::new();
         for block in &blocks {
             block
                 .check()
@@ -193,11 +267,61 @@ impl Database {
         if is_numbered && !options.atomic && options.read_at.is_none() {
             return self.write_numbered(blocks, rows, &options, patience).await;
         }
-        for (shard, block) in self.routed(blocks, &options, patience).await? {
-            by_shard.entry(shard).or_default().push(block);
+        let deadline = Instant::now() + patience;
+        let (mut rest, mut outcomes) = (blocks, Vec::<(ShardId, Outcome)>::new());
+        while !rest.is_empty() {
+            let sent = match self
+                .write_once(std::mem::take(&mut rest), &options, patience)
+                .await
+            {
+                Ok(sent) => sent,
+                Err(error) if outcomes.is_empty() => return Err(error),
+                // Some of the rows are written.
+                Err(error) => {
+                    let (shard, _) = outcomes[0];
+                    outcomes.push((shard, Err(error)));
+                    break;
+                }
+            };
+            for (outgoing, done) in sent {
+                let Some((shard, Err(moved))) = done.iter().find(|(_, outcome)| is_moved(outcome))
+                else {
+                    outcomes.extend(done);
+                    continue;
+                };
+                let WriteError::Moved {
+                    applied, commit, ..
+                } = moved
+                else {
+                    continue;
+                };
+                outcomes.extend(commit.map(|commit| (*shard, Ok(commit.into()))));
+                if Instant::now() >= deadline {
+                    outcomes.push((*shard, Err(changes_all_the_time(*shard))));
+                    continue;
+                }
+                let left = outgoing.parts.iter().skip(*applied as usize);
+                let blocks = left.flat_map(|part| &part.blocks);
+                rest.extend(blocks.map(|block| RowBlock::clone(block)));
+            }
+            if !rest.is_empty() {
+                self.shared.learn_layouts().await;
+            }
         }
-        if by_shard.is_empty() {
-            return Ok(Commit::default());
+        self.gather(outcomes, rows, &options)
+    }
+
+    /// Routes, cuts and sends rows; what was sent to each shard, and what became of it.
+    async fn write_once(
+        &self,
+        blocks: Vec<RowBlock>,
+        options: &WriteOptions,
+        patience: Duration,
+    ) -> Result<Vec<(Outgoing, Vec<(ShardId, Outcome)>)>, WriteError> {
+        let mut by_shard: BTreeMap<ShardId, Vec<RowBlock>> = BTreeMap::new();
+        let mut owns = Owns::new();
+        for (shard, block) in self.routed(blocks, options, patience, &mut owns).await? {
+            by_shard.entry(shard).or_default().push(block);
         }
         if options.atomic && by_shard.len() > 1 {
             return Err(WriteError::TooLargeForAtomic {
@@ -208,12 +332,12 @@ impl Database {
             });
         }
         self.wait_for_memory(patience).await?;
-        let outgoing = self.cut_all(by_shard, &options).await?;
-        let sent = outgoing
-            .into_iter()
-            .map(|o| self.write_shard(o, &options, patience));
-        let outcomes = futures::future::join_all(sent).await;
-        self.gather(outcomes.into_iter().flatten().collect(), rows, &options)
+        let outgoing = self.cut_all(by_shard, &owns, options).await?;
+        let sent = outgoing.into_iter().map(|outgoing| async move {
+            let done = self.write_shard(outgoing.clone(), options, patience).await;
+            (outgoing, done)
+        });
+        Ok(futures::future::join_all(sent).await)
     }
 
     /// Brings rows to the shards of their partitions, once nobody holds these.
@@ -222,8 +346,9 @@ impl Database {
         blocks: Vec<RowBlock>,
         options: &WriteOptions,
         patience: Duration,
+        owns: &mut Owns,
     ) -> Result<Vec<(ShardId, RowBlock)>, WriteError> {
-        let mut routed = self.shared.route(blocks)?;
+        let mut routed = self.shared.route(blocks, owns)?;
         routed.retain(|(_, block)| block.rows() > 0);
         if options.read_at.is_none() {
             let units = routed.iter().map(|(_, block)| block.table);
@@ -232,7 +357,7 @@ impl Database {
         Ok(routed)
     }
 
-    /// Writes rows that may be sent again: cut first, then routed.
+    /// Writes rows that may be sent again, and does send them again where what shards own changes.
     async fn write_numbered(
         &self,
         blocks: Vec<RowBlock>,
@@ -240,6 +365,39 @@ impl Database {
         options: &WriteOptions,
         patience: Duration,
     ) -> Result<Commit, WriteError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let done = self.write_numbered_once(blocks.clone(), options, patience);
+            let mut outcomes = match done.await {
+                Err(WriteError::Moved { .. }) if Instant::now() < deadline => {
+                    self.shared.learn_layouts().await;
+                    continue;
+                }
+                done => done?,
+            };
+            if outcomes.iter().any(|(_, outcome)| is_moved(outcome)) {
+                if Instant::now() < deadline {
+                    self.shared.learn_layouts().await;
+                    continue;
+                }
+                for (shard, outcome) in &mut outcomes {
+                    if is_moved(outcome) {
+                        *outcome = Err(changes_all_the_time(*shard));
+                    }
+                }
+            }
+            return self.gather(outcomes, rows, options);
+        }
+    }
+
+    /// Cuts first, then routes.
+    async fn write_numbered_once(
+        &self,
+        blocks: Vec<RowBlock>,
+        options: &WriteOptions,
+        patience: Duration,
+    ) -> Result<Vec<(ShardId, Outcome)>, WriteError> {
+        let mut owns = Owns::new();
         self.wait_for_memory(patience).await?;
         let limits = match options.record_a_shard {
             true => PartLimits::of(&self.shared.env.config),
@@ -247,7 +405,7 @@ impl Database {
         };
         // A statement that is sent again may bring rows to partitions that it had none for.
         let named = match options.import.is_some() || options.record_a_shard {
-            true => self.units_of(&blocks),
+            true => self.units_of(&blocks, &mut owns),
             false => BTreeMap::new(),
         };
         let groups = tokio::task::spawn_blocking(move || group(blocks, limits));
@@ -264,7 +422,7 @@ impl Database {
         let mut by_shard: BTreeMap<ShardId, Vec<Part>> = BTreeMap::new();
         for (number, group) in groups.into_iter().enumerate() {
             let mut shares: BTreeMap<ShardId, Vec<RowBlock>> = BTreeMap::new();
-            for (shard, block) in self.routed(group, options, patience).await? {
+            for (shard, block) in self.routed(group, options, patience, &mut owns).await? {
                 shares.entry(shard).or_default().push(block);
             }
             for shard in named.keys() {
@@ -303,11 +461,12 @@ impl Database {
                 self.shared.shard(*shard).map_err(as_write_error)?;
             }
         }
-        let outgoing = by_shard.into_iter();
-        let sent = outgoing
-            .map(|(shard, parts)| self.write_shard(Outgoing { shard, parts }, options, patience));
+        let sent = by_shard.into_iter().map(|(shard, parts)| {
+            let owns = owns.clone();
+            self.write_shard(Outgoing { shard, owns, parts }, options, patience)
+        });
         let outcomes = futures::future::join_all(sent).await;
-        self.gather(outcomes.into_iter().flatten().collect(), rows, options)
+        Ok(outcomes.into_iter().flatten().collect())
     }
 
     /// All units of the tables of some rows, by shard: each record of an import's chunk names them,
@@ -315,6 +474,7 @@ impl Database {
     fn units_of(
         &self,
         blocks: &[RowBlock],
+        owns: &mut Owns,
     ) -> BTreeMap<ShardId, Vec<(TableId, shoal_types::Incarnation)>> {
         let mut units: BTreeMap<ShardId, Vec<_>> = BTreeMap::new();
         let mut seen = std::collections::BTreeSet::new();
@@ -324,6 +484,7 @@ impl Database {
             };
             for placed in entry.placed() {
                 if seen.insert(placed.unit) {
+                    owns.insert(placed.unit, owned_by(&entry, placed.unit));
                     let of_shard = units.entry(placed.shard).or_default();
                     of_shard.push((placed.unit, block.incarnation));
                 }
@@ -354,6 +515,7 @@ impl Database {
         };
         let outgoing = Outgoing {
             shard: partition.shard,
+            owns: owns_of(partition),
             parts: vec![part],
         };
         let options = WriteOptions {
@@ -361,7 +523,13 @@ impl Database {
             ..options
         };
         let outcomes = self.write_shard(outgoing, &options, patience).await;
-        self.gather(outcomes, 0, &options).map(|_| ())
+        match self.gather(outcomes, 0, &options) {
+            Ok(_) => Ok(()),
+            Err(WriteError::Moved { .. }) => Err(WriteError::StaleSchema {
+                table: partition.id,
+            }),
+            Err(error) => Err(error),
+        }
     }
 
     /// Deletes the rows of an append table that match an SQL predicate, as one record.
@@ -395,6 +563,7 @@ impl Database {
         };
         let outgoing = Outgoing {
             shard: table.shard,
+            owns: owns_of(table),
             parts: vec![part],
         };
         let outcomes = self.write_shard(outgoing, &options, patience).await;
@@ -433,7 +602,8 @@ impl Database {
             ..options
         };
         let by_shard = BTreeMap::from([(table.shard, rows)]);
-        let mut outgoing = self.cut_all(by_shard, &options).await?;
+        let owns = owns_of(table);
+        let mut outgoing = self.cut_all(by_shard, &owns, &options).await?;
         let Some(mut outgoing) = outgoing.pop() else {
             return Err(WriteError::Invalid("no rows in the place of others".into()));
         };
@@ -489,6 +659,7 @@ impl Database {
     async fn cut_all(
         &self,
         by_shard: BTreeMap<ShardId, Vec<RowBlock>>,
+        owns: &Owns,
         options: &WriteOptions,
     ) -> Result<Vec<Outgoing>, WriteError> {
         let env = &self.shared.env;
@@ -510,7 +681,11 @@ impl Database {
             if one_record && parts.len() > 1 {
                 return Err(too_many_records(parts.len(), limits));
             }
-            outgoing.push(Outgoing { shard, parts });
+            outgoing.push(Outgoing {
+                shard,
+                owns: owns.clone(),
+                parts,
+            });
         }
         Ok(outgoing)
     }
@@ -522,7 +697,13 @@ impl Database {
         options: &WriteOptions,
         patience: Duration,
     ) -> Vec<(ShardId, Outcome)> {
-        let Outgoing { shard: id, parts } = outgoing;
+        let Outgoing {
+            shard: id,
+            owns,
+            parts,
+        } = outgoing;
+        // A statement read what it changes: it is to begin anew.
+        let bound = options.read_at.is_some() || parts.iter().any(Part::is_bound);
         let read_at = match options.read_at {
             Some(at) if at.shard == id => Some(at.position),
             Some(_) => {
@@ -536,6 +717,7 @@ impl Database {
             write_id: self.id_of_parts(options, parts.len()),
             import: options.import,
             read_at,
+            owns,
             parts,
         };
         let mut sending = sending;
@@ -563,6 +745,12 @@ impl Database {
             if same {
                 break;
             }
+        }
+        if bound && outcomes.iter().any(is_moved) {
+            self.shared.learn_layouts().await;
+            let unit = sending.parts.iter().flat_map(|part| &part.tables).next();
+            let stale = unit.map(|write| WriteError::StaleSchema { table: write.table });
+            return vec![(id, Err(stale.unwrap_or_else(|| changes_all_the_time(id))))];
         }
         outcomes.into_iter().map(|outcome| (id, outcome)).collect()
     }
@@ -632,6 +820,29 @@ impl Database {
             other => other,
         })
     }
+}
+
+fn is_moved(outcome: &Outcome) -> bool {
+    matches!(outcome, Err(WriteError::Moved { .. }))
+}
+
+fn changes_all_the_time(shard: ShardId) -> WriteError {
+    WriteError::ShardUnavailable {
+        shard,
+        why: "what it owns is being changed".into(),
+    }
+}
+
+/// The fingerprint of what one of a table's units owns.
+fn owned_by(entry: &TableEntry, unit: TableId) -> u64 {
+    let layout = entry.layout.as_ref();
+    let part = layout.and_then(|layout| layout.parts.iter().find(|part| part.unit == unit));
+    let bounds = layout.zip(part).map(|(layout, part)| layout.bounds(part));
+    fingerprint(bounds.as_ref())
+}
+
+fn owns_of(partition: &TableHandle) -> Owns {
+    Owns::from([(partition.id, fingerprint(partition.bounds().as_ref()))])
 }
 
 pub(super) fn dropped(table: TableId) -> WriteError {

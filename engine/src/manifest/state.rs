@@ -265,6 +265,9 @@ impl ManifestState {
             }
             next.residue = residue.cloned();
         }
+        if next.fold.generation() > 0 && !obsolete.is_empty() {
+            next.keep_named(&mut obsolete);
+        }
         if !obsolete.is_empty() || !edit.forgotten.is_empty() {
             let forgotten: HashSet<&str> = edit.forgotten.iter().map(String::as_str).collect();
             let kept = self
@@ -278,6 +281,16 @@ impl ManifestState {
             next.losses = Arc::new(remember(&self.losses, &edit.losses));
         }
         Ok(next)
+    }
+
+    /// Takes from the objects that one unit has stopped naming those that another one names: both
+    /// halves of a cut have the same files.
+    fn keep_named(&self, unnamed: &mut Vec<Obsolete>) {
+        let candidates: HashSet<&str> = unnamed.iter().map(|o| o.path.as_str()).collect();
+        let named = self.paths().filter(|path| candidates.contains(path));
+        let named: HashSet<String> = named.map(str::to_owned).collect();
+        let mut seen = HashSet::new();
+        unnamed.retain(|o| !named.contains(&o.path) && seen.insert(o.path.clone()));
     }
 
     fn apply_table(

@@ -123,6 +123,7 @@ fn file(path: &str, versions: (u64, u64), times: (i64, i64)) -> FileEntry {
             series: 1,
             tail_bytes: 0,
             tail_crc: 0,
+            bounds: None,
         },
         deletes_through: RowVersion(0),
     }

@@ -17,7 +17,7 @@ use arrow_array::{Array, RecordBatch};
 use parking_lot::RwLock;
 use shoal_rows::RowBlock;
 use shoal_sst::times_of;
-use shoal_types::{ColumnId, Offset, RowVersion, TableMode, TableSchema};
+use shoal_types::{ColumnId, Offset, PartitionBounds, RowVersion, TableMode, TableSchema};
 
 use crate::EngineError;
 pub(crate) use replay::Step;
@@ -38,6 +38,7 @@ pub struct TableMemtable {
     shared: Arc<Shared>,
     deletes: Arc<Vec<Delete>>,
     bounds: Bounds,
+    pub(crate) written_under: Option<Arc<PartitionBounds>>,
 }
 
 /// A fixed view of a memtable's rows; cheap to clone. Sorting happens on first use and is kept
@@ -52,6 +53,7 @@ pub struct MemtableView {
     unique: bool,
     deletes: Arc<Vec<Delete>>,
     bounds: Bounds,
+    pub(crate) written_under: Option<Arc<PartitionBounds>>,
 }
 
 /// A predicate delete: hides matching rows of the segments that were there.
@@ -109,6 +111,27 @@ impl TableMemtable {
             shared: Arc::default(),
             deletes: Arc::default(),
             bounds: Bounds::default(),
+            written_under: None,
+        }
+    }
+
+    /// The same, of a unit that owns so much: no row of it lies outside.
+    #[must_use]
+    pub fn written_under(self, bounds: Option<Arc<PartitionBounds>>) -> Self {
+        Self {
+            written_under: bounds,
+            ..self
+        }
+    }
+
+    /// The same rows, as another unit's. Nothing more may be added to either.
+    pub(crate) fn shared_as(&self, schema: Arc<TableSchema>) -> Self {
+        Self {
+            schema,
+            shared: Arc::clone(&self.shared),
+            deletes: Arc::clone(&self.deletes),
+            bounds: self.bounds,
+            written_under: self.written_under.clone(),
         }
     }
 
@@ -184,6 +207,7 @@ impl TableMemtable {
             unique: self.schema.mode == TableMode::Upsert,
             deletes: Arc::clone(&self.deletes),
             bounds: self.bounds,
+            written_under: self.written_under.clone(),
         }
     }
 
@@ -254,6 +278,12 @@ impl MemtableView {
     #[must_use]
     pub fn time_range(&self) -> Option<(i64, i64)> {
         self.bounds.times.filter(|_| !self.bounds.time_unknown)
+    }
+
+    /// What the unit owned when the rows came; `None`: all of the table.
+    #[must_use]
+    pub fn written_under(&self) -> Option<&PartitionBounds> {
+        self.written_under.as_deref()
     }
 
     /// Lowest and highest row version.

@@ -350,7 +350,7 @@ async fn any_history_of_writes_flushes_compactions_and_schema_changes_reads_as_a
                     let view = memtable.view();
                     memtable = TableMemtable::new(Arc::clone(&schema));
                     let files = producer
-                        .flush_memtable(&view, &schema, partition, Some(&runs.concat()))
+                        .flush_memtable(&view, &schema, partition, Some(&runs.concat()), None)
                         .await
                         .expect("flushes");
                     if !runs.is_empty() && runs.concat().iter().any(|f| !whole(&f)) {
@@ -371,7 +371,7 @@ async fn any_history_of_writes_flushes_compactions_and_schema_changes_reads_as_a
                     };
                     bottoms_above += usize::from(job.bottom && from > 0);
                     let files = producer
-                        .compact(&job, &schema, &runs[..from].concat(), &[], None)
+                        .compact(&job, &schema, &runs[..from].concat(), &[], None, None)
                         .await
                         .expect("compacts");
                     if from > 0 && !job.bottom {
@@ -488,7 +488,7 @@ async fn rates() {
         let start = clock();
         let view = memtable.view();
         let files = producer
-            .flush_memtable(&view, &schema, partition, Some(&runs.concat()))
+            .flush_memtable(&view, &schema, partition, Some(&runs.concat()), None)
             .await;
         rate("flush", view.rows(), start);
         runs.push(files.expect("flushes"));
@@ -506,7 +506,7 @@ async fn rates() {
     };
     let start = clock();
     producer
-        .compact(&job, &schema, &[], &[], None)
+        .compact(&job, &schema, &[], &[], None, None)
         .await
         .expect("compacts");
     rate("compact", rows as usize, start);

@@ -263,8 +263,11 @@ impl Shard {
 /// Whether replicas of this version know what a record changes in them. The others are judged by
 /// the fold and not carried out yet, so nobody may read past one.
 fn is_carried_out(kind: RecordKind) -> bool {
-    use RecordKind::{Barrier, Claim, Genesis, Manifest, Schema, Write};
-    matches!(kind, Genesis | Claim | Barrier | Write | Schema | Manifest)
+    use RecordKind::{Abort, Barrier, Claim, Genesis, Manifest, Recut, Schema, Write};
+    matches!(
+        kind,
+        Genesis | Claim | Barrier | Write | Schema | Manifest | Recut | Abort
+    )
 }
 
 /// Matches records with what is in flight and decodes the others.
@@ -486,7 +489,8 @@ impl Advancing<'_> {
         }
         match &record.payload {
             Payload::Barrier(mark) => self.marks.push(*mark),
-            Payload::Write(_) | Payload::Schema(_) | Payload::Manifest(_) => {
+            Payload::Genesis(_) | Payload::Claim(_) => {}
+            _ => {
                 self.judged.push(Judged {
                     epoch: record.epoch,
                     writer: record.writer,
@@ -495,7 +499,6 @@ impl Advancing<'_> {
                     verdict,
                 });
             }
-            _ => {}
         }
         Ok(())
     }

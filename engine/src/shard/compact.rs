@@ -17,14 +17,15 @@
 use std::sync::Arc;
 
 use shoal_sst::SstFile;
-use shoal_types::{TableId, TableSchema, TimestampMs};
+use shoal_types::{PartitionBounds, TableId, TableSchema, TimestampMs};
 
 use super::state::{ShardState, needed_deletes, needs, version_before};
 use super::{Counters, Shard};
 use crate::background::{on_own_thread, to_the_end};
-use crate::compaction::{CompactionJob, PickConfig, TtlCut, expired, pick, pick_full};
+use crate::compaction::{CompactionJob, PickConfig, TtlCut, expired, pick, pick_full, pick_stale};
 use crate::manifest::format::{Edit, FileEntry, TableEdit};
 use crate::manifest::{ManifestState, TableFiles};
+use crate::owned::owns_all;
 use crate::{EngineError, PredicateDelete};
 
 /// Rounds of a full compaction: each leaves one run a group, unless flushes come in between.
@@ -62,6 +63,8 @@ struct Plan {
     /// Files that the outputs may lie above.
     older: Vec<SstFile>,
     schema: Arc<TableSchema>,
+    /// What the unit owns by the manifest, as with the schema.
+    owned: Option<Arc<PartitionBounds>>,
     deletes: Vec<PredicateDelete>,
     deletes_through: shoal_types::RowVersion,
     /// When `cut` was taken.
@@ -70,11 +73,14 @@ struct Plan {
 }
 
 impl Shard {
-    /// Looks at all tables with several files again.
+    /// Looks at all tables again with several files, or with one that has rows of others.
     pub(crate) fn look_for_compactions(&self) {
         let manifest = Arc::clone(&self.state.read().manifest);
-        let several = manifest.tables.iter().filter(|(_, t)| t.files.len() > 1);
-        self.compactable.lock().extend(several.map(|(id, _)| *id));
+        let waiting = manifest.tables.iter().filter(|(id, t)| {
+            let owned = manifest.fold.bounds(**id);
+            t.files.len() > 1 || t.files.iter().any(|f| is_shared(owned, &f.file))
+        });
+        self.compactable.lock().extend(waiting.map(|(id, _)| *id));
     }
 
     /// Does the most useful merge of one table that waits for a look; `None`: nothing waits.
@@ -137,8 +143,12 @@ impl Shard {
         let current = named.of_incarnation(schema.incarnation);
         let files: Vec<SstFile> = current.map(|f| f.file.clone()).collect();
         let config = PickConfig::new(&self.env.config);
+        let owned = newest.fold.bounds(table);
         if full {
             let is_stale = |file: &SstFile| {
+                if is_shared(owned, file) {
+                    return true;
+                }
                 let entry = named.files.iter().find(|f| f.file.path == file.path);
                 entry.is_some_and(|f| named.deletes.iter().any(|delete| needs(f, delete)))
             };
@@ -146,6 +156,7 @@ impl Shard {
         }
         let now_ms = self.env.clock.now_ms();
         pick(&files, schema, now_ms, &config, &|_| false)
+            .or_else(|| pick_stale(&files, schema, &config, &|file| is_shared(owned, file)))
             .into_iter()
             .collect()
     }
@@ -168,6 +179,7 @@ impl Shard {
                 job,
                 older,
                 schema,
+                owned: newest.fold.bounds(table).cloned(),
                 deletes: known_deletes(newest, &state, table),
                 deletes_through: version_before(&state.fold, state.fold.next_offset()),
                 now_ms,
@@ -183,6 +195,7 @@ impl Shard {
                     &plan.older,
                     &plan.deletes,
                     plan.cut,
+                    plan.owned.clone(),
                 )
                 .await?;
             Ok((plan, outputs))
@@ -344,6 +357,11 @@ fn known_deletes(
     deletes.sort_by_key(|d| d.version);
     deletes.dedup();
     deletes
+}
+
+/// Whether a file has rows that its unit does not own (any more).
+fn is_shared(owned: Option<&Arc<PartitionBounds>>, file: &SstFile) -> bool {
+    !owns_all(owned.map(|o| &**o), file.bounds.as_deref())
 }
 
 fn table_edit(

@@ -13,6 +13,7 @@
 //! A failure (no space, a store that does not answer) keeps the frozen rows readable and everything
 //! written so far; the next call goes on where this one stopped.
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
@@ -24,10 +25,10 @@ use shoal_wal::record::Payload;
 use super::pins::Producing;
 use super::state::{Frozen, FrozenTable, needed_deletes, version_before};
 use super::{Counters, Shard, residue};
-use crate::EngineError;
 use crate::background::{on_own_thread, to_the_end};
 use crate::manifest::ManifestState;
 use crate::manifest::format::{Edit, FileEntry, LogIdentity, Residue, ResidueEdit, TableEdit};
+use crate::{EngineError, PredicateDelete};
 
 /// Files encoded at the same time in one flush.
 const FILES_AT_ONCE: usize = 2;
@@ -175,6 +176,8 @@ impl Shard {
         // All shards' residue together stays within a quarter of the memory budget.
         let shards = self.env.catalog.shards().len().max(1);
         let residue_max = self.env.config.memtable_bytes_max / 4 / shards;
+        // From the next replay offset on nobody finds them in the log.
+        self.tell_layouts().await?;
         let in_force = {
             let mut state = self.state.write();
             if !state.published.is_empty() {
@@ -229,9 +232,9 @@ impl Shard {
                     .checked_sub(1)
                     .is_none_or(|before| frozen.tables[before].id != table.id);
                 let older = first.then(|| {
-                    let named = newest.table(table.id).into_iter();
-                    let older = named.flat_map(|t| t.of_incarnation(table.schema.incarnation));
-                    older.map(|f| f.file.clone()).collect()
+                    let mut older = frozen.changes.files(newest, table.id);
+                    older.retain(|f| f.file.incarnation == table.schema.incarnation);
+                    older.into_iter().map(|f| f.file).collect()
                 });
                 (table.clone(), older)
             })
@@ -282,7 +285,13 @@ impl Shard {
         let producer = self.producer_in(term);
         let files = on_own_thread(move || async move {
             producer
-                .flush_memtable(&table.view, &table.schema, partition, older.as_deref())
+                .flush_memtable(
+                    &table.view,
+                    &table.schema,
+                    partition,
+                    older.as_deref(),
+                    table.bounds,
+                )
                 .await
         })
         .await?;
@@ -347,6 +356,28 @@ pub(super) fn flush_edit(base: &ManifestState, begun: &Begun) -> Edit {
     let frozen = &begun.frozen;
     let through = Offset(begun.replay_offset().0.saturating_sub(1));
     let mut tables: std::collections::BTreeMap<TableId, TableEdit> = Default::default();
+    let replay = base.replay_offset();
+    for id in frozen.changes.touched(replay) {
+        let Some(schema) = frozen.fold.schema(id) else {
+            let edit = tables.entry(id).or_default();
+            edit.dropped = true;
+            continue;
+        };
+        let named: Vec<FileEntry> = base.table(id).map(|t| t.files.clone()).unwrap_or_default();
+        let mut files = frozen.changes.files(base, id);
+        files.retain(|f| {
+            let is_named = named.iter().any(|n| n.file.path == f.file.path);
+            f.file.incarnation == schema.incarnation && !is_named
+        });
+        let edit = tables.entry(id).or_default();
+        edit.add.extend(files);
+        edit.deletes = Some(Vec::new());
+    }
+    let old_deletes = |id: TableId| -> Vec<PredicateDelete> {
+        let sources = frozen.changes.sources(replay, id);
+        let named = sources.into_iter().filter_map(|source| base.table(source));
+        named.flat_map(|t| t.deletes.clone()).collect()
+    };
     for (id, entry) in &begun.written {
         let edit = tables.entry(*id).or_default();
         edit.add.extend(entry.iter().cloned());
@@ -374,20 +405,27 @@ pub(super) fn flush_edit(base: &ManifestState, begun: &Begun) -> Edit {
             }
         }
     }
-    for (id, new) in &frozen.deletes {
-        let edit = tables.entry(*id).or_default();
+    let new_deletes: HashMap<TableId, &Vec<PredicateDelete>> =
+        frozen.deletes.iter().map(|(id, new)| (*id, new)).collect();
+    let touched = tables.iter().filter(|(_, edit)| edit.deletes.is_some());
+    let mut with_deletes: BTreeSet<TableId> = touched.map(|(id, _)| *id).collect();
+    with_deletes.extend(new_deletes.keys());
+    for id in with_deletes {
+        let emptied = frozen.gone.contains(&id);
+        let edit = tables.entry(id).or_default();
         if edit.dropped {
             continue;
         }
-        let old = base.table(*id);
+        let old = base.table(id);
         let mut files: Vec<FileEntry> = old.map(|t| t.files.clone()).unwrap_or_default();
         files.retain(|f| !edit.remove.contains(&f.file.path));
         files.extend(edit.add.iter().cloned());
         // A truncated table keeps none of its older deletes.
-        let kept = match &edit.deletes {
-            Some(_) => &[][..],
-            None => old.map(|t| t.deletes.as_slice()).unwrap_or_default(),
+        let kept = match emptied {
+            true => Vec::new(),
+            false => old_deletes(id),
         };
+        let new = new_deletes.get(&id).into_iter().flat_map(|new| new.iter());
         edit.deletes = Some(needed_deletes(&files, kept.iter().chain(new)));
     }
     let log = frozen

@@ -28,11 +28,13 @@ pub(crate) mod flush;
 pub(crate) mod follow;
 pub(crate) mod gc;
 pub(crate) mod halt;
+pub(crate) mod layouts;
 pub(crate) mod open;
 pub(crate) mod parts;
 pub(crate) mod pins;
 pub(crate) mod promote;
 pub(crate) mod publish;
+pub(crate) mod recut;
 pub(crate) mod residue;
 pub(crate) mod skip;
 pub(crate) mod state;
@@ -40,7 +42,7 @@ pub(crate) mod trim;
 pub(crate) mod warm;
 pub(crate) mod write;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -117,6 +119,8 @@ pub(crate) struct Shard {
     /// Another leader took over; this replica leads again only when it is told to.
     pub deposed: AtomicBool,
     pub counters: Counters,
+    /// Names that partitions about to be made are to have.
+    pub part_names: Mutex<HashMap<TableId, String>>,
     /// The last failure of background work, until it succeeds again.
     pub trouble: Mutex<Option<String>>,
 }
@@ -345,6 +349,7 @@ impl Shard {
     fn view_of(&self, state: &ShardState, schema: Arc<TableSchema>) -> ReadView {
         let shown = state.shown(schema.table, &schema);
         ReadView {
+            bounds: state.fold.bounds(schema.table).cloned(),
             schema,
             shard: self.id,
             epoch: state.fold.claim().0,

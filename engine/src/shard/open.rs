@@ -90,6 +90,7 @@ pub(crate) async fn open(
         flush_past: Mutex::default(),
         deposed: AtomicBool::new(false),
         counters: Counters::default(),
+        part_names: Mutex::default(),
         trouble: Mutex::default(),
     });
     shard.start(apply::run(Arc::clone(&shard), reader));

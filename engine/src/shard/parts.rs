@@ -14,8 +14,8 @@ use arrow_array::{Array, ArrayRef, UInt32Array};
 use arrow_schema::DataType;
 use bytes::Bytes;
 use shoal_meta::RecordLimits;
-use shoal_rows::{BlockColumn, RowBlock, Series, encode_blocks};
-use shoal_types::{Incarnation, TableId};
+use shoal_rows::{BlockColumn, RowBlock, Series, encode_blocks, outside};
+use shoal_types::{Incarnation, PartitionBounds, TableId, TableSchema};
 use shoal_wal::record::{Covered, TableWrite};
 
 use crate::{EngineConfig, WriteError};
@@ -72,6 +72,11 @@ pub(crate) struct Part {
 }
 
 impl Part {
+    /// Whether it deletes what a unit has: routing its rows anew would not do.
+    pub(crate) fn is_bound(&self) -> bool {
+        self.tables.iter().any(|table| table.delete_where.is_some())
+    }
+
     /// Has a unit's rows be of another incarnation: it was emptied since they were built, and they
     /// come after that.
     pub(crate) fn build_for(&mut self, unit: TableId, incarnation: Incarnation) {
@@ -92,14 +97,21 @@ impl Part {
     /// Leaves out rows that were applied before. Their units are still named.
     ///
     /// # Errors
-    /// [`WriteError::Invalid`]: of a unit some rows were applied and some not.
-    pub(crate) fn leave_out(&mut self, covered: &[Covered]) -> Result<(), WriteError> {
+    /// [`WriteError::Invalid`]: a delete by predicate was applied to some rows of a unit and not to
+    /// others.
+    pub(crate) fn leave_out(
+        &mut self,
+        covered: &[Covered],
+        schema: impl Fn(TableId) -> Option<Arc<TableSchema>>,
+    ) -> Result<(), WriteError> {
         for covered in covered {
-            if covered.bounds.is_some() {
-                return Err(WriteError::Invalid(format!(
-                    "some rows of unit {} were applied before it was cut; write the others with a new id",
-                    covered.unit
-                )));
+            if let Some(bounds) = &covered.bounds {
+                let stale = WriteError::StaleSchema {
+                    table: covered.unit,
+                };
+                let schema = schema(covered.unit).ok_or(stale)?;
+                self.leave_out_inside(covered.unit, bounds, &schema)?;
+                continue;
             }
             self.blocks.retain(|block| block.table != covered.unit);
             for table in &mut self.tables {
@@ -111,6 +123,44 @@ impl Part {
             }
         }
         self.body = body_of(&self.blocks);
+        Ok(())
+    }
+}
+
+impl Part {
+    /// Leaves out a unit's rows inside of what it owned once.
+    fn leave_out_inside(
+        &mut self,
+        unit: TableId,
+        bounds: &PartitionBounds,
+        schema: &TableSchema,
+    ) -> Result<(), WriteError> {
+        let is_deleting = |t: &TableWrite| t.table == unit && t.delete_where.is_some();
+        if self.tables.iter().any(is_deleting) {
+            return Err(WriteError::Invalid(format!(
+                "a delete was applied to a part of unit {unit} before; run the statement with a new id"
+            )));
+        }
+        let mut kept = Vec::with_capacity(self.blocks.len());
+        for block in std::mem::take(&mut self.blocks) {
+            if block.table != unit {
+                kept.push(block);
+                continue;
+            }
+            let rest = outside(&block, bounds, schema);
+            let rest = rest.map_err(|e| WriteError::Invalid(e.to_string()))?;
+            kept.extend(rest.map(Arc::new));
+        }
+        self.blocks = kept;
+        let rows: usize = self
+            .blocks
+            .iter()
+            .filter(|b| b.table == unit)
+            .map(|b| b.rows())
+            .sum();
+        for table in self.tables.iter_mut().filter(|t| t.table == unit) {
+            table.rows = u32::try_from(rows).unwrap_or(u32::MAX);
+        }
         Ok(())
     }
 }

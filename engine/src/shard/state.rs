@@ -15,12 +15,17 @@ use std::sync::Arc;
 use ahash::{AHashMap, AHashSet};
 use shoal_rows::RowBlock;
 use shoal_sst::SstFile;
-use shoal_types::{Incarnation, Offset, RowVersion, TableId, TableSchema, TimestampMs, WriterId};
+use shoal_types::{
+    Incarnation, Offset, PartitionBounds, RowVersion, ShardId, TableId, TableSchema, TimestampMs,
+    WriterId,
+};
 use shoal_wal::fold::{FoldState, Verdict, fold};
 use shoal_wal::record::{ManifestRef, Payload, SchemaChange, WriteHeader};
 
 use super::confirmed::Confirmed;
 use super::entry::LogEntry;
+use super::layouts::Untold;
+use super::recut::Changes;
 use super::residue::{Applied, ResidueTable};
 use crate::PredicateDelete;
 use crate::manifest::{FileEntry, ManifestState};
@@ -53,17 +58,30 @@ pub(crate) struct FrozenRows {
 #[derive(Debug, Default)]
 pub(crate) struct TableRows {
     pub active: Option<Held>,
+    /// Closed parts below `active` that are not frozen: from before the unit was cut or joined.
+    pub sealed: Vec<Held>,
     /// Oldest first.
     pub frozen: VecDeque<FrozenRows>,
 }
 
 impl TableRows {
-    fn all(&self) -> impl Iterator<Item = &Held> {
-        self.frozen.iter().map(|f| &f.rows).chain(&self.active)
+    pub(super) fn all(&self) -> impl Iterator<Item = &Held> {
+        let frozen = self.frozen.iter().map(|f| &f.rows);
+        frozen.chain(&self.sealed).chain(&self.active)
     }
 
-    fn is_empty(&self) -> bool {
-        self.active.is_none() && self.frozen.is_empty()
+    pub(super) fn all_mut(&mut self) -> impl Iterator<Item = &mut Held> {
+        let frozen = self.frozen.iter_mut().map(|f| &mut f.rows);
+        frozen.chain(&mut self.sealed).chain(&mut self.active)
+    }
+
+    fn into_all(self) -> impl Iterator<Item = Held> {
+        let frozen = self.frozen.into_iter().map(|f| f.rows);
+        frozen.chain(self.sealed).chain(self.active)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.active.is_none() && self.sealed.is_empty() && self.frozen.is_empty()
     }
 }
 
@@ -77,6 +95,12 @@ pub(crate) struct ShardState {
     pub published: VecDeque<Arc<ManifestState>>,
     /// Predicate deletes at or above the manifest's replay offset.
     pub deletes: AHashMap<TableId, Vec<PredicateDelete>>,
+    /// Changes of units above the manifest's replay offset.
+    pub changes: Changes,
+    /// Of those what meta may not have been told.
+    pub untold: Vec<Untold>,
+    /// The shard.
+    pub shard: ShardId,
     /// Tables dropped or truncated whose files are still named.
     pub gone: AHashSet<TableId>,
     /// Boundaries above the replay offset of the manifest in force, and the tables that have rows
@@ -123,6 +147,8 @@ pub(crate) struct Shown {
 pub(crate) struct FrozenTable {
     pub id: TableId,
     pub schema: Arc<TableSchema>,
+    /// What the unit owns.
+    pub bounds: Option<Arc<PartitionBounds>>,
     pub view: MemtableView,
 }
 
@@ -135,6 +161,7 @@ pub(crate) struct Frozen {
     /// Rows that go into the residue object and stay in memory.
     pub residue: Vec<ResidueTable>,
     pub deletes: Vec<(TableId, Vec<PredicateDelete>)>,
+    pub changes: Changes,
     pub gone: Vec<TableId>,
     pub topic: Option<String>,
 }
@@ -164,6 +191,9 @@ impl ShardState {
             tables: AHashMap::new(),
             published: VecDeque::new(),
             deletes: AHashMap::new(),
+            changes: Changes::default(),
+            untold: Vec::new(),
+            shard: manifest.shard,
             gone: AHashSet::new(),
             boundaries: VecDeque::new(),
             me: None,
@@ -199,12 +229,17 @@ impl ShardState {
         if verdict != Verdict::Apply {
             return verdict;
         }
-        if let Payload::Write(_) | Payload::Schema(_) = &entry.record.payload {
+        if let Payload::Write(_) | Payload::Schema(_) | Payload::Recut(_) = &entry.record.payload {
             self.content_end = offset.next();
         }
         match &entry.record.payload {
             Payload::Write(write) => self.apply_write(offset, &write.header, entry, now_ms),
             Payload::Schema(changes) => self.apply_schema(changes, &incarnations, released),
+            Payload::Recut(recut) => {
+                self.recut(offset, recut);
+                let untold = Untold::of_recut(self.shard, offset, recut, &self.fold);
+                self.untold.push(untold);
+            }
             Payload::Manifest(named) => self.switch_to(*named, released),
             Payload::Claim(named) => {
                 self.switch_to(*named, released);
@@ -275,9 +310,10 @@ impl ShardState {
         else {
             return;
         };
+        let owned = self.fold.bounds(block.table);
         let rows = self.tables.entry(block.table).or_default();
         let active = rows.active.get_or_insert_with(|| Held {
-            memtable: TableMemtable::new(Arc::clone(schema)),
+            memtable: TableMemtable::new(Arc::clone(schema)).written_under(owned.cloned()),
             counted: 0,
             small: Some(Vec::new()),
         });
@@ -309,8 +345,7 @@ impl ShardState {
         if let Some(rows) = self.tables.get_mut(&table) {
             // Frozen rows are older than the delete too; the file they become gets it as every
             // other file does.
-            let frozen = rows.frozen.iter_mut().map(|f| &mut f.rows);
-            for held in frozen.chain(&mut rows.active) {
+            for held in rows.all_mut() {
                 held.memtable.delete_where(version, Arc::clone(&text));
                 let after = held.memtable.memory_bytes();
                 let before = std::mem::replace(&mut held.counted, after);
@@ -347,8 +382,7 @@ impl ShardState {
 
     fn forget_rows(&mut self, table: TableId, released: &mut Released) {
         if let Some(rows) = self.tables.remove(&table) {
-            let frozen = rows.frozen.into_iter().map(|f| f.rows);
-            for held in frozen.chain(rows.active) {
+            for held in rows.into_all() {
                 self.release(held, released);
             }
         }
@@ -390,6 +424,8 @@ impl ShardState {
             tracing::trace!(%end, tables = tables.len(), "rows are in files now");
             self.drop_frozen(end, &tables, released);
         }
+        self.changes.keep_from(replay);
+        self.untold.retain(|untold| untold.at >= replay);
         let first = self.fold.row_version(replay, 0);
         self.deletes.retain(|_, deletes| {
             deletes.retain(|d| d.version >= first);
@@ -454,8 +490,7 @@ impl ShardState {
             let Some(rows) = self.tables.remove(&table) else {
                 continue;
             };
-            let frozen = rows.frozen.into_iter().map(|f| f.rows);
-            for held in frozen.chain(rows.active) {
+            for held in rows.into_all() {
                 self.memory_bytes = self.memory_bytes.saturating_sub(held.counted);
                 self.take_all(&held.small.unwrap_or_default());
             }
@@ -576,8 +611,11 @@ impl ShardState {
             if kept.contains(id) {
                 continue;
             }
-            if let Some(active) = rows.active.take() {
-                rows.frozen.push_back(FrozenRows { end, rows: active });
+            for rows_of_part in rows.sealed.drain(..).chain(rows.active.take()) {
+                rows.frozen.push_back(FrozenRows {
+                    end,
+                    rows: rows_of_part,
+                });
                 tables.push(*id);
             }
         }
@@ -589,7 +627,9 @@ impl ShardState {
     pub(crate) fn freeze(&mut self, residue_max: usize) -> Frozen {
         let small = |rows: &TableRows| match &rows.active {
             // Rows frozen before go with their boundary, so they cannot stay.
-            Some(active) if rows.frozen.is_empty() => active.small.is_some(),
+            Some(active) if rows.frozen.is_empty() && rows.sealed.is_empty() => {
+                active.small.is_some()
+            }
             _ => false,
         };
         let small_tables = self.tables.values().filter(|r| small(r)).count();
@@ -625,6 +665,7 @@ impl ShardState {
                 tables.push(FrozenTable {
                     id: *id,
                     schema: Arc::clone(schema),
+                    bounds: self.fold.bounds(*id).cloned(),
                     view: frozen.rows.memtable.view(),
                 });
             }
@@ -637,6 +678,7 @@ impl ShardState {
             tables,
             residue,
             deletes: self.deletes.iter().map(|(t, d)| (*t, d.clone())).collect(),
+            changes: self.changes.clone(),
             gone: self.gone.drain().collect(),
             topic: self.topic.clone(),
         }
@@ -647,20 +689,18 @@ impl ShardState {
         let memory = self.tables.get(&table).map_or_else(Vec::new, |rows| {
             rows.all().map(|held| held.memtable.view()).collect()
         });
-        let named = self.manifest.table(table);
-        let current: Vec<FileEntry> = named
-            .into_iter()
-            .flat_map(|t| t.of_incarnation(schema.incarnation))
-            .cloned()
-            .collect();
+        let mut current = self.changes.files(&self.manifest, table);
+        current.retain(|entry| entry.file.incarnation == schema.incarnation);
         let deletes = {
-            let old = named.map(|t| t.deletes.as_slice()).unwrap_or_default();
+            let sources = self.changes.sources(self.manifest.replay_offset(), table);
+            let named = sources.into_iter().filter_map(|t| self.manifest.table(t));
+            let old: Vec<_> = named.flat_map(|t| &t.deletes).collect();
             let new = self
                 .deletes
                 .get(&table)
                 .map(Vec::as_slice)
                 .unwrap_or_default();
-            needed_deletes(&current, old.iter().chain(new))
+            needed_deletes(&current, old.into_iter().chain(new))
         };
         Shown {
             memory,
@@ -676,8 +716,7 @@ impl ShardState {
             tables: Vec::new(),
         };
         for (_, rows) in self.tables.drain() {
-            let frozen = rows.frozen.into_iter().map(|f| f.rows);
-            let all = frozen.chain(rows.active).map(|held| held.memtable);
+            let all = rows.into_all().map(|held| held.memtable);
             released.tables.extend(all);
         }
         self.boundaries.clear();

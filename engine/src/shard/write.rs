@@ -386,13 +386,11 @@ fn answer_of(shard: ShardId, judged: &Judged, write_id: Option<WriteId>) -> Opti
         Verdict::Apply | Verdict::Noted => acknowledged(false),
         Verdict::DuplicateId => acknowledged(true),
         Verdict::NotCurrent | Verdict::Gap | Verdict::Duplicate => return None,
-        Verdict::WrongGeneration => Err(WriteError::ShardUnavailable {
+        // Sealed: it is becoming part of another shard, or will take writes again.
+        Verdict::WrongGeneration | Verdict::Sealed => Err(WriteError::Moved {
             shard,
-            why: "its ranges changed owner while the rows were on their way".into(),
-        }),
-        Verdict::Sealed => Err(WriteError::ShardUnavailable {
-            shard,
-            why: "it is becoming part of another shard".into(),
+            applied: 0,
+            commit: None,
         }),
         Verdict::StalePlan | Verdict::Decided => Err(WriteError::Invalid(format!(
             "a change of what shard {shard} owns does not fit it any more"

@@ -10,7 +10,7 @@ use object_store::memory::InMemory;
 use parking_lot::Mutex;
 use shoal_engine::{
     Database, EncodedView, EngineError, Peers, Read, ReadLevel, ReadPlace, Role, ShardCommit,
-    ShardStatus, ShardWrite, TableHandle, WriteError, WriteOptions,
+    ShardStatus, ShardWrite, TableHandle, UnitChange, WriteError, WriteOptions,
 };
 use shoal_types::{
     Clock, Column, ColumnId, ColumnType, NodeId, ShardId, TableId, TableMode, TableSchema, WriteId,
@@ -126,6 +126,11 @@ impl Peers for InProcess {
     ) -> Result<Vec<String>, EngineError> {
         let leader = self.other(shard)?;
         leader.pending_deletes_here(shard, table).await
+    }
+
+    async fn change_unit(&self, shard: ShardId, change: UnitChange) -> Result<(), EngineError> {
+        let leader = self.other(shard)?;
+        leader.change_unit_here(shard, change).await
     }
 
     async fn apply_deletes(&self, shard: ShardId, table: TableId) -> Result<(), EngineError> {

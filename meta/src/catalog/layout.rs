@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use shoal_types::{Extent, PartitionBounds, PartitionBy, PartitionId, ShardId, TableId};
+use shoal_types::{Extent, Offset, PartitionBounds, PartitionBy, PartitionId, ShardId, TableId};
 
 use super::TableEntry;
 
@@ -21,6 +21,23 @@ pub struct Part {
     pub shard: ShardId,
     /// What it owns. No two partitions of a table own a row both.
     pub extent: Extent,
+    /// Generation of its shard in which it was last cut, joined or moved.
+    #[serde(default)]
+    pub generation: u64,
+    /// The cut that made it; `None`: it was made with the table, or added.
+    #[serde(default)]
+    pub origin: Option<PartOrigin>,
+}
+
+/// The cut that a partition comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartOrigin {
+    /// The unit that was cut.
+    pub unit: TableId,
+    /// The shard in whose log it was decided.
+    pub shard: ShardId,
+    /// Offset of the record there.
+    pub at: Offset,
 }
 
 /// A unit that is no partition yet, or not any more: its shard may still have columns of it.
@@ -77,6 +94,18 @@ impl Layout {
         self.parts.get(self.home).unwrap_or(&self.parts[0])
     }
 
+    /// Puts partitions in the order of what they own (LIST: leaves it), with `home` deciding the
+    /// columns; the first, if that is none of them.
+    pub fn sort(&mut self, home: TableId) {
+        self.parts.sort_by(|a, b| match (&a.extent, &b.extent) {
+            (Extent::Keys(a), Extent::Keys(b)) => a.from.cmp(&b.from),
+            (Extent::Slots(a), Extent::Slots(b)) => a.from.cmp(&b.from),
+            _ => std::cmp::Ordering::Equal,
+        });
+        let home = self.parts.iter().position(|part| part.unit == home);
+        self.home = home.unwrap_or(0);
+    }
+
     /// The bounds of a partition.
     #[must_use]
     pub fn bounds(&self, part: &Part) -> PartitionBounds {
@@ -101,7 +130,7 @@ impl Layout {
                 }
             };
             // A byte above 127 takes two.
-            part.name.len() + 2 * extent + 160
+            part.name.len() + 2 * extent + 256
         });
         extents.sum::<usize>() + 64 * self.loose.len() + 256
     }
@@ -146,6 +175,7 @@ impl TableEntry {
             partition: PartitionId(table.0),
             shard,
             layout: None,
+            generation: 0,
         }
     }
 
@@ -158,6 +188,7 @@ impl TableEntry {
             partition: home.partition,
             shard: home.shard,
             layout: Some(layout),
+            generation: 0,
         }
     }
 

@@ -33,7 +33,7 @@ mod follow;
 mod layout;
 mod state;
 
-pub use layout::{Layout, LooseUnit, PARTITIONS_MAX, Part, Placed};
+pub use layout::{Layout, LooseUnit, PARTITIONS_MAX, Part, PartOrigin, Placed};
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,6 +71,14 @@ pub struct TableEntry {
     /// id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layout: Option<Arc<Layout>>,
+    /// Of a table without a layout: generation of its shard in which it was last moved.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub generation: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(generation: &u64) -> bool {
+    *generation == 0
 }
 
 /// A shard as meta knows it.

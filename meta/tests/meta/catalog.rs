@@ -128,6 +128,8 @@ fn partitioned(shards: &[ShardId]) -> TableEntry {
         unit: TableId::generate(),
         shard: *shard,
         extent: Extent::Slots(slots),
+        generation: 0,
+        origin: None,
     });
     let layout = Layout {
         by: PartitionBy {

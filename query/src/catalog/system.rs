@@ -96,6 +96,10 @@ fn columns_of(view: View) -> &'static [CellColumn] {
             ("rows", Number),
             ("files", Number),
             ("bytes", Number),
+            ("shared_files", Number),
+            ("cut_from", Text),
+            ("cut_in_shard", Text),
+            ("cut_at", Number),
         ],
         View::Shards => &[
             ("id", Text),
@@ -398,6 +402,7 @@ impl SystemTable {
                     Cell::Number(figure.and_then(|n| i64::try_from(n).ok()))
                 };
                 let owns = schema.as_ref().and_then(|s| partition_owns(&partition, s));
+                let origin = partition.part().and_then(|part| part.origin);
                 rows.push(vec![
                     text(&table.schema_name),
                     text(&table.name),
@@ -414,6 +419,13 @@ impl SystemTable {
                     }),
                     figure(|view| view.files.len() as u64),
                     figure(|view| view.files.iter().map(|f| f.bytes).sum()),
+                    figure(|view| {
+                        let files = 0..view.files.len();
+                        files.filter(|at| !view.shows_all_of_file(*at)).count() as u64
+                    }),
+                    Cell::Text(origin.map(|o| o.unit.to_string())),
+                    Cell::Text(origin.map(|o| o.shard.to_string())),
+                    Cell::Number(origin.and_then(|o| i64::try_from(o.at.0).ok())),
                 ]);
             }
         }

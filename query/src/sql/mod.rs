@@ -15,6 +15,7 @@ mod partitioned;
 mod partitions;
 mod precedence;
 mod prepare;
+mod repartitioned;
 mod repeated;
 mod result_names;
 mod rowset;

@@ -171,19 +171,10 @@ fn parse_statement(mut tokens: Vec<TokenWithSpan>, text: &Arc<str>) -> Result<St
 
 /// A statement that names the table and changes nothing of it.
 fn altered(change: &PartitionStatement) -> SqlStatement {
-    let (PartitionStatement::Add {
-        table,
-        if_table_exists,
-        ..
-    }
-    | PartitionStatement::Drop {
-        table,
-        if_table_exists,
-        ..
-    }) = change;
+    let (table, if_table_exists) = change.table();
     SqlStatement::AlterTable(AlterTable {
         name: table.clone(),
-        if_exists: *if_table_exists,
+        if_exists: if_table_exists,
         only: false,
         operations: Vec::new(),
         location: None,

@@ -120,7 +120,7 @@ impl Run<'_> {
         Ok(Some(encode(columns, &values)?))
     }
 
-    fn value(&self, value: &Value, column: &Column) -> Result<ScalarValue> {
+    pub(super) fn value(&self, value: &Value, column: &Column) -> Result<ScalarValue> {
         if !is_constant(&value.expr) {
             return Err(QueryError::new(
                 Kind::INVALID_DEFINITION,
@@ -152,26 +152,29 @@ impl Run<'_> {
         Ok(stored)
     }
 
-    /// `ALTER TABLE … ADD | DROP PARTITION`.
+    /// `ALTER TABLE … ADD | DROP | SPLIT | MERGE PARTITION`.
     pub(super) async fn alter_partitions(&self, change: &PartitionStatement) -> Result<Outcome> {
-        let (PartitionStatement::Add {
-            table: name,
-            if_table_exists,
-            ..
-        }
-        | PartitionStatement::Drop {
-            table: name,
-            if_table_exists,
-            ..
-        }) = change;
+        let (name, if_table_exists) = change.table();
         let db = self.session.engine().database();
         let (schema_name, table_name) = self.qualified(name)?;
-        if *if_table_exists && db.table(&schema_name, &table_name).is_none() {
+        if if_table_exists && db.table(&schema_name, &table_name).is_none() {
             return Ok(Outcome::done("ALTER TABLE"));
         }
         let table = self.table(name)?;
         let place = position_of(name);
         let placed = |error: EngineError| QueryError::from(error).at(place);
+        match change {
+            PartitionStatement::Split {
+                name, at, right, ..
+            } => {
+                let done = self.split_partition(&table, name.as_ref(), at, right.as_ref());
+                return done.await;
+            }
+            PartitionStatement::Merge { names, .. } => {
+                return self.merge_partitions(&table, names).await;
+            }
+            PartitionStatement::Add { .. } | PartitionStatement::Drop { .. } => {}
+        }
         let Some(layout) = &table.layout else {
             return Err(QueryError::new(
                 Kind::INVALID_DEFINITION,
@@ -211,6 +214,7 @@ impl Run<'_> {
                     .await
                     .map_err(placed)?;
             }
+            PartitionStatement::Split { .. } | PartitionStatement::Merge { .. } => {}
         }
         Ok(Outcome::done("ALTER TABLE"))
     }

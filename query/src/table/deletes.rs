@@ -1,4 +1,5 @@
-//! Predicate deletes of append tables, applied to files that are older.
+//! What of a file's rows does not show: predicate deletes of append tables, applied to files that
+//! are older, and rows that the partition does not own.
 
 use std::sync::Arc;
 
@@ -11,17 +12,20 @@ use datafusion::physical_plan::projection::ProjectionExec;
 use shoal_engine::PredicateDelete;
 use shoal_types::TableSchema;
 
+use super::owned::OwnedExpr;
 use crate::error::Kind;
 use crate::{QueryError, predicate};
 
-/// Rows of `plan` (all columns of the table) that no delete matches, with `projection`'s columns.
+/// Rows of `plan` (all columns of the table) that no delete matches and that are `owned`, with
+/// `projection`'s columns.
 pub(super) fn without(
     plan: Arc<dyn ExecutionPlan>,
     schema: &TableSchema,
     deletes: &[&PredicateDelete],
+    owned: Option<OwnedExpr>,
     projection: Option<&Vec<usize>>,
 ) -> Result<Arc<dyn ExecutionPlan>> {
-    let kept = deletes
+    let mut kept = deletes
         .iter()
         .map(|delete| {
             predicate::kept(schema, &delete.predicate).map_err(|what| {
@@ -29,6 +33,7 @@ pub(super) fn without(
             })
         })
         .collect::<Result<Vec<_>>>()?;
+    kept.extend(owned.map(|owned| Arc::new(owned) as Arc<dyn PhysicalExpr>));
     let plan: Arc<dyn ExecutionPlan> = Arc::new(FilterExec::try_new(conjunction(kept), plan)?);
     let Some(projection) = projection else {
         return Ok(plan);

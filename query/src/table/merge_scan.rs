@@ -21,9 +21,9 @@ use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties,
 };
 use futures::StreamExt;
-use shoal_engine::ReadView;
 use shoal_engine::memtable::MemtableScan;
 use shoal_engine::merge::{MergeOptions, RunStream, file_run, merge_runs};
+use shoal_engine::{OwnedRows, ReadView};
 use shoal_sst::{HIDDEN_OP, ReadCounters, ScanOptions, SstStore};
 use shoal_types::ColumnId;
 
@@ -51,6 +51,8 @@ struct Shared {
     bounds: Bounds,
     /// Columns read: the projected ones and the key, in the table's order.
     columns: Vec<ColumnId>,
+    /// Leaves out rows that the partition does not own, where a source has some.
+    owned: Option<OwnedRows>,
     /// Output columns.
     schema: SchemaRef,
 }
@@ -76,11 +78,20 @@ impl MergeScanExec {
         let table = &view.schema;
         let all: Vec<usize> = (0..arrow.fields().len()).collect();
         let projection = projection.unwrap_or(&all);
+        let shown = sets.iter().flatten().all(|source| match source {
+            Source::File(i) => view.shows_all_of_file(*i),
+            Source::Memory(i) => view.shows_all_of_memory(*i),
+        });
+        let owned = if shown { None } else { view.owned_rows() };
+        let measured: Vec<ColumnId> = owned.iter().flat_map(OwnedRows::columns).collect();
         let columns = table
             .columns
             .iter()
             .enumerate()
-            .filter(|(i, column)| projection.contains(i) || table.is_key(column.id))
+            .filter(|(i, column)| {
+                let id = column.id;
+                projection.contains(i) || table.is_key(id) || measured.contains(&id)
+            })
             .map(|(_, column)| column.id)
             .collect();
         let schema = Arc::new(arrow.project(projection)?);
@@ -110,6 +121,7 @@ impl MergeScanExec {
                 stats: Arc::clone(views.stats()),
                 bounds: bounds.clone(),
                 columns,
+                owned,
                 schema,
             }),
             sets,
@@ -239,7 +251,10 @@ impl ExecutionPlan for MergeScanExec {
             Ok::<_, DataFusionError>(stream.map(move |batch| {
                 let _timer = baseline.elapsed_compute().timer();
                 metrics.record(&counters, &mut seen);
-                let batch = batch.map_err(external)?;
+                let mut batch = batch.map_err(external)?;
+                if let Some(owned) = &shared.owned {
+                    batch = owned.filter(&batch).map_err(external)?;
+                }
                 baseline.record_output(batch.num_rows());
                 shared.project(&batch)
             }))

@@ -5,6 +5,7 @@ mod columns;
 mod deletes;
 mod last_rows;
 mod merge_scan;
+mod owned;
 mod parquet_scan;
 mod partitions;
 mod reader;
@@ -30,6 +31,7 @@ use shoal_types::{ColumnDefault, TableSchema};
 use crate::{QueryStats, predicate};
 use bounds::Bounds;
 use merge_scan::MergeScanExec;
+use owned::OwnedExpr;
 use parquet_scan::PlainScan;
 use sources::Source;
 
@@ -181,7 +183,10 @@ impl ShoalTable {
         limit: Option<usize>,
     ) -> Result<Vec<Arc<dyn ExecutionPlan>>, DataFusionError> {
         let mut bounds = Bounds::of(&view.schema, filters);
-        bounds.last_rows = self.last_rows && view.deletes.is_empty();
+        let shows_all = (0..view.files.len()).all(|i| view.shows_all_of_file(i))
+            && (0..view.memory.len()).all(|i| view.shows_all_of_memory(i));
+        // The last row of a series may be another partition's.
+        bounds.last_rows = self.last_rows && view.deletes.is_empty() && shows_all;
         let sets = sources::sets(view, &bounds);
         let stats = views.stats();
         QueryStats::add(&stats.files_total, view.files.len() as u64);
@@ -201,8 +206,8 @@ impl ShoalTable {
         Ok(plans)
     }
 
-    /// Scans of files that need no merge. Files to which deletes still apply are scanned apart,
-    /// below a filter.
+    /// Scans of files that need no merge. Files to which deletes still apply, or that hold rows of
+    /// other partitions, are scanned apart, below a filter.
     #[allow(clippy::too_many_arguments)]
     async fn plain_plans(
         &self,
@@ -216,14 +221,15 @@ impl ShoalTable {
     ) -> Result<Vec<Arc<dyn ExecutionPlan>>, DataFusionError> {
         // Deletes are few, and a file written after one has it applied already: a file needs a
         // suffix of the list (which is in version order).
-        let mut by_deletes: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        let mut by_deletes: BTreeMap<(usize, bool), Vec<usize>> = BTreeMap::new();
         for &i in files {
             let version = view.files[i].version_max;
             let applied = view.deletes.iter().filter(|d| d.version <= version).count();
-            by_deletes.entry(applied).or_default().push(i);
+            let shown = view.shows_all_of_file(i);
+            by_deletes.entry((applied, shown)).or_default().push(i);
         }
         let mut plans = Vec::new();
-        for (applied, files) in by_deletes {
+        for ((applied, shown), files) in by_deletes {
             let deletes: Vec<&PredicateDelete> = view
                 .deletes
                 .iter()
@@ -234,24 +240,31 @@ impl ShoalTable {
                 })
                 .collect();
             debug_assert_eq!(deletes.len() + applied, view.deletes.len());
+            let as_is = deletes.is_empty() && shown;
             let scan = PlainScan {
                 view,
                 views,
                 arrow: &self.arrow,
                 bounds,
-                projection: if deletes.is_empty() { projection } else { None },
-                limit: if deletes.is_empty() { limit } else { None },
+                projection: if as_is { projection } else { None },
+                limit: if as_is { limit } else { None },
             };
             for plan in scan.plans(state, &files).await? {
-                plans.push(if deletes.is_empty() {
+                plans.push(if as_is {
                     plan
                 } else {
-                    deletes::without(plan, &view.schema, &deletes, projection)?
+                    let owned = if shown { None } else { owned_expr(view) };
+                    deletes::without(plan, &view.schema, &deletes, owned, projection)?
                 });
             }
         }
         Ok(plans)
     }
+}
+
+fn owned_expr(view: &ReadView) -> Option<OwnedExpr> {
+    let (bounds, owned) = (view.bounds.clone()?, view.owned_rows()?);
+    Some(OwnedExpr::new(bounds, owned.columns(), &view.schema))
 }
 
 /// The views of the statement that `state` belongs to.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::Expr;
-use shoal_engine::{ReadView, TableHandle};
+use shoal_engine::{ReadView, TableHandle, owns_all};
 use shoal_types::TableSchema;
 
 use super::views::{StatementViews, external};
@@ -57,7 +57,7 @@ impl ShoalTable {
         };
         let mut fitting = Vec::with_capacity(taken.len());
         for (partition, view) in partitions.iter().zip(taken) {
-            match self.fit(view) {
+            match self.fit(partition, view) {
                 Some(view) => fitting.push(view),
                 None => {
                     // Planned anew with what is known here by then.
@@ -82,9 +82,10 @@ impl ShoalTable {
         DataFusionError::External(Box::new(error))
     }
 
-    /// A partition's view with the columns that the statement was planned with; `None`: it knows
-    /// newer ones.
-    fn fit(&self, view: Arc<ReadView>) -> Option<Arc<ReadView>> {
+    /// A partition's view with the columns that the statement was planned with, of what it was
+    /// planned to own; `None`: it knows newer ones, or was cut since.
+    fn fit(&self, partition: &TableHandle, view: Arc<ReadView>) -> Option<Arc<ReadView>> {
+        let view = within(partition, view)?;
         let planned = &self.schema;
         if view.schema.version == planned.version {
             return Some(view);
@@ -106,4 +107,21 @@ impl ShoalTable {
         });
         Some(Arc::new(fitted))
     }
+}
+
+/// The view of what the layout says that a partition owns. At its position the unit may have owned
+/// more, and another partition's view shows that; it must not have owned less.
+fn within(partition: &TableHandle, view: Arc<ReadView>) -> Option<Arc<ReadView>> {
+    let Some(planned) = partition.bounds() else {
+        return view.bounds.is_none().then_some(view);
+    };
+    if !owns_all(view.bounds.as_deref(), Some(&planned)) {
+        return None;
+    }
+    if view.bounds.as_deref() == Some(&planned) {
+        return Some(view);
+    }
+    let mut view = ReadView::clone(&view);
+    view.bounds = Some(Arc::new(planned));
+    Some(Arc::new(view))
 }

@@ -12,6 +12,7 @@ mod pruning;
 mod reads;
 mod renewal;
 mod replaced;
+mod splits;
 mod statements;
 mod stored_predicates;
 mod support;

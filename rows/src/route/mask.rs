@@ -77,6 +77,26 @@ pub fn mask(
     })
 }
 
+/// The encodings of some columns in every row, by which partitions are measured. Arguments as of
+/// [`mask`].
+///
+/// # Errors
+/// [`MaskError`] for a column of another type or length.
+pub fn encodings(
+    ids: &[ColumnId],
+    columns: &dyn Fn(ColumnId) -> Option<ArrayRef>,
+    rows: usize,
+) -> Result<Vec<Vec<u8>>, MaskError> {
+    let arrays = Arrays::new(ids, columns, rows)?;
+    let cells = arrays.cells()?;
+    let encode = |row| {
+        let mut key = Vec::new();
+        cells.encode(row, 0, &mut key);
+        key
+    };
+    Ok((0..rows).map(encode).collect())
+}
+
 /// Columns of a batch.
 struct Arrays<'a> {
     ids: &'a [ColumnId],

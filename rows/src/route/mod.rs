@@ -19,7 +19,9 @@ mod wanted;
 
 use std::fmt;
 
-use shoal_types::{ColumnId, ColumnType, Extent, PartitionBy, PartitionMethod, TableSchema};
+use shoal_types::{
+    ColumnId, ColumnType, Extent, PartitionBounds, PartitionBy, PartitionMethod, TableSchema,
+};
 
 use crate::key::{KeyValue, decode_key};
 use crate::{RowBlock, Slot, slot_of};
@@ -27,7 +29,7 @@ use cells::Cells;
 use divide::divide;
 use places::Places;
 
-pub use mask::{MaskError, mask};
+pub use mask::{MaskError, encodings, mask};
 pub use wanted::Wanted;
 
 /// In the place of a partition: there is none.
@@ -207,6 +209,32 @@ impl Router {
             },
         }
     }
+}
+
+/// The rows of a block that lie outside a partition's bounds; `None`: none does. `schema`: any
+/// version of the table's.
+///
+/// # Errors
+/// [`RouteError::Block`] for a damaged block.
+pub fn outside(
+    block: &RowBlock,
+    bounds: &PartitionBounds,
+    schema: &TableSchema,
+) -> Result<Option<RowBlock>, RouteError> {
+    if block.rows() == 0 {
+        return Ok(None);
+    }
+    let router = Router::new(&bounds.by, std::slice::from_ref(&bounds.extent), schema);
+    let places = match Search::new(&router, block).of_rows(block) {
+        Found::All(_) => return Ok(None),
+        Found::Each(places) => places,
+    };
+    let is_inside: Vec<u32> = places.iter().map(|p| u32::from(*p != NOWHERE)).collect();
+    let mut parts = divide(block, &is_inside)?;
+    Ok(match parts.first() {
+        Some((0, _)) => Some(parts.swap_remove(0).1),
+        _ => None,
+    })
 }
 
 /// A search of rows' partitions, with the memory that it needs again and again.

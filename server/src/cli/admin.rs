@@ -8,6 +8,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::{Client, ClientArgs};
+use super::partition::{self, PartitionOrder};
 use super::{CliError, CliResult, counted};
 
 /// Tries to change settings that others change meanwhile, and the pause between them.
@@ -70,6 +71,11 @@ enum What {
     Shard {
         #[command(subcommand)]
         order: Order,
+    },
+    /// Cut a partition in two, or make one of two.
+    Partition {
+        #[command(subcommand)]
+        order: PartitionOrder,
     },
     /// The tables.
     Tables {
@@ -405,6 +411,18 @@ pub async fn run(args: AdminArgs) -> CliResult {
             };
             (answer, columns)
         }
+        What::Partition { order } => (
+            partition::run(&client, order).await?,
+            &[
+                "name",
+                "owns",
+                "shard",
+                "rows",
+                "files",
+                "shared_files",
+                "cut_from",
+            ],
+        ),
         What::Tables { schema } => {
             let mut request = client.request(Method::GET, "/v1/admin/tables");
             if let Some(schema) = schema {

@@ -9,6 +9,7 @@ mod config;
 pub mod import;
 mod inspect;
 mod node;
+mod partition;
 mod scheduler;
 mod serve;
 pub mod sql;

@@ -271,6 +271,7 @@ impl Links {
             write_id: write.write_id,
             import: write.import,
             read_at: write.read_at,
+            owns: write.owns.clone(),
             patience_ms: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
             parts: write.parts.iter().map(PartHead::of).collect(),
         };

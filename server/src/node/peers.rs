@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use shoal_engine::{
     EncodedView, EngineError, Peers, Read, ReadLevel, ReadPlace, ShardCommit, ShardStatus,
-    ShardWrite, WriteError,
+    ShardWrite, UnitChange, WriteError,
 };
 use shoal_meta::{AssignError, Assignment, NodeEntry, Snapshot, Topology};
 use shoal_types::{Clock, NodeId, Retry, ShardId, SystemClock, TableId, TableSchema, WriteId};
@@ -525,6 +525,11 @@ impl Peers for Router {
 
     async fn apply_deletes(&self, shard: ShardId, table: TableId) -> Result<(), EngineError> {
         let ask = Ask::ApplyDeletes { shard, table };
+        self.ask_leader(shard, &ask).await.map(|_| ())
+    }
+
+    async fn change_unit(&self, shard: ShardId, change: UnitChange) -> Result<(), EngineError> {
+        let ask = Ask::ChangeUnit { shard, change };
         self.ask_leader(shard, &ask).await.map(|_| ())
     }
 

@@ -157,6 +157,10 @@ impl NodeService {
                 self.db.apply_deletes_here(shard, table).await?;
                 Answer::Done
             }
+            Ask::ChangeUnit { shard, change } => {
+                self.db.change_unit_here(shard, change).await?;
+                Answer::Done
+            }
             Ask::WasApplied { shard, table, id } => {
                 Answer::WasApplied(self.db.was_applied_here(shard, table, id)?)
             }
@@ -262,6 +266,7 @@ impl FlightService for NodeService {
             write_id: head.write_id,
             import: head.import,
             read_at: head.read_at,
+            owns: head.owns,
             parts,
         };
         self.roles.about_to_lead(head.shard).await;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use shoal_engine::{
     Compacted, EngineError, Flushed, GcReport, GiveUp, LogFound, Promoted, Read, RecordPart,
-    Repaired, WriteError,
+    Repaired, UnitChange, WriteError,
 };
 use shoal_meta::Assignment;
 use shoal_types::{Offset, Retry, ShardId, TableId, TableSchema, WriteId};
@@ -42,6 +42,9 @@ pub struct WriteHead {
     pub import: Option<ImportChunk>,
     /// Position that an UPDATE or DELETE read at.
     pub read_at: Option<Offset>,
+    /// As [`ShardWrite::owns`](shoal_engine::ShardWrite::owns).
+    #[serde(default)]
+    pub owns: Vec<(TableId, u64)>,
     /// The longest wait, in ms.
     pub patience_ms: u64,
     /// Its records.
@@ -124,6 +127,13 @@ pub enum Ask {
         shard: ShardId,
         /// The table.
         table: TableId,
+    },
+    /// To the leader: cut or join units.
+    ChangeUnit {
+        /// The shard.
+        shard: ShardId,
+        /// How.
+        change: UnitChange,
     },
     /// To the leader: whether a write with this id was applied.
     WasApplied {

@@ -132,6 +132,7 @@ impl FoldState {
     fn add_right(&mut self, schema: &TableSchema, of: TableId, cut: &UnitCut) {
         let right = TableSchema {
             table: cut.right_unit,
+            part_of: Some(of),
             ..schema.clone()
         };
         self.schemas.insert_mut(cut.right_unit, Arc::new(right));

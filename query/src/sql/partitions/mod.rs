@@ -6,6 +6,8 @@
 //!              | PARTITION BY LIST (a, …) (PARTITION p VALUES IN (1, NULL, …), …)
 //! ALTER TABLE t ADD PARTITION [IF NOT EXISTS] p VALUES …, …      with or without parentheses
 //! ALTER TABLE t DROP PARTITION [IF EXISTS] p, …
+//! ALTER TABLE t SPLIT [PARTITION p] [AT (1, …)] [AS q]           without AT: in the middle
+//! ALTER TABLE t MERGE PARTITIONS p, q
 //! ```
 //! With several columns a value of LIST is a tuple: `IN ((1, 'a'), (2, 'b'))`. `KEY` is read as
 //! `HASH`, `RANGE COLUMNS` and `LIST COLUMNS` as without the second word.
@@ -96,7 +98,7 @@ pub(crate) struct Value {
     pub position: Position,
 }
 
-/// `ALTER TABLE … ADD | DROP PARTITION`.
+/// `ALTER TABLE … ADD | DROP | SPLIT | MERGE PARTITION`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum PartitionStatement {
     /// New partitions of a RANGE or LIST table.
@@ -121,6 +123,56 @@ pub(crate) enum PartitionStatement {
         /// The partitions, all different.
         names: Vec<Ident>,
     },
+    /// One becomes two.
+    Split {
+        /// The table.
+        table: ObjectName,
+        /// `ALTER TABLE IF EXISTS`: a table that is not there is no error.
+        if_table_exists: bool,
+        /// The partition; `None`: the only one.
+        name: Option<Ident>,
+        /// Where; empty: in the middle.
+        at: Vec<Value>,
+        /// The name of the upper part; `None`: a free one.
+        right: Option<Ident>,
+    },
+    /// Two become one.
+    Merge {
+        /// The table.
+        table: ObjectName,
+        /// `ALTER TABLE IF EXISTS`: a table that is not there is no error.
+        if_table_exists: bool,
+        /// The partitions, two different ones.
+        names: [Ident; 2],
+    },
+}
+
+impl PartitionStatement {
+    /// The table, and whether its absence is no error.
+    pub(crate) fn table(&self) -> (&ObjectName, bool) {
+        match self {
+            Self::Add {
+                table,
+                if_table_exists,
+                ..
+            }
+            | Self::Drop {
+                table,
+                if_table_exists,
+                ..
+            }
+            | Self::Split {
+                table,
+                if_table_exists,
+                ..
+            }
+            | Self::Merge {
+                table,
+                if_table_exists,
+                ..
+            } => (table, *if_table_exists),
+        }
+    }
 }
 
 /// Takes `PARTITION BY …` out of the tokens of one statement, if that is a `CREATE TABLE` with
@@ -185,7 +237,7 @@ fn find_clause(
     Ok(None)
 }
 
-/// Reads `ALTER TABLE … ADD | DROP PARTITION …`; `None` for any other statement.
+/// Reads `ALTER TABLE … ADD | DROP | SPLIT | MERGE PARTITION …`; `None` for any other statement.
 ///
 /// # Errors
 /// Syntax, with its place.
@@ -220,6 +272,47 @@ pub(super) fn partition_statement(tokens: &[TokenWithSpan]) -> Result<Option<Par
             if_table_exists,
             if_exists,
             names,
+        }
+    } else if cursor.keyword("SPLIT") {
+        let name = match cursor.keyword("PARTITION") {
+            true => Some(cursor.part_name()?),
+            false => None,
+        };
+        let at = match cursor.keyword("AT") {
+            true if !cursor.peeks_symbol(&Token::LParen) => {
+                return Err(cursor.expected("the values to cut at, as in AT (1, …)"));
+            }
+            true => {
+                let items = cursor.items()?.into_iter();
+                items.map(value).collect::<Result<_>>()?
+            }
+            false => Vec::new(),
+        };
+        let right = match cursor.keyword("AS") {
+            true => Some(cursor.part_name()?),
+            false => None,
+        };
+        if cursor.found().is_some() {
+            return Err(cursor.expected("AT (…), AS or end of statement"));
+        }
+        PartitionStatement::Split {
+            table,
+            if_table_exists,
+            name,
+            at,
+            right,
+        }
+    } else if cursor.keywords(&["MERGE", "PARTITIONS"]) {
+        let left = cursor.part_name()?;
+        if !cursor.symbol(&Token::Comma) {
+            return Err(cursor.expected("\",\" and a second partition"));
+        }
+        let right = cursor.part_name()?;
+        refuse_repeated("partition", [&left, &right])?;
+        PartitionStatement::Merge {
+            table,
+            if_table_exists,
+            names: [left, right],
         }
     } else {
         return Ok(None);

@@ -1,0 +1,365 @@
+//! Telling meta what units own after a change of ownership was applied.
+//!
+//! The log decides, meta follows: order is record → meta → flush. A change stands above the
+//! replay offset of every manifest until meta was told of it (`flush.rs` asks), so that whoever
+//! leads after a crash finds it again by replaying, and tells.
+//!
+//! Every change raises the shard's generation, and each partition in meta has the generation that
+//! it was last changed in. A leader that was overtaken and comes late finds a higher one and leaves
+//! it.
+
+use std::sync::Arc;
+
+use shoal_meta::{Layout, MetaError, NamedTable, Part, PartOrigin, TableEntry};
+use shoal_types::{Offset, PartitionBounds, ShardId, TableId};
+use shoal_wal::fold::FoldState;
+use shoal_wal::record::Recut;
+
+use super::Shard;
+use super::state::ShardState;
+use crate::EngineError;
+
+/// Tries against others who change the same table's partitions.
+const TRIES: usize = 16;
+
+/// What a unit owns after a change.
+#[derive(Clone, Debug)]
+pub(crate) struct UnitNow {
+    pub unit: TableId,
+    pub shard: ShardId,
+    pub bounds: Option<PartitionBounds>,
+    /// The unit whose partition this one was, if it is new.
+    pub from: Option<TableId>,
+}
+
+/// Partitions of one table that are others now.
+#[derive(Clone, Debug)]
+pub(crate) struct LayoutChange {
+    pub table: TableId,
+    pub units: Vec<UnitNow>,
+    pub gone: Vec<TableId>,
+}
+
+/// What one record changed, and meta may not know yet.
+#[derive(Clone, Debug)]
+pub(crate) struct Untold {
+    pub at: Offset,
+    pub generation: u64,
+    pub changes: Vec<LayoutChange>,
+}
+
+impl Untold {
+    /// What a recut has changed; `fold`: the state after it.
+    pub(super) fn of_recut(shard: ShardId, at: Offset, recut: &Recut, fold: &FoldState) -> Self {
+        let now = |unit: TableId, from| UnitNow {
+            unit,
+            shard,
+            bounds: fold
+                .bounds(unit)
+                .map(|bounds| PartitionBounds::clone(bounds)),
+            from,
+        };
+        let cuts = recut.cuts.iter().filter_map(|one| {
+            let cut = one.cut.as_ref()?;
+            Some(LayoutChange {
+                table: fold.table_of(one.unit),
+                units: vec![now(one.unit, None), now(cut.right_unit, Some(one.unit))],
+                gone: Vec::new(),
+            })
+        });
+        let joins = recut.joins.iter().map(|join| LayoutChange {
+            table: fold.table_of(join.left),
+            units: vec![now(join.left, None)],
+            gone: vec![join.right],
+        });
+        Self {
+            at,
+            generation: fold.generation(),
+            changes: cuts.chain(joins).collect(),
+        }
+    }
+}
+
+impl ShardState {
+    /// Changes that meta may not know.
+    pub(crate) fn untold(&self) -> Vec<Untold> {
+        self.untold.clone()
+    }
+
+    fn was_told(&mut self, at: Offset) {
+        self.untold.retain(|untold| untold.at != at);
+    }
+}
+
+impl Shard {
+    /// Tells meta of every change of ownership that was applied here.
+    ///
+    /// # Errors
+    /// Meta's; the next call goes on.
+    pub(crate) async fn tell_layouts(&self) -> Result<(), EngineError> {
+        let untold = self.state.read().untold();
+        for one in untold {
+            for change in &one.changes {
+                self.tell_layout(change, &one).await?;
+            }
+            self.state.write().was_told(one.at);
+        }
+        Ok(())
+    }
+
+    async fn tell_layout(&self, change: &LayoutChange, of: &Untold) -> Result<(), EngineError> {
+        let record = Record {
+            generation: of.generation,
+            shard: self.id,
+            at: of.at,
+        };
+        let catalog = &self.env.catalog;
+        for _ in 0..TRIES {
+            if catalog.find_placement(change.table).await?.is_none() {
+                // Dropped.
+                return Ok(());
+            }
+            let Some(named) = catalog.named(change.table) else {
+                return Ok(());
+            };
+            let hint = |unit: TableId| self.part_names.lock().get(&unit).cloned();
+            let Some(entry) = changed(&named, change, record, &hint)? else {
+                return Ok(());
+            };
+            match catalog.put_entry(&named, entry).await {
+                Ok(()) => {
+                    tracing::info!(
+                        shard = %self.id, table = %named.name, generation = record.generation,
+                        "partitions have changed"
+                    );
+                    let mut names = self.part_names.lock();
+                    for now in &change.units {
+                        names.remove(&now.unit);
+                    }
+                    return Ok(());
+                }
+                Err(MetaError::Conflict) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(MetaError::Conflict.into())
+    }
+}
+
+/// The record that made a change.
+#[derive(Clone, Copy, Debug)]
+struct Record {
+    generation: u64,
+    shard: ShardId,
+    at: Offset,
+}
+
+impl Record {
+    fn origin(&self, from: Option<TableId>) -> Option<PartOrigin> {
+        from.map(|unit| PartOrigin {
+            unit,
+            shard: self.shard,
+            at: self.at,
+        })
+    }
+}
+
+/// The entry of a table after a change; `None`: meta knows this change, or a later one.
+fn changed(
+    named: &NamedTable,
+    change: &LayoutChange,
+    record: Record,
+    name: &dyn Fn(TableId) -> Option<String>,
+) -> Result<Option<TableEntry>, EngineError> {
+    let Some(layout) = &named.entry.layout else {
+        return of_whole(&named.entry, change, record, name);
+    };
+    let generation = record.generation;
+    let units = change.units.iter();
+    let mentioned = units
+        .flat_map(|now| std::iter::once(now.unit).chain(now.from))
+        .chain(change.gone.iter().copied());
+    let mentioned: Vec<TableId> = mentioned.collect();
+    let known = || layout.parts.iter().filter(|p| mentioned.contains(&p.unit));
+    if known().next().is_none() || known().any(|part| part.generation >= generation) {
+        return Ok(None);
+    }
+    let mut next = Layout::clone(layout);
+    for now in &change.units {
+        let Some(bounds) = &now.bounds else { continue };
+        match next.parts.iter_mut().find(|part| part.unit == now.unit) {
+            Some(part) => {
+                part.extent = bounds.extent.clone();
+                part.shard = now.shard;
+                part.generation = generation;
+            }
+            None => {
+                let from = now.from.and_then(|from| {
+                    let part = layout.parts.iter().find(|part| part.unit == from);
+                    part.map(|part| part.name.clone())
+                });
+                let wanted = name(now.unit).unwrap_or_else(|| new_name(&next, from.as_deref()));
+                let is_free = next.parts.iter().all(|part| part.name != wanted);
+                next.parts.push(Part {
+                    name: if is_free {
+                        wanted
+                    } else {
+                        new_name(&next, from.as_deref())
+                    },
+                    unit: now.unit,
+                    shard: now.shard,
+                    extent: bounds.extent.clone(),
+                    generation,
+                    origin: record.origin(now.from),
+                });
+            }
+        }
+    }
+    let home = layout.home().unit;
+    let home = match (change.gone.contains(&home), change.units.first()) {
+        (true, Some(heir)) => heir.unit,
+        _ => home,
+    };
+    next.parts.retain(|part| !change.gone.contains(&part.unit));
+    next.sort(home);
+    next.check().map_err(EngineError::Invalid)?;
+    Ok(Some(TableEntry::partitioned(
+        named.entry.table,
+        Arc::new(next),
+    )))
+}
+
+/// As [`changed`], of a table that had no layout.
+fn of_whole(
+    entry: &TableEntry,
+    change: &LayoutChange,
+    record: Record,
+    name: &dyn Fn(TableId) -> Option<String>,
+) -> Result<Option<TableEntry>, EngineError> {
+    let generation = record.generation;
+    if entry.generation >= generation {
+        return Ok(None);
+    }
+    let first = change.units.iter().find_map(|now| now.bounds.as_ref());
+    let Some(bounds) = first else {
+        let whole = change.units.first();
+        return Ok(whole.map(|now| TableEntry {
+            generation,
+            ..TableEntry::whole(entry.table, now.shard)
+        }));
+    };
+    let mut layout = Layout {
+        by: bounds.by.clone(),
+        parts: Vec::new(),
+        home: 0,
+        loose: Vec::new(),
+    };
+    for now in &change.units {
+        let Some(bounds) = &now.bounds else { continue };
+        let wanted = name(now.unit);
+        let part = Part {
+            name: wanted.unwrap_or_else(|| new_name(&layout, None)),
+            unit: now.unit,
+            shard: now.shard,
+            extent: bounds.extent.clone(),
+            generation,
+            origin: record.origin(now.from),
+        };
+        layout.parts.push(part);
+    }
+    layout.sort(entry.table);
+    layout.check().map_err(EngineError::Invalid)?;
+    Ok(Some(TableEntry::partitioned(entry.table, Arc::new(layout))))
+}
+
+/// `p` and the first number that is free; of a partition with a name of its own that name and a
+/// number.
+fn new_name(layout: &Layout, from: Option<&str>) -> String {
+    let is_numbered = |name: &str| {
+        let digits = name.strip_prefix('p').unwrap_or_default();
+        !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
+    };
+    let from = from.filter(|from| !is_numbered(from));
+    let stem = from.map_or_else(|| "p".to_owned(), |from| format!("{from}_"));
+    let first = if from.is_some() { 2 } else { 0 };
+    let taken = |name: &String| layout.parts.iter().any(|part| part.name == *name);
+    let mut names = (first..).map(|n: u64| format!("{stem}{n}"));
+    names.find(|name| !taken(name)).unwrap_or(stem)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shoal_types::{ColumnId, Extent, PartitionBy, PartitionMethod, SlotRange};
+
+    fn bounds(from: u32, to: u32) -> PartitionBounds {
+        PartitionBounds {
+            by: PartitionBy {
+                method: PartitionMethod::Hash,
+                columns: vec![ColumnId(1)],
+            },
+            extent: Extent::Slots(SlotRange { from, to }),
+        }
+    }
+
+    #[test]
+    fn who_comes_late_changes_nothing() {
+        let [table, right] = [(); 2].map(|()| TableId::generate());
+        let shard = ShardId::generate();
+        let layout = Layout {
+            by: bounds(0, 1).by,
+            parts: vec![Part {
+                name: "p0".into(),
+                unit: table,
+                shard,
+                extent: bounds(0, 65_536).extent,
+                generation: 0,
+                origin: None,
+            }],
+            home: 0,
+            loose: Vec::new(),
+        };
+        let named = |entry| NamedTable {
+            schema_name: "public".into(),
+            name: "t".into(),
+            entry,
+        };
+        let now = |unit, from, to, of| UnitNow {
+            unit,
+            shard,
+            bounds: Some(bounds(from, to)),
+            from: of,
+        };
+        let cut = LayoutChange {
+            table,
+            units: vec![now(table, 0, 9, None), now(right, 9, 65_536, Some(table))],
+            gone: Vec::new(),
+        };
+        let join = LayoutChange {
+            table,
+            units: vec![now(table, 0, 65_536, None)],
+            gone: vec![right],
+        };
+        let no_name = |_: TableId| None;
+        let tell = |entry: &TableEntry, change, generation| {
+            let record = Record {
+                generation,
+                shard,
+                at: Offset(7),
+            };
+            changed(&named(entry.clone()), change, record, &no_name).expect("it fits")
+        };
+        let whole = TableEntry::partitioned(table, Arc::new(layout));
+        let apart = tell(&whole, &cut, 1).expect("new");
+        let parts = &apart.layout.as_ref().expect("a layout").parts;
+        let names: Vec<&str> = parts.iter().map(|p| p.name.as_str()).collect();
+        assert_eq!(names, ["p0", "p1"]);
+        assert!(tell(&apart, &cut, 1).is_none(), "known");
+        let again = tell(&apart, &join, 2).expect("new");
+        assert_eq!(again.layout.as_ref().expect("a layout").parts.len(), 1);
+        assert!(
+            tell(&again, &cut, 1).is_none(),
+            "of a leader that was overtaken"
+        );
+    }
+}

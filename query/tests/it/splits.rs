@@ -1,0 +1,289 @@
+//! Partitions that are split and merged while they are read and written.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+
+use crate::support::Fixture;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_row_is_there_once_after_splits_and_merges() {
+    let db = Fixture::new().await;
+    db.script(
+        "
+        > CREATE TABLE cpu (ts TIMESTAMP(3) NOT NULL, host TEXT, usage BIGINT, PRIMARY KEY (host, ts)) PARTITION BY HASH (host) PARTITIONS 2
+        CREATE TABLE
+        > INSERT INTO cpu SELECT to_timestamp_millis(1767225600000 + v * 1000), 'host_' || (v % 100), v FROM generate_series(0, 9999) AS g(v)
+        INSERT 0 10000
+        FLUSH
+        > UPDATE cpu SET usage = -usage WHERE host = 'host_7'
+        UPDATE 100
+        > DELETE FROM cpu WHERE host = 'host_8'
+        DELETE 100
+        > ALTER TABLE cpu SPLIT PARTITION p0
+        ALTER TABLE
+        > SELECT count(*), count(DISTINCT host), sum(usage), min(usage), max(usage) FROM cpu
+        9900|99|48490200|-9907|9999
+        > SELECT count(*) FROM cpu WHERE host = 'host_7'
+        100
+        > SELECT host, max(usage) FROM cpu GROUP BY host ORDER BY host LIMIT 2
+        host_0|9900
+        host_1|9901
+        > INSERT INTO cpu SELECT to_timestamp_millis(1767225600000 + v * 1000), 'host_' || (v % 100), v FROM generate_series(0, 9999) AS g(v)
+        INSERT 0 10000
+        > SELECT count(*), sum(usage) FROM cpu
+        10000|49995000
+        > ALTER TABLE cpu SPLIT PARTITION p1 AT (40000) AS upper
+        ALTER TABLE
+        > ALTER TABLE cpu SPLIT PARTITION p1 AT (40000)
+        ! invalid_request
+        > ALTER TABLE cpu SPLIT PARTITION nobody
+        ! undefined_table
+        > SELECT count(*), sum(usage) FROM cpu
+        10000|49995000
+        FLUSH
+        > SELECT count(*), sum(usage), count(DISTINCT host) FROM cpu
+        10000|49995000|100
+        > UPDATE cpu SET usage = usage + 1 WHERE host IN ('host_1', 'host_2', 'host_50')
+        UPDATE 300
+        > SELECT sum(usage) FROM cpu
+        49995300
+        > ALTER TABLE cpu MERGE PARTITIONS upper, p1
+        ALTER TABLE
+        > SELECT count(*), sum(usage), count(DISTINCT host) FROM cpu
+        10000|49995300|100
+        > ALTER TABLE cpu DROP COLUMN usage
+        ALTER TABLE
+        > SELECT count(*) FROM cpu WHERE host = 'host_99'
+        100
+        > TRUNCATE cpu
+        TRUNCATE TABLE
+        > SELECT count(*) FROM cpu
+        0
+        > ALTER TABLE cpu SPLIT PARTITION p1
+        ALTER TABLE
+        > INSERT INTO cpu SELECT to_timestamp_millis(v), 'host_' || v FROM generate_series(0, 99) AS g(v)
+        INSERT 0 100
+        > SELECT count(*) FROM cpu
+        100
+        > DROP TABLE cpu
+        DROP TABLE
+        ",
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_of_one_partition_is_split_by_its_key() {
+    let db = Fixture::new().await;
+    db.script(
+        "
+        > CREATE TABLE t (k BIGINT PRIMARY KEY, v TEXT)
+        CREATE TABLE
+        > INSERT INTO t SELECT v, 'v' || v FROM generate_series(0, 9999) AS g(v)
+        INSERT 0 10000
+        FLUSH
+        > ALTER TABLE t SPLIT AT (2500) AS b
+        ALTER TABLE
+        > SELECT count(*), min(k), max(k), sum(k) FROM t
+        10000|0|9999|49995000
+        > SELECT v FROM t WHERE k = 2499
+        v2499
+        > SELECT v FROM t WHERE k = 2500
+        v2500
+        > ALTER TABLE t SPLIT PARTITION b
+        ALTER TABLE
+        > DELETE FROM t WHERE k % 2 = 0
+        DELETE 5000
+        > SELECT count(*), sum(k) FROM t
+        5000|25000000
+        FLUSH
+        > SELECT count(*), sum(k) FROM t WHERE k >= 2000 AND k < 3000
+        500|1250000
+        > SELECT k FROM t ORDER BY k DESC LIMIT 2
+        9999
+        9997
+        > INSERT INTO t VALUES (-5, 'below'), (100000, 'above'), (2500, 'between')
+        INSERT 0 3
+        > SELECT count(*) FROM t
+        5003
+        > CREATE TABLE log (at TIMESTAMP(3) NOT NULL, line TEXT)
+        CREATE TABLE
+        > INSERT INTO log VALUES ('2026-01-01', 'a'), ('2026-01-02', 'b')
+        INSERT 0 2
+        > ALTER TABLE log SPLIT
+        ! invalid_request
+        ",
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn predicate_deletes_of_append_tables_stay_with_their_partitions() {
+    let db = Fixture::new().await;
+    db.script(
+        "
+        > CREATE TABLE e (host TEXT, n BIGINT) PARTITION BY HASH (host) PARTITIONS 1
+        CREATE TABLE
+        > INSERT INTO e SELECT 'host_' || (v % 50), v FROM generate_series(0, 4999) AS g(v)
+        INSERT 0 5000
+        FLUSH
+        > DELETE FROM e WHERE n < 1000
+        DELETE 1000
+        > ALTER TABLE e SPLIT PARTITION p0
+        ALTER TABLE
+        > SELECT count(*), sum(n) FROM e
+        4000|11998000
+        > DELETE FROM e WHERE n >= 4000 AND host = 'host_3'
+        DELETE 20
+        > SELECT count(*) FROM e
+        3980
+        FLUSH
+        > SELECT count(*) FROM e
+        3980
+        > INSERT INTO e VALUES ('host_3', 1), ('host_4', 1)
+        INSERT 0 2
+        > ALTER TABLE e MERGE PARTITIONS p0, p1
+        ALTER TABLE
+        > SELECT count(*), min(n) FROM e
+        3982|1
+        > ALTER TABLE e SPLIT PARTITION p0
+        ALTER TABLE
+        > SELECT count(*), min(n) FROM e
+        3982|1
+        ",
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn list_and_range_partitions_are_split() {
+    let db = Fixture::new().await;
+    db.script(
+        "
+        > CREATE TABLE l (region TEXT, k BIGINT, PRIMARY KEY (region, k)) PARTITION BY LIST (region) (PARTITION eu VALUES IN ('de', 'fr'), PARTITION us VALUES IN ('us'))
+        CREATE TABLE
+        > INSERT INTO l SELECT CASE v % 3 WHEN 0 THEN 'de' WHEN 1 THEN 'fr' ELSE 'us' END, v FROM generate_series(0, 2999) AS g(v)
+        INSERT 0 3000
+        > ALTER TABLE l SPLIT PARTITION eu AT ('fr')
+        ALTER TABLE
+        > SELECT region, count(*) FROM l GROUP BY region ORDER BY region
+        de|1000
+        fr|1000
+        us|1000
+        FLUSH
+        > ALTER TABLE l SPLIT PARTITION us AT ('us', 1500) AS us_high
+        ALTER TABLE
+        > SELECT count(*), sum(k) FROM l WHERE region = 'us'
+        1000|1500000
+        > SELECT count(*) FROM l WHERE region = 'us' AND k < 1500
+        500
+        > INSERT INTO l VALUES ('es', 1)
+        ! no_partition
+        > CREATE TABLE r (day DATE, k BIGINT, PRIMARY KEY (day, k)) PARTITION BY RANGE (day) (PARTITION a VALUES LESS THAN ('2026-03-01'), PARTITION z VALUES LESS THAN (MAXVALUE))
+        CREATE TABLE
+        > INSERT INTO r SELECT DATE '2026-01-01' + CAST(v AS INT), v FROM generate_series(0, 99) AS g(v)
+        INSERT 0 100
+        > ALTER TABLE r SPLIT PARTITION a AT ('2026-02-01') AS feb
+        ALTER TABLE
+        > SELECT count(*) FROM r WHERE day < '2026-02-01'
+        31
+        > SELECT count(*) FROM r
+        100
+        > ALTER TABLE r DROP PARTITION feb
+        ALTER TABLE
+        > SELECT count(*) FROM r
+        72
+        > INSERT INTO r VALUES ('2026-02-10', 1)
+        ! no_partition
+        ",
+    )
+    .await;
+}
+
+/// Clients write, update, delete and count while one partition after another is split and merged;
+/// no count is ever wrong, no row is lost or there twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_row_is_lost_or_doubled_while_partitions_change_under_load() {
+    let db = Arc::new(Fixture::new().await);
+    db.script(
+        "
+        > CREATE TABLE t (k BIGINT PRIMARY KEY, v BIGINT) PARTITION BY HASH (k) PARTITIONS 2
+        CREATE TABLE
+        > INSERT INTO t SELECT v, 0 FROM generate_series(0, 999) AS g(v)
+        INSERT 0 1000
+        ",
+    )
+    .await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let next = Arc::new(AtomicI64::new(1000));
+    let mut clients = Vec::new();
+    for client in 0..2_i64 {
+        let (db, stop, next) = (Arc::clone(&db), Arc::clone(&stop), Arc::clone(&next));
+        clients.push(tokio::spawn(async move {
+            let mut written: BTreeMap<i64, i64> = BTreeMap::new();
+            let mut round = 0;
+            while !stop.load(Ordering::Relaxed) {
+                round += 1;
+                let from = next.fetch_add(20, Ordering::Relaxed);
+                let rows: Vec<String> = (from..from + 20)
+                    .map(|k| format!("({k}, {client})"))
+                    .collect();
+                db.ok(&format!("INSERT INTO t VALUES {}", rows.join(", ")))
+                    .await;
+                written.extend((from..from + 20).map(|k| (k, client)));
+                if round % 5 == 0 {
+                    let k = from + 3;
+                    db.ok(&format!("UPDATE t SET v = {round} WHERE k = {k}"))
+                        .await;
+                    written.insert(k, round);
+                    db.ok(&format!("DELETE FROM t WHERE k = {}", from + 4))
+                        .await;
+                    written.remove(&(from + 4));
+                }
+            }
+            written
+        }));
+    }
+    let reader = {
+        let (db, stop) = (Arc::clone(&db), Arc::clone(&stop));
+        tokio::spawn(async move {
+            let mut counted = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let found = db
+                    .ok("SELECT count(*), count(DISTINCT k) FROM t WHERE k < 1000")
+                    .await;
+                assert_eq!(found, ["1000|1000"], "after {counted} counts");
+                let found = db.ok("SELECT count(*) - count(DISTINCT k) FROM t").await;
+                assert_eq!(found, ["0"], "a row is there twice");
+                counted += 1;
+            }
+            counted
+        })
+    };
+    for round in 0..12 {
+        db.ok("ALTER TABLE t SPLIT PARTITION p0").await;
+        if round % 3 == 0 {
+            db.flush().await;
+        }
+        db.ok("ALTER TABLE t SPLIT PARTITION p1 AS x").await;
+        db.ok("ALTER TABLE t MERGE PARTITIONS p1, x").await;
+        db.ok("ALTER TABLE t MERGE PARTITIONS p0, p2").await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut expected: BTreeMap<i64, i64> = (0..1000).map(|k| (k, 0)).collect();
+    for client in clients {
+        expected.extend(client.await.expect("a client"));
+    }
+    assert!(reader.await.expect("the reader") > 0);
+    let found = db.ok("SELECT k, v FROM t ORDER BY k").await;
+    let found: BTreeMap<i64, i64> = found
+        .iter()
+        .map(|row| {
+            let (k, v) = row.split_once('|').expect("two columns");
+            (k.parse().expect("k"), v.parse().expect("v"))
+        })
+        .collect();
+    assert_eq!(found.len(), expected.len());
+    assert_eq!(found, expected);
+}
