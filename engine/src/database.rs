@@ -130,6 +130,25 @@ impl TableHandle {
         self.part().map(|part| layout.bounds(part))
     }
 
+    /// The partitions of this table, as it is now, that have what `before` had when it was looked up,
+    /// each restricted to that.
+    #[must_use]
+    pub fn pieces_of(&self, before: &Self) -> Vec<Self> {
+        let (Some(layout), Some(wanted)) = (&self.layout, before.part()) else {
+            return self.partitions();
+        };
+        let piece = |(at, part): (usize, &Part)| {
+            let extent = part.extent.common(&wanted.extent)?;
+            let mut layout = Layout::clone(layout);
+            layout.parts[at].extent = extent;
+            Some(Self {
+                layout: Some(Arc::new(layout)),
+                ..self.at(part.placed())
+            })
+        };
+        layout.parts.iter().enumerate().filter_map(piece).collect()
+    }
+
     fn at(&self, placed: Placed) -> Self {
         Self {
             id: placed.unit,

@@ -30,6 +30,27 @@ pub fn owns_all(owned: Option<&PartitionBounds>, written: Option<&PartitionBound
     }
 }
 
+/// What rows lie in that were written under `written` and are all `owned`, as far as it can be told
+/// by bounds.
+pub(crate) fn common(
+    owned: Option<Arc<PartitionBounds>>,
+    written: Option<&Arc<PartitionBounds>>,
+) -> Option<Arc<PartitionBounds>> {
+    let (Some(bounds), Some(written)) = (&owned, written) else {
+        return owned.or_else(|| written.cloned());
+    };
+    if bounds.by != written.by {
+        return owned;
+    }
+    match bounds.extent.common(&written.extent) {
+        Some(extent) if extent != bounds.extent => Some(Arc::new(PartitionBounds {
+            by: bounds.by.clone(),
+            extent,
+        })),
+        _ => owned,
+    }
+}
+
 /// Tells what units own apart: a row that was routed by other bounds than its unit has when it is
 /// written is refused. `None`: all of the table.
 pub(crate) fn fingerprint(bounds: Option<&PartitionBounds>) -> u64 {

@@ -132,9 +132,10 @@ impl QueryError {
         self.code == "undefined_table"
     }
 
-    /// Whether the table was altered between planning and running: planning anew is enough.
+    /// Whether the table was altered between planning and running, and nothing is done yet: planning
+    /// anew is enough.
     pub(crate) fn is_schema_change(&self) -> bool {
-        self.is(Kind::SCHEMA_CHANGED)
+        self.is(Kind::SCHEMA_CHANGED) && self.retry == Retry::Safe
     }
 
     /// A file that the newest manifest names is not there.

@@ -25,7 +25,9 @@ use crate::table::StatementViews;
 use crate::{Output, Prepared, QueryEngine, QueryError, QueryStats, SessionOptions, StatementKind};
 
 /// How often a statement is planned anew because a table was altered while it was planned.
-const REPLANS_MAX: usize = 8;
+const REPLANS_MAX: usize = 12;
+/// Half of the pause before the first of them; each is twice as long, up to a quarter of a second.
+const REPLAN_PAUSE: Duration = Duration::from_millis(1);
 /// How often a query is planned anew because a file of its view was gone.
 const RENEWALS_MAX: u32 = 6;
 /// Pause before the first of them; it doubles.
@@ -429,7 +431,12 @@ impl Session {
                     renewals += 1;
                     guard.stats.restart();
                 }
-                Err(error) if error.is_schema_change() && replans < REPLANS_MAX => replans += 1,
+                Err(error) if error.is_schema_change() && replans < REPLANS_MAX => {
+                    replans += 1;
+                    // A change of partitions is in the log a moment before it is in meta.
+                    let doublings = u32::try_from(replans).unwrap_or(u32::MAX).min(8);
+                    tokio::time::sleep(REPLAN_PAUSE * 2_u32.pow(doublings)).await;
+                }
                 Err(error) if !learned => {
                     learned = true;
                     let state = &run.state;

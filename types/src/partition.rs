@@ -230,6 +230,34 @@ impl Extent {
         }
     }
 
+    /// What is in both; `None`: nothing is, or it cannot be said by one extent.
+    #[must_use]
+    pub fn common(&self, other: &Self) -> Option<Self> {
+        if self.covers(other) {
+            return Some(other.clone());
+        }
+        if other.covers(self) {
+            return Some(self.clone());
+        }
+        match (self, other) {
+            (Self::Slots(a), Self::Slots(b)) => {
+                let (from, to) = (a.from.max(b.from), a.to.min(b.to));
+                (from < to).then_some(Self::Slots(SlotRange { from, to }))
+            }
+            (Self::Keys(a), Self::Keys(b)) if a.meets(b) => {
+                let to = match (&a.to, &b.to) {
+                    (Some(a), Some(b)) => Some(a.min(b).clone()),
+                    (a, b) => a.clone().or_else(|| b.clone()),
+                };
+                Some(Self::Keys(KeyRange {
+                    from: a.from.clone().max(b.from.clone()),
+                    to,
+                }))
+            }
+            _ => None,
+        }
+    }
+
     /// The two parts of it. `cut_columns`: what a LIST partition that was never cut is to be
     /// measured by. `None`: the point is not inside, or of another kind.
     #[must_use]
@@ -323,6 +351,20 @@ mod tests {
             from: from.to_vec(),
             to: to.map(<[u8]>::to_vec),
         })
+    }
+
+    #[test]
+    fn what_is_common_is_in_both() {
+        let slots = |from, to| Extent::Slots(SlotRange { from, to });
+        assert_eq!(slots(0, 5).common(&slots(3, 9)), Some(slots(3, 5)));
+        assert_eq!(slots(0, 5).common(&slots(5, 9)), None);
+        let (low, high) = (keys(b"a", Some(b"m")), keys(b"c", None));
+        assert_eq!(low.common(&high), Some(keys(b"c", Some(b"m"))));
+        assert_eq!(
+            low.common(&keys(b"d", Some(b"e"))),
+            Some(keys(b"d", Some(b"e")))
+        );
+        assert_eq!(low.common(&keys(b"m", None)), None);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use super::pick::{TtlCut, window_width};
 use super::{ByteBudget, CompactionJob};
 use crate::memtable::{MemtableScan, MemtableView};
 use crate::merge::{MergeOptions, RunStream, file_run, merge_runs};
-use crate::owned::{OwnedRows, owns_all};
+use crate::owned::{OwnedRows, common, owns_all};
 use crate::{EngineError, PredicateDelete, RowPredicate};
 
 /// Files that one flush or compaction may have open; with more windows than this, windows are
@@ -134,7 +134,7 @@ impl SstProducer {
             .flatten()
             .map(|owned| OwnedRows::new(owned, schema));
         let mut writers = Writers::new(self, schema, partition, width, output);
-        writers.owned = owned;
+        writers.owned = common(owned, view.written_under.as_ref());
         writers.fresh = fresh.unwrap_or_default();
         while let Some(batch) = run.next().transpose()? {
             let batch = match &outside {
@@ -374,7 +374,7 @@ struct Writers<'a> {
     partition: PartitionId,
     width: Option<i64>,
     output: Output,
-    /// What the unit owns: nothing else is written.
+    /// Of the unit's table what is written: nothing else is.
     owned: Option<Arc<PartitionBounds>>,
     fresh: Fresh,
     windows: BTreeMap<Slot, Window>,

@@ -23,7 +23,7 @@ use shoal_wal::record::SchemaChange;
 
 use super::open::ByShard;
 use super::tables::{TRIES, contended};
-use super::writes::Owns;
+use super::writes::{Owned, Owns};
 use super::{Database, NewPartitions, Shared, TableHandle, as_write_error};
 use crate::background::to_the_end;
 use crate::owned::fingerprint;
@@ -214,7 +214,9 @@ impl Shared {
                 return Err(WriteError::StaleSchema { table: block.table });
             };
             let Some(layout) = &named.entry.layout else {
-                note_owned(owns, named.entry.shard, named.entry.table, 0)?;
+                let table = named.entry.table;
+                let owned = Owned { table, print: 0 };
+                note_owned(owns, named.entry.shard, table, owned)?;
                 routed.push((named.entry.shard, block));
                 continue;
             };
@@ -228,7 +230,11 @@ impl Shared {
             for (at, block) in parts {
                 let part = &layout.parts[at];
                 let print = fingerprint(Some(&layout.bounds(part)));
-                note_owned(owns, part.shard, part.unit, print)?;
+                let owned = Owned {
+                    table: named.entry.table,
+                    print,
+                };
+                note_owned(owns, part.shard, part.unit, owned)?;
                 let block = RowBlock {
                     table: part.unit,
                     ..block
@@ -520,10 +526,10 @@ fn note_owned(
     owns: &mut Owns,
     shard: ShardId,
     unit: TableId,
-    print: u64,
+    owned: Owned,
 ) -> Result<(), WriteError> {
-    match owns.insert(unit, print) {
-        Some(known) if known != print => Err(WriteError::Moved {
+    match owns.insert(unit, owned) {
+        Some(known) if known != owned => Err(WriteError::Moved {
             shard,
             applied: 0,
             commit: None,

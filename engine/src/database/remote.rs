@@ -13,7 +13,7 @@ use shoal_types::{NodeId, ShardId, TableId, TableSchema, WriteId};
 use shoal_wal::record::{Payload, SchemaChange, WriteIdPart};
 use tokio::time::Instant;
 
-use super::writes::{Outcome, Sending, moved, worse};
+use super::writes::{Outcome, Owned, Sending, moved, worse};
 use super::{Database, Role, Shared, Slot, TableHandle, as_write_error};
 use crate::peers::{Peers, Read, ReadPlace, ShardCommit, ShardWrite};
 use crate::shard::Shard;
@@ -175,6 +175,15 @@ impl Shared {
             },
             None => self.table_not_found(&table.schema_name, &table.name),
         }
+    }
+
+    /// Whether meta does not place a unit in a shard (any more).
+    async fn has_left(&self, shard: ShardId, unit: &str) -> bool {
+        if let Err(error) = self.env.catalog.sync().await {
+            tracing::debug!(%error, "names not brought up to date");
+        }
+        let placed = unit.parse().ok().and_then(|id| self.env.catalog.placed(id));
+        placed.is_none_or(|placed| placed.shard != shard)
     }
 
     /// A shard has not one of the tables that were asked for.
@@ -353,14 +362,23 @@ impl Database {
         let id = tables[0].shard;
         let units: Vec<TableId> = tables.iter().map(|table| table.id).collect();
         let patience = read.patience.unwrap_or(shared.patience());
+        let deadline = Instant::now() + patience;
         let Some(peers) = shared.peers() else {
             let shard = shared.shard(id)?;
-            return match shard.views_of(&units, &read.level, patience).await {
-                Err(EngineError::NotFound { name, .. }) => Err(shared.lacks(tables, &name)),
-                other => other,
-            };
+            loop {
+                let left = deadline.saturating_duration_since(Instant::now());
+                match shard.views_of(&units, &read.level, left).await {
+                    Err(EngineError::NotFound { name, .. }) => {
+                        if Instant::now() >= deadline || shared.has_left(id, &name).await {
+                            return Err(shared.lacks(tables, &name));
+                        }
+                    }
+                    other => return other,
+                }
+                // It has become part of another one, which meta is told of in a moment.
+                tokio::time::sleep(PAUSE).await;
+            }
         };
-        let deadline = Instant::now() + patience;
         let encoded = loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if let Ok(shard) = shared.shard(id)
@@ -383,13 +401,17 @@ impl Database {
             };
             match peers.read_views(id, &units, &elsewhere).await {
                 // What is to answer here is being opened.
-                Err(EngineError::ShardUnavailable { .. } | EngineError::NotFound { .. })
+                Err(EngineError::ShardUnavailable { .. })
                     if peers.may_answer(id, read.place) && Instant::now() < deadline =>
                 {
                     tokio::time::sleep(PAUSE).await;
                 }
                 Err(EngineError::NotFound { name, .. }) => {
-                    return Err(shared.lacks(tables, &name));
+                    let waits = peers.may_answer(id, read.place) || tables[0].layout.is_some();
+                    if !waits || Instant::now() >= deadline || shared.has_left(id, &name).await {
+                        return Err(shared.lacks(tables, &name));
+                    }
+                    tokio::time::sleep(PAUSE).await;
                 }
                 other => break other?,
             }
@@ -468,11 +490,15 @@ impl Database {
                     blocks: blocks.into_iter().map(Arc::new).collect(),
                 });
             }
+            let owns = write.owns.into_iter().map(|(unit, print)| {
+                // The sender routes anew, who knows the table.
+                (unit, Owned { table: unit, print })
+            });
             Ok(Sending {
                 write_id: write.write_id,
                 import: write.import,
                 read_at: write.read_at,
-                owns: write.owns.into_iter().collect(),
+                owns: owns.collect(),
                 parts,
             })
         };

@@ -34,8 +34,17 @@ const OVERLAPS_MAX: u32 = 8;
 /// Rows above this are cut and encoded on a thread of their own.
 const INLINE_BYTES_MAX: usize = 256 << 10;
 
-/// What units owned when rows were routed to them, as fingerprints.
-pub(crate) type Owns = BTreeMap<TableId, u64>;
+/// What units owned when rows were routed to them.
+pub(crate) type Owns = BTreeMap<TableId, Owned>;
+
+/// What a unit owned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owned {
+    /// The table that it is a part of.
+    pub table: TableId,
+    /// [`fingerprint`] of its bounds.
+    pub print: u64,
+}
 
 #[derive(Clone)]
 struct Outgoing {
@@ -77,7 +86,7 @@ impl Sending {
             owns: self
                 .owns
                 .iter()
-                .map(|(unit, print)| (*unit, *print))
+                .map(|(unit, owned)| (*unit, owned.print))
                 .collect(),
             parts: parts.collect(),
         }
@@ -200,9 +209,9 @@ impl Shard {
         let state = self.state.read();
         let fits = tables.iter().all(|write| {
             let (unit, fold) = (write.table, &state.fold);
-            owns.get(&unit).is_none_or(|print| {
+            owns.get(&unit).is_none_or(|owned| {
                 fold.schema(unit).is_some()
-                    && fingerprint(fold.bounds(unit).map(|b| &**b)) == *print
+                    && fingerprint(fold.bounds(unit).map(|b| &**b)) == owned.print
             })
         });
         match fits {
@@ -301,8 +310,15 @@ impl Database {
                     continue;
                 }
                 let left = outgoing.parts.iter().skip(*applied as usize);
-                let blocks = left.flat_map(|part| &part.blocks);
-                rest.extend(blocks.map(|block| RowBlock::clone(block)));
+                // By their table: the unit may be no partition any more.
+                let blocks = left.flat_map(|part| &part.blocks).map(|block| RowBlock {
+                    table: outgoing
+                        .owns
+                        .get(&block.table)
+                        .map_or(block.table, |o| o.table),
+                    ..RowBlock::clone(block)
+                });
+                rest.extend(blocks);
             }
             if !rest.is_empty() {
                 self.shared.learn_layouts().await;
@@ -484,7 +500,11 @@ impl Database {
             };
             for placed in entry.placed() {
                 if seen.insert(placed.unit) {
-                    owns.insert(placed.unit, owned_by(&entry, placed.unit));
+                    let owned = Owned {
+                        table: entry.table,
+                        print: owned_by(&entry, placed.unit),
+                    };
+                    owns.insert(placed.unit, owned);
                     let of_shard = units.entry(placed.shard).or_default();
                     of_shard.push((placed.unit, block.incarnation));
                 }
@@ -842,7 +862,11 @@ fn owned_by(entry: &TableEntry, unit: TableId) -> u64 {
 }
 
 fn owns_of(partition: &TableHandle) -> Owns {
-    Owns::from([(partition.id, fingerprint(partition.bounds().as_ref()))])
+    let owned = Owned {
+        table: partition.table,
+        print: fingerprint(partition.bounds().as_ref()),
+    };
+    Owns::from([(partition.id, owned)])
 }
 
 pub(super) fn dropped(table: TableId) -> WriteError {

@@ -2,6 +2,7 @@
 //! release builds: a manifest that breaks one of these would lose or double rows for every replica
 //! that opens from it, and is better not written.
 
+use shoal_sst::SstFile;
 use shoal_types::{TableId, TableMode};
 
 use super::format::{Edit, LossKind, TableEdit, TableFiles};
@@ -140,6 +141,8 @@ fn check_table(
         for b in files.files.iter().map(|f| &f.file) {
             let apart = b.version_min > a.version_max || a.version_min > b.version_max;
             let append = schema.mode == TableMode::Append;
+            // Of two units that were joined.
+            let apart = apart || owned_apart(a, b);
             if append || apart || a.path == b.path || a.incarnation != b.incarnation {
                 continue;
             }
@@ -159,6 +162,12 @@ fn check_table(
         return Err(format!("predicate deletes of table {id} are out of order"));
     }
     Ok(())
+}
+
+/// Whether two files were written under bounds that do not meet, so that their keys do not.
+fn owned_apart(a: &SstFile, b: &SstFile) -> bool {
+    let bounds = a.bounds.as_ref().zip(b.bounds.as_ref());
+    bounds.is_some_and(|(a, b)| a.by == b.by && !a.extent.meets(&b.extent))
 }
 
 /// A rewrite without a new position (compaction) names no rows newer than what it replaced.

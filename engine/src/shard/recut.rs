@@ -178,7 +178,6 @@ impl ShardState {
     }
 
     fn join_rows(&mut self, left: TableId, right: TableId) {
-        let bounds = self.fold.bounds(left).cloned();
         for (_, tables) in &mut self.boundaries {
             for table in tables.iter_mut().filter(|t| **t == right) {
                 *table = left;
@@ -195,8 +194,6 @@ impl ShardState {
         rows.sealed.extend(more.active);
         for held in rows.all_mut() {
             held.small = None;
-            // None of it was outside of what its unit owned, so none is outside of both.
-            held.memtable.written_under = bounds.clone();
         }
         if !rows.is_empty() {
             self.tables.insert(left, rows);

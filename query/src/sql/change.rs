@@ -13,6 +13,7 @@
 //! Rows of append tables have no key. DELETE writes its predicate; UPDATE writes the predicate of
 //! the rows that go and the rows that come, in one record and with the position it read at.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +49,10 @@ use crate::{QueryError, decimals, predicate};
 const CONFLICTS_MAX: u32 = 64;
 /// So often it is done again before others' writes to the table are held up for it.
 const CONFLICTS_BEFORE_HOLD: u32 = 4;
+/// How often it is looked where a partition's rows are after it was cut or joined, and the first
+/// pause before that.
+const RECUTS_MAX: u32 = 32;
+const RECUT_PAUSE: Duration = Duration::from_millis(2);
 /// Longest pause before doing it again.
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 /// Bytes of changed rows held at one time: they enter the log together.
@@ -135,12 +140,25 @@ impl Run<'_> {
         let _turn = lock.lock().await;
         let mut done = Changed::default();
         let mut untouched = Vec::new();
-        for partition in self.partitions_to_change(dml, &table).await? {
+        let mut waiting: VecDeque<TableHandle> =
+            self.partitions_to_change(dml, &table).await?.into();
+        let mut recuts = 0;
+        while let Some(partition) = waiting.pop_front() {
             let change = self.change_partition(&body, &action, &partition).await;
             let change = match change {
-                // It was dropped meanwhile, and its rows with it.
-                Err(error) if error.is_missing_table() && self.is_dropped(&partition) => {
-                    Changed::default()
+                // It was cut, joined or dropped since: what it had is looked for where it is now. If
+                // the statement has changed nothing yet, it may also be planned anew as a whole.
+                Err(error)
+                    if error.is_missing_table() || error.is_schema_change() && done.rows > 0 =>
+                {
+                    recuts += 1;
+                    let Some(pieces) = self.pieces_now(&partition, recuts).await else {
+                        return Err(done.before(error));
+                    };
+                    for piece in pieces.into_iter().rev() {
+                        waiting.push_front(piece);
+                    }
+                    continue;
                 }
                 other => other.map_err(|error| done.before(error))?,
             };
@@ -171,6 +189,21 @@ impl Run<'_> {
         })
     }
 
+    /// The partitions that have by now what one had when the statement was planned; none, if it was
+    /// dropped. `None`: the table is not there any more, or the partition goes on to be missed where
+    /// it is.
+    async fn pieces_now(&self, partition: &TableHandle, tries: u32) -> Option<Vec<TableHandle>> {
+        let database = self.session.engine().database();
+        tokio::time::sleep(RECUT_PAUSE * tries).await;
+        if let Err(error) = database.sync_names().await {
+            tracing::debug!(%error, "partitions not brought up to date");
+        }
+        let now = database.table_by_id(partition.table)?;
+        let pieces = now.pieces_of(partition);
+        // Meta is told a moment after the shard knows.
+        (tries < RECUTS_MAX).then_some(pieces)
+    }
+
     /// The partitions that can hold rows which the statement changes.
     async fn partitions_to_change(
         &self,
@@ -197,13 +230,6 @@ impl Run<'_> {
         })?;
         // The optimizer has found that there are no such rows.
         Ok(found.unwrap_or_default())
-    }
-
-    fn is_dropped(&self, partition: &TableHandle) -> bool {
-        let database = self.session.engine().database();
-        let table = database.table_by_id(partition.table);
-        let mut left = table.iter().flat_map(TableHandle::partitions);
-        table.is_some() && !left.any(|known| known.id == partition.id)
     }
 
     async fn change_partition(

@@ -61,9 +61,7 @@ impl ShoalTable {
                 Some(view) => fitting.push(view),
                 None => {
                     // Planned anew with what is known here by then.
-                    if partition.id != self.handle.id {
-                        views.refresh(&self.handle).await;
-                    }
+                    views.refresh(&self.handle).await;
                     return Err(self.altered());
                 }
             }

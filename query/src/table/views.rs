@@ -128,8 +128,11 @@ impl StatementViews {
         self.db.router(table)
     }
 
-    /// Brings what this process knows of a table's columns up to date.
+    /// Brings what this process knows of a table's columns and partitions up to date.
     pub(crate) async fn refresh(&self, table: &TableHandle) {
+        if let Err(error) = self.db.sync_names().await {
+            tracing::debug!(table = table.name, %error, "partitions not brought up to date");
+        }
         if let Err(error) = self.db.refresh_schema(table).await {
             tracing::debug!(table = table.name, %error, "columns not brought up to date");
         }
