@@ -332,6 +332,7 @@ pub(crate) struct Work {
     pub flushing: bool,
     pub compacting: bool,
     pub opening: bool,
+    pub telling: bool,
     /// Nothing is tried before this time.
     pub not_before_ms: u64,
     /// Failures in a row.

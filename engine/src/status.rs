@@ -105,6 +105,8 @@ pub struct EngineMetrics {
     pub compacted_bytes: u64,
     /// Objects that garbage collection deleted.
     pub collected_objects: u64,
+    /// Times that partitions were split or merged.
+    pub recuts: u64,
     /// Files in force.
     pub files: u64,
     /// Their bytes.

@@ -243,6 +243,7 @@ const RISING: &[&str] = &[
     "compactions",
     "compacted_bytes",
     "collected_objects",
+    "recuts",
 ];
 
 impl EngineCollector {

@@ -1,6 +1,9 @@
 //! Tables whose partitions are on several nodes, on real Kafka, MinIO and etcd.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use shoal_tests::{Client, Cluster, Stack};
@@ -114,5 +117,95 @@ async fn partitions_on_several_nodes_are_one_table_at_each_of_them() {
     clients[2].sql("DROP TABLE t").await.expect("drop");
     let gone = client.sql("SELECT count(*) FROM t").await;
     assert!(gone.expect_err("dropped").text.contains("undefined_table"));
+    cluster.replicas_agree(0).await;
+}
+
+/// A row is in one partition, however often these are split and merged, and whoever leads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_are_split_and_merged_under_load_while_leaders_die() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let stack = Stack::start(dir.path());
+    let mut cluster = Cluster::start(&stack, dir.path(), "recut", 3, FOUR).await;
+    cluster.placed(0, 3).await;
+    let made = "CREATE TABLE t (k BIGINT PRIMARY KEY, v BIGINT) PARTITION BY HASH (k) PARTITIONS 2";
+    cluster.client(0).sql(made).await.expect("create");
+    let first = "INSERT INTO t SELECT v, -1 FROM generate_series(0, 999) AS g(v)";
+    cluster.client(0).sql(first).await.expect("insert");
+    let stop = Arc::new(AtomicBool::new(false));
+    let next = Arc::new(AtomicU64::new(1000));
+    let mut writers = Vec::new();
+    for node in 0..3 {
+        let (client, stop, next) = (cluster.client(node), Arc::clone(&stop), Arc::clone(&next));
+        writers.push(tokio::spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                let from = next.fetch_add(20, Ordering::Relaxed);
+                let rows: Vec<String> = (from..from + 20)
+                    .map(|k| format!("({k}, {node})"))
+                    .collect();
+                let insert = format!("INSERT INTO t VALUES {}", rows.join(", "));
+                // The same rows once more change nothing.
+                while client.sql(&insert).await.is_err() {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }));
+    }
+    let mut readers = Vec::new();
+    for node in 0..3 {
+        let (client, stop) = (cluster.client(node), Arc::clone(&stop));
+        readers.push(tokio::spawn(async move {
+            let mut counted = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let of_first = "SELECT count(*), count(DISTINCT k) FROM t WHERE k < 1000";
+                if let Ok(rows) = client.sql(of_first).await {
+                    assert_eq!(rows, [[json!(1000), json!(1000)]], "after {counted} counts");
+                    counted += 1;
+                }
+                let doubled = "SELECT count(*) - count(DISTINCT k) FROM t";
+                if let Ok(rows) = client.sql(doubled).await {
+                    assert_eq!(rows, [[json!(0)]], "a row is there twice");
+                }
+            }
+            counted
+        }));
+    }
+    let mut changes = 0;
+    for round in 0..8 {
+        let client = cluster.client(round % 3);
+        for partition in ["p0", "p1"] {
+            let split = format!("ALTER TABLE t SPLIT PARTITION {partition} AS upper");
+            let merge = format!("ALTER TABLE t MERGE PARTITIONS {partition}, upper");
+            for order in [split, merge] {
+                let done = client.sql(&order).await;
+                changes += u64::from(done.is_ok());
+                if let Err(failure) = done {
+                    println!("{order}: {failure:?}");
+                }
+            }
+        }
+        if round % 3 == 1 {
+            let victim = (round + 1) % 3;
+            cluster.nodes[victim].kill();
+            cluster.nodes[victim].restart().await;
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    for writer in writers {
+        writer.await.expect("a writer");
+    }
+    for reader in readers {
+        assert!(reader.await.expect("a reader") > 0);
+    }
+    assert!(
+        changes >= 16,
+        "only {changes} splits and merges came through"
+    );
+    let rows = next.load(Ordering::Relaxed);
+    for node in 0..3 {
+        let client = cluster.client(node);
+        assert_eq!(client.count("SELECT count(*) FROM t").await, rows);
+        let found = client.count("SELECT count(DISTINCT k) FROM t").await;
+        assert_eq!(found, rows);
+    }
     cluster.replicas_agree(0).await;
 }

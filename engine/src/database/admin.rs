@@ -195,6 +195,7 @@ impl Database {
             metrics.compactions += Counters::get(&c.compactions);
             metrics.compacted_bytes += Counters::get(&c.compacted_bytes);
             metrics.collected_objects += Counters::get(&c.collected_objects);
+            metrics.recuts += Counters::get(&c.recuts);
             metrics.in_flight_bytes += shard.pipeline.in_flight_bytes() as u64;
             metrics.log_bytes += shard.log.retained_bytes();
             metrics.shards_in_trouble += u64::from(shard.trouble.lock().is_some());

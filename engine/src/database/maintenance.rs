@@ -101,6 +101,7 @@ async fn flush_loop(shared: Arc<Shared>) {
     while tick(&shared).await {
         while running.try_join_next().is_some() {}
         reopen(&shared, &mut running);
+        tell(&shared, &mut running);
         for id in due(&flush_inputs(&shared), flush_limits(&shared)) {
             let Ok(shard) = shared.shard(id) else {
                 continue;
@@ -127,6 +128,28 @@ async fn flush_loop(shared: Arc<Shared>) {
     }
     // A flush under way is not waited for: what it wrote and did not publish is garbage.
     running.shutdown().await;
+}
+
+/// Tells meta of partitions that have changed where whoever changed them did not come to it.
+fn tell(shared: &Arc<Shared>, running: &mut JoinSet<()>) {
+    for shard in shared.led_shards() {
+        let Some(slot) = shared.slots.get(&shard.id) else {
+            continue;
+        };
+        if shard.state.read().untold.is_empty() || slot.work.lock().telling {
+            continue;
+        }
+        slot.work.lock().telling = true;
+        let shared = Arc::clone(shared);
+        running.spawn(async move {
+            if let Err(error) = shard.tell_layouts().await {
+                tracing::warn!(shard = %shard.id, %error, "partitions not told to meta, will be tried again");
+            }
+            if let Some(slot) = shared.slots.get(&shard.id) {
+                slot.work.lock().telling = false;
+            }
+        });
+    }
 }
 
 fn flush_limits(shared: &Shared) -> FlushLimits {

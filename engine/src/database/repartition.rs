@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use shoal_meta::PARTITIONS_MAX;
 use shoal_rows::encodings;
 use shoal_sst::{ReadCounters, ScanOptions};
 use shoal_types::{
@@ -71,6 +72,13 @@ impl Database {
                 what: "partition",
                 name: name.clone(),
             });
+        }
+        if let Some(layout) = &partition.layout
+            && layout.parts.len() >= PARTITIONS_MAX
+        {
+            return Err(EngineError::Invalid(format!(
+                "a table has at most {PARTITIONS_MAX} partitions"
+            )));
         }
         let change = UnitChange::Cut {
             unit: partition.id,

@@ -222,7 +222,7 @@ fn changed(
     };
     next.parts.retain(|part| !change.gone.contains(&part.unit));
     next.sort(home);
-    next.check().map_err(EngineError::Invalid)?;
+    next.check_parts().map_err(EngineError::Invalid)?;
     Ok(Some(TableEntry::partitioned(
         named.entry.table,
         Arc::new(next),
@@ -268,7 +268,7 @@ fn of_whole(
         layout.parts.push(part);
     }
     layout.sort(entry.table);
-    layout.check().map_err(EngineError::Invalid)?;
+    layout.check_parts().map_err(EngineError::Invalid)?;
     Ok(Some(TableEntry::partitioned(entry.table, Arc::new(layout))))
 }
 

@@ -138,6 +138,7 @@ pub(crate) struct Counters {
     pub compactions: AtomicU64,
     pub compacted_bytes: AtomicU64,
     pub collected_objects: AtomicU64,
+    pub recuts: AtomicU64,
 }
 
 impl Counters {

@@ -108,6 +108,10 @@ impl Shard {
         }
         self.look_for_compactions();
         self.serve(epoch);
+        if !self.state.read().untold.is_empty() {
+            // Who led before may not have told meta what it changed.
+            self.env.wake.notify_one();
+        }
         tracing::info!(shard = %self.id, %epoch, manifest = %newest.version(), "leading");
         Ok(self.promoted(epoch, before, Some(claimed.elapsed())))
     }

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use shoal_types::{Offset, PartitionId, ProcedureId, TableId};
 use shoal_wal::record::{Join, Move, Payload, Recut};
 
-use super::Shard;
 use super::state::{FrozenRows, Held, ShardState, TableRows};
+use super::{Counters, Shard};
 use crate::EngineError;
 use crate::manifest::ManifestState;
 use crate::manifest::format::FileEntry;
@@ -260,6 +260,7 @@ impl Shard {
                     // Nothing is published meanwhile, so that the plan's manifest is the last.
                     let payload = Payload::Recut(recut);
                     self.submit(payload, Vec::new(), self.patience()).await?;
+                    Counters::add(&self.counters.recuts, 1);
                     drop(publishing);
                     return self.tell_layouts().await;
                 }

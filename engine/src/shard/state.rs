@@ -572,7 +572,8 @@ impl ShardState {
         Ok(())
     }
 
-    /// Rows below `replay` that are in no file. They are older than all else in memory.
+    /// Rows below `replay` that are in no file. They are older than all else in memory. A unit that
+    /// was cut or joined since has them with those that it became.
     fn take_residue(&mut self, replay: Offset, residue: Vec<Applied>) {
         let mut by_table: AHashMap<TableId, Vec<Applied>> = AHashMap::new();
         for applied in residue {
@@ -584,24 +585,65 @@ impl ShardState {
         let first = self.fold.row_version(replay, 0);
         let mut kept = Vec::new();
         for (table, applied) in by_table {
-            let mut newer = self.tables.remove(&table).unwrap_or_default();
-            self.take_all(&applied);
-            let older = self.tables.remove(&table).and_then(|rows| rows.active);
-            if let Some(mut older) = older {
-                self.delete_since(table, first, &mut older);
-                newer.frozen.push_front(FrozenRows {
-                    end: replay,
-                    rows: older,
-                });
-                kept.push(table);
+            let Some(mut held) = self.residue_of(table, applied) else {
+                continue;
+            };
+            let heirs = self.heirs(replay, table);
+            if heirs != [table] {
+                held.small = None;
             }
-            if !newer.is_empty() {
-                self.tables.insert(table, newer);
+            for (at, heir) in heirs.into_iter().enumerate() {
+                let Some(schema) = self.fold.schema(heir) else {
+                    continue;
+                };
+                let mut rows = Held {
+                    memtable: held.memtable.shared_as(Arc::clone(schema)),
+                    counted: if at == 0 { held.counted } else { 0 },
+                    small: held.small.clone(),
+                };
+                self.memory_bytes += rows.counted;
+                self.delete_since(heir, first, &mut rows);
+                let of_heir = self.tables.entry(heir).or_default();
+                of_heir.frozen.push_front(FrozenRows { end: replay, rows });
+                kept.push(heir);
             }
         }
         if !kept.is_empty() {
             self.boundaries.push_front((replay, kept));
         }
+    }
+
+    /// Rows of one table as they were at the replay offset of the manifest in force.
+    fn residue_of(&self, table: TableId, applied: Vec<Applied>) -> Option<Held> {
+        let fold = &self.manifest.fold;
+        let schema = fold.schema(table)?;
+        let bounds = fold.bounds(table).cloned();
+        let mut memtable = TableMemtable::new(Arc::clone(schema)).written_under(bounds);
+        for one in &applied {
+            if one.block.incarnation == schema.incarnation {
+                let block = Arc::clone(&one.block);
+                memtable.apply(block, fold.version_base(), one.offset, one.first_row);
+            }
+        }
+        Some(Held {
+            counted: memtable.memory_bytes(),
+            memtable,
+            small: Some(applied),
+        })
+    }
+
+    /// The units that have what a unit had at `replay`, if it was not emptied since.
+    fn heirs(&self, replay: Offset, unit: TableId) -> Vec<TableId> {
+        let before = self.manifest.fold.schema(unit).map(|s| s.incarnation);
+        let mut heirs = self.changes.touched(replay);
+        heirs.push(unit);
+        heirs.sort_unstable();
+        heirs.dedup();
+        heirs.retain(|heir| {
+            let now = self.fold.schema(*heir).map(|s| s.incarnation);
+            now.is_some() && now == before && self.changes.sources(replay, *heir).contains(&unit)
+        });
+        heirs
     }
 
     /// Moves the active rows of all tables but `kept` below a boundary.

@@ -11,6 +11,7 @@ mod model;
 mod partitions;
 mod peers;
 mod receipts;
+mod recuts;
 mod remote;
 mod repair;
 mod support;

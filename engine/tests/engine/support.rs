@@ -447,11 +447,13 @@ impl ObjectStore for FaultyStore {
     }
 }
 
-/// A meta store that takes a while to answer a commit it has done.
+/// A meta store that takes a while to answer a commit it has done, or takes none.
 #[derive(Debug)]
 pub struct SlowMeta {
     inner: Arc<dyn MetaStore>,
     pub delay_ms: AtomicU64,
+    /// It takes nothing.
+    pub refuses: AtomicBool,
 }
 
 impl SlowMeta {
@@ -459,6 +461,7 @@ impl SlowMeta {
         Arc::new(Self {
             inner,
             delay_ms: AtomicU64::new(0),
+            refuses: AtomicBool::new(false),
         })
     }
 }
@@ -496,6 +499,9 @@ impl MetaStore for SlowMeta {
     }
 
     async fn commit(&self, txn: Txn) -> std::result::Result<u64, MetaError> {
+        if self.refuses.load(Ordering::SeqCst) {
+            return Err(MetaError::Store("it takes nothing".into()));
+        }
         let revision = self.inner.commit(txn).await?;
         let delay_ms = self.delay_ms.load(Ordering::SeqCst);
         tokio::time::sleep(Duration::from_millis(delay_ms)).await;

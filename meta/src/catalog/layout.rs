@@ -140,14 +140,23 @@ impl Layout {
     /// # Errors
     /// What is wrong.
     pub fn check(&self) -> Result<(), String> {
-        if self.parts.is_empty() || self.home >= self.parts.len() {
-            return Err("a table needs at least one partition".into());
-        }
         if self.parts.len() > PARTITIONS_MAX {
             return Err(format!(
                 "a table has at most {PARTITIONS_MAX} partitions, this one would have {}",
                 self.parts.len()
             ));
+        }
+        self.check_parts()
+    }
+
+    /// As [`Self::check`], but for their number: of partitions that are cut already there may be
+    /// some too many.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn check_parts(&self) -> Result<(), String> {
+        if self.parts.is_empty() || self.home >= self.parts.len() {
+            return Err("a table needs at least one partition".into());
         }
         for (i, part) in self.parts.iter().enumerate() {
             for other in &self.parts[..i] {
