@@ -102,7 +102,10 @@ async fn recut(client: Client, table: &'static str, seed: u64) {
         let parts = match client.sql(&listed).await {
             Ok(parts) => parts,
             Err(failure) if failure.status.is_none() => return,
-            Err(_) => continue,
+            Err(_) => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            }
         };
         let at = random.random_range(0..parts.len());
         let name = parts[at][0].as_str().unwrap_or_default();
