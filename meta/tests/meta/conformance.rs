@@ -9,7 +9,7 @@ use shoal_meta::{
 };
 use shoal_testkit::Etcd;
 
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 const TTL: Duration = Duration::from_secs(2);
 
 pub fn put(key: &str, value: &str) -> Op {

@@ -74,7 +74,10 @@ fn a_split_takes_units_and_parts_of_them_to_the_child() {
     };
     assert_eq!(parent.decided(procedure(5)), Some(&decided));
 
-    let right = schema(table(4), 1, 3);
+    let right = TableSchema {
+        part_of: Some(table(1)),
+        ..schema(table(4), 1, 3)
+    };
     assert_eq!(child.table_count(), 2);
     assert_eq!(child.schema(table(4)).map(|s| &**s), Some(&right));
     assert_eq!(child.bounds(table(4)).map(|b| &**b), Some(&keys(50, 255)));
