@@ -119,8 +119,7 @@ impl TableHandle {
     /// The partition that this is a handle of, if the table may have several.
     #[must_use]
     pub fn part(&self) -> Option<&Part> {
-        let layout = self.layout.as_ref()?;
-        layout.parts.iter().find(|part| part.unit == self.id)
+        self.layout.as_ref()?.part(self.id)
     }
 
     /// What of its table the partition owns; `None`: all.

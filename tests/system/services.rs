@@ -82,7 +82,8 @@ async fn a_leader_is_replaced(cluster: &mut Cluster, clients: &Clients) {
 }
 
 /// A follower of the shard of table `one` is given the lead, as an operator would, who asks again
-/// where that is said to be safe: a follower may have been opened a moment ago.
+/// until it is: a follower may have been opened a moment ago, and a scheduler may go before it
+/// answers. To lead twice is no harm.
 async fn an_order_is_carried_out(cluster: &Cluster, at: usize) {
     let client = cluster.client(at);
     let route = client.get("/v1/route/one").await.expect("a route");
@@ -96,7 +97,7 @@ async fn an_order_is_carried_out(cluster: &Cluster, at: usize) {
                 true
             }
             Err(failure) => {
-                assert_eq!(failure.retry, "safe", "{failure:?}");
+                assert_ne!(failure.retry, "never", "{failure:?}");
                 false
             }
         }

@@ -13,7 +13,7 @@ use shoal_types::{NodeId, ShardId, TableId, TableSchema, WriteId};
 use shoal_wal::record::{Payload, SchemaChange, WriteIdPart};
 use tokio::time::Instant;
 
-use super::writes::{Outcome, Owned, Sending, moved, worse};
+use super::writes::{Outcome, Owned, Sending, worse};
 use super::{Database, Role, Shared, Slot, TableHandle, as_write_error};
 use crate::peers::{Peers, Read, ReadPlace, ShardCommit, ShardWrite};
 use crate::shard::Shard;
@@ -258,13 +258,7 @@ impl Shared {
     ) -> Vec<Outcome> {
         let Some(peers) = self.peers() else {
             return match self.shard(id) {
-                Ok(shard) => {
-                    let outcomes = shard.send_parts(sending, patience).await;
-                    match moved(&outcomes) {
-                        Some(moved) => vec![Err(moved)],
-                        None => outcomes,
-                    }
-                }
+                Ok(shard) => shard.send_parts(sending, patience).await,
                 Err(error) => vec![Err(as_write_error(error))],
             };
         };
@@ -278,9 +272,6 @@ impl Shared {
             let left = deadline.saturating_duration_since(Instant::now());
             if let Ok(shard) = self.led_here(id) {
                 let outcomes = shard.send_parts(sending.clone(), left).await;
-                if let Some(moved) = moved(&outcomes) {
-                    return vec![Err(moved)];
-                }
                 let overtaken =
                     |outcome: &Outcome| matches!(outcome, Err(WriteError::NotLeader { .. }));
                 // Records that were overtaken by another leader's claim never take effect. Those of
@@ -506,9 +497,6 @@ impl Database {
             .await
             .map_err(|e| WriteError::Invalid(format!("decoding rows: {e}")))??;
         let outcomes = led.send_parts(sending, patience).await;
-        if let Some(moved) = moved(&outcomes) {
-            return Err(moved);
-        }
         let mut commit: Option<ShardCommit> = None;
         let mut failed = None;
         for outcome in outcomes {

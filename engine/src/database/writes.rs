@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use shoal_meta::{PARTITIONS_MAX, TableEntry};
+use shoal_meta::PARTITIONS_MAX;
 use shoal_rows::RowBlock;
 use shoal_types::{Offset, Retry, ShardId, TableId, WriteId};
 use shoal_wal::record::{
@@ -114,7 +114,8 @@ impl From<ShardCommit> for Acknowledged {
 }
 
 impl Shard {
-    /// Sends records in order and waits for all of them; one outcome a record that was tried. Those
+    /// Sends records in order and waits for all of them; one outcome a record that was tried, or
+    /// [`WriteError::Moved`] alone, which says how many are written. Those
     /// that may be sent again go one after another: of one it may turn out that rows of it were
     /// applied before, and the rest must not come behind the next.
     pub(super) async fn send_parts(&self, sending: Sending, patience: Duration) -> Vec<Outcome> {
@@ -143,7 +144,10 @@ impl Shard {
         for receiver in waiting {
             outcomes.push(self.answer(receiver, patience).await);
         }
-        outcomes
+        match moved(&outcomes) {
+            Some(moved) => vec![Err(moved)],
+            None => outcomes,
+        }
     }
 
     /// Sends a record that may have been sent before, and without what was applied of it.
@@ -201,9 +205,7 @@ impl Shard {
         });
         self.send(payload, part.blocks, patience).await
     }
-}
 
-impl Shard {
     /// The generation in which every table of a record owns what its rows were routed by.
     fn routed_to(&self, owns: &Owns, tables: &[TableWrite]) -> Result<u64, WriteError> {
         let state = self.state.read();
@@ -226,8 +228,7 @@ impl Shard {
 }
 
 /// Outcomes of a shard's records as one, where those that were refused are to be routed anew.
-pub(super) fn moved(outcomes: &[Outcome]) -> Option<WriteError> {
-    let is_moved = |outcome: &Outcome| matches!(outcome, Err(WriteError::Moved { .. }));
+fn moved(outcomes: &[Outcome]) -> Option<WriteError> {
     let at = outcomes.iter().position(is_moved)?;
     let (before, after) = outcomes.split_at(at);
     if !after.iter().all(is_moved) || before.iter().any(Result::is_err) {
@@ -500,9 +501,11 @@ impl Database {
             };
             for placed in entry.placed() {
                 if seen.insert(placed.unit) {
+                    let layout = entry.layout.as_ref();
+                    let bounds = layout.and_then(|l| l.part(placed.unit).map(|p| l.bounds(p)));
                     let owned = Owned {
                         table: entry.table,
-                        print: owned_by(&entry, placed.unit),
+                        print: fingerprint(bounds.as_ref()),
                     };
                     owns.insert(placed.unit, owned);
                     let of_shard = units.entry(placed.shard).or_default();
@@ -851,14 +854,6 @@ fn changes_all_the_time(shard: ShardId) -> WriteError {
         shard,
         why: "what it owns is being changed".into(),
     }
-}
-
-/// The fingerprint of what one of a table's units owns.
-fn owned_by(entry: &TableEntry, unit: TableId) -> u64 {
-    let layout = entry.layout.as_ref();
-    let part = layout.and_then(|layout| layout.parts.iter().find(|part| part.unit == unit));
-    let bounds = layout.zip(part).map(|(layout, part)| layout.bounds(part));
-    fingerprint(bounds.as_ref())
 }
 
 fn owns_of(partition: &TableHandle) -> Owns {

@@ -16,7 +16,6 @@ use shoal_wal::fold::FoldState;
 use shoal_wal::record::Recut;
 
 use super::Shard;
-use super::state::ShardState;
 use crate::EngineError;
 
 /// Tries against others who change the same table's partitions.
@@ -26,8 +25,7 @@ const TRIES: usize = 16;
 #[derive(Clone, Debug)]
 pub(crate) struct UnitNow {
     pub unit: TableId,
-    pub shard: ShardId,
-    pub bounds: Option<PartitionBounds>,
+    pub bounds: Arc<PartitionBounds>,
     /// The unit whose partition this one was, if it is new.
     pub from: Option<TableId>,
 }
@@ -50,26 +48,23 @@ pub(crate) struct Untold {
 
 impl Untold {
     /// What a recut has changed; `fold`: the state after it.
-    pub(super) fn of_recut(shard: ShardId, at: Offset, recut: &Recut, fold: &FoldState) -> Self {
-        let now = |unit: TableId, from| UnitNow {
-            unit,
-            shard,
-            bounds: fold
-                .bounds(unit)
-                .map(|bounds| PartitionBounds::clone(bounds)),
-            from,
+    pub(super) fn of_recut(at: Offset, recut: &Recut, fold: &FoldState) -> Self {
+        let now = |unit: TableId, from| {
+            let bounds = fold.bounds(unit).cloned();
+            bounds.map(|bounds| UnitNow { unit, bounds, from })
         };
         let cuts = recut.cuts.iter().filter_map(|one| {
-            let cut = one.cut.as_ref()?;
+            let right = one.cut.as_ref()?.right_unit;
+            let units = [now(one.unit, None), now(right, Some(one.unit))];
             Some(LayoutChange {
                 table: fold.table_of(one.unit),
-                units: vec![now(one.unit, None), now(cut.right_unit, Some(one.unit))],
+                units: units.into_iter().flatten().collect(),
                 gone: Vec::new(),
             })
         });
         let joins = recut.joins.iter().map(|join| LayoutChange {
             table: fold.table_of(join.left),
-            units: vec![now(join.left, None)],
+            units: now(join.left, None).into_iter().collect(),
             gone: vec![join.right],
         });
         Self {
@@ -80,29 +75,18 @@ impl Untold {
     }
 }
 
-impl ShardState {
-    /// Changes that meta may not know.
-    pub(crate) fn untold(&self) -> Vec<Untold> {
-        self.untold.clone()
-    }
-
-    fn was_told(&mut self, at: Offset) {
-        self.untold.retain(|untold| untold.at != at);
-    }
-}
-
 impl Shard {
     /// Tells meta of every change of ownership that was applied here.
     ///
     /// # Errors
     /// Meta's; the next call goes on.
     pub(crate) async fn tell_layouts(&self) -> Result<(), EngineError> {
-        let untold = self.state.read().untold();
+        let untold = self.state.read().untold.clone();
         for one in untold {
             for change in &one.changes {
                 self.tell_layout(change, &one).await?;
             }
-            self.state.write().was_told(one.at);
+            self.state.write().untold.retain(|u| u.at != one.at);
         }
         Ok(())
     }
@@ -171,51 +155,52 @@ fn changed(
     record: Record,
     name: &dyn Fn(TableId) -> Option<String>,
 ) -> Result<Option<TableEntry>, EngineError> {
-    let Some(layout) = &named.entry.layout else {
-        return of_whole(&named.entry, change, record, name);
-    };
     let generation = record.generation;
-    let units = change.units.iter();
-    let mentioned = units
-        .flat_map(|now| std::iter::once(now.unit).chain(now.from))
-        .chain(change.gone.iter().copied());
-    let mentioned: Vec<TableId> = mentioned.collect();
-    let known = || layout.parts.iter().filter(|p| mentioned.contains(&p.unit));
-    if known().next().is_none() || known().any(|part| part.generation >= generation) {
-        return Ok(None);
-    }
-    let mut next = Layout::clone(layout);
-    for now in &change.units {
-        let Some(bounds) = &now.bounds else { continue };
-        match next.parts.iter_mut().find(|part| part.unit == now.unit) {
-            Some(part) => {
-                part.extent = bounds.extent.clone();
-                part.shard = now.shard;
-                part.generation = generation;
+    let mut next = match &named.entry.layout {
+        Some(layout) => {
+            let units = change.units.iter();
+            let mentioned = units
+                .flat_map(|now| std::iter::once(now.unit).chain(now.from))
+                .chain(change.gone.iter().copied());
+            let known: Vec<&Part> = mentioned.filter_map(|unit| layout.part(unit)).collect();
+            if known.is_empty() || known.iter().any(|part| part.generation >= generation) {
+                return Ok(None);
             }
-            None => {
-                let from = now.from.and_then(|from| {
-                    let part = layout.parts.iter().find(|part| part.unit == from);
-                    part.map(|part| part.name.clone())
-                });
-                let wanted = name(now.unit).unwrap_or_else(|| new_name(&next, from.as_deref()));
-                let is_free = next.parts.iter().all(|part| part.name != wanted);
-                next.parts.push(Part {
-                    name: if is_free {
-                        wanted
-                    } else {
-                        new_name(&next, from.as_deref())
-                    },
-                    unit: now.unit,
-                    shard: now.shard,
-                    extent: bounds.extent.clone(),
-                    generation,
-                    origin: record.origin(now.from),
-                });
-            }
+            Layout::clone(layout)
         }
+        // A table that was one partition, which owned everything.
+        None => match change.units.first() {
+            Some(now) => Layout {
+                by: now.bounds.by.clone(),
+                parts: Vec::new(),
+                home: 0,
+                loose: Vec::new(),
+            },
+            None => return Ok(None),
+        },
+    };
+    let home = named.entry.home().unit;
+    for now in &change.units {
+        let extent = now.bounds.extent.clone();
+        if let Some(part) = next.parts.iter_mut().find(|part| part.unit == now.unit) {
+            part.extent = extent;
+            part.shard = record.shard;
+            part.generation = generation;
+            continue;
+        }
+        let is_free = |name: &String| next.parts.iter().all(|part| part.name != *name);
+        let from = now.from.and_then(|from| next.part(from));
+        let name = name(now.unit).filter(is_free);
+        let name = name.unwrap_or_else(|| new_name(&next, from.map(|from| from.name.as_str())));
+        next.parts.push(Part {
+            name,
+            unit: now.unit,
+            shard: record.shard,
+            extent,
+            generation,
+            origin: record.origin(now.from),
+        });
     }
-    let home = layout.home().unit;
     let home = match (change.gone.contains(&home), change.units.first()) {
         (true, Some(heir)) => heir.unit,
         _ => home,
@@ -227,49 +212,6 @@ fn changed(
         named.entry.table,
         Arc::new(next),
     )))
-}
-
-/// As [`changed`], of a table that had no layout.
-fn of_whole(
-    entry: &TableEntry,
-    change: &LayoutChange,
-    record: Record,
-    name: &dyn Fn(TableId) -> Option<String>,
-) -> Result<Option<TableEntry>, EngineError> {
-    let generation = record.generation;
-    if entry.generation >= generation {
-        return Ok(None);
-    }
-    let first = change.units.iter().find_map(|now| now.bounds.as_ref());
-    let Some(bounds) = first else {
-        let whole = change.units.first();
-        return Ok(whole.map(|now| TableEntry {
-            generation,
-            ..TableEntry::whole(entry.table, now.shard)
-        }));
-    };
-    let mut layout = Layout {
-        by: bounds.by.clone(),
-        parts: Vec::new(),
-        home: 0,
-        loose: Vec::new(),
-    };
-    for now in &change.units {
-        let Some(bounds) = &now.bounds else { continue };
-        let wanted = name(now.unit);
-        let part = Part {
-            name: wanted.unwrap_or_else(|| new_name(&layout, None)),
-            unit: now.unit,
-            shard: now.shard,
-            extent: bounds.extent.clone(),
-            generation,
-            origin: record.origin(now.from),
-        };
-        layout.parts.push(part);
-    }
-    layout.sort(entry.table);
-    layout.check_parts().map_err(EngineError::Invalid)?;
-    Ok(Some(TableEntry::partitioned(entry.table, Arc::new(layout))))
 }
 
 /// `p` and the first number that is free; of a partition with a name of its own that name and a
@@ -326,8 +268,7 @@ mod tests {
         };
         let now = |unit, from, to, of| UnitNow {
             unit,
-            shard,
-            bounds: Some(bounds(from, to)),
+            bounds: Arc::new(bounds(from, to)),
             from: of,
         };
         let cut = LayoutChange {

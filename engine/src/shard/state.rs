@@ -16,8 +16,7 @@ use ahash::{AHashMap, AHashSet};
 use shoal_rows::RowBlock;
 use shoal_sst::SstFile;
 use shoal_types::{
-    Incarnation, Offset, PartitionBounds, RowVersion, ShardId, TableId, TableSchema, TimestampMs,
-    WriterId,
+    Incarnation, Offset, PartitionBounds, RowVersion, TableId, TableSchema, TimestampMs, WriterId,
 };
 use shoal_wal::fold::{FoldState, Verdict, fold};
 use shoal_wal::record::{ManifestRef, Payload, SchemaChange, WriteHeader};
@@ -99,8 +98,6 @@ pub(crate) struct ShardState {
     pub changes: Changes,
     /// Of those what meta may not have been told.
     pub untold: Vec<Untold>,
-    /// The shard.
-    pub shard: ShardId,
     /// Tables dropped or truncated whose files are still named.
     pub gone: AHashSet<TableId>,
     /// Boundaries above the replay offset of the manifest in force, and the tables that have rows
@@ -193,7 +190,6 @@ impl ShardState {
             deletes: AHashMap::new(),
             changes: Changes::default(),
             untold: Vec::new(),
-            shard: manifest.shard,
             gone: AHashSet::new(),
             boundaries: VecDeque::new(),
             me: None,
@@ -237,7 +233,7 @@ impl ShardState {
             Payload::Schema(changes) => self.apply_schema(changes, &incarnations, released),
             Payload::Recut(recut) => {
                 self.recut(offset, recut);
-                let untold = Untold::of_recut(self.shard, offset, recut, &self.fold);
+                let untold = Untold::of_recut(offset, recut, &self.fold);
                 self.untold.push(untold);
             }
             Payload::Manifest(named) => self.switch_to(*named, released),

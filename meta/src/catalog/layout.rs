@@ -94,6 +94,12 @@ impl Layout {
         self.parts.get(self.home).unwrap_or(&self.parts[0])
     }
 
+    /// The partition of a unit.
+    #[must_use]
+    pub fn part(&self, unit: TableId) -> Option<&Part> {
+        self.parts.iter().find(|part| part.unit == unit)
+    }
+
     /// Puts partitions in the order of what they own (LIST: leaves it), with `home` deciding the
     /// columns; the first, if that is none of them.
     pub fn sort(&mut self, home: TableId) {
@@ -184,7 +190,6 @@ impl TableEntry {
             partition: PartitionId(table.0),
             shard,
             layout: None,
-            generation: 0,
         }
     }
 
@@ -197,7 +202,6 @@ impl TableEntry {
             partition: home.partition,
             shard: home.shard,
             layout: Some(layout),
-            generation: 0,
         }
     }
 
@@ -227,10 +231,7 @@ impl TableEntry {
     #[must_use]
     pub fn placed_unit(&self, unit: TableId) -> Option<Placed> {
         match &self.layout {
-            Some(layout) => {
-                let part = layout.parts.iter().find(|part| part.unit == unit);
-                part.map(Part::placed)
-            }
+            Some(layout) => layout.part(unit).map(Part::placed),
             None => (unit == self.table).then(|| self.home()),
         }
     }

@@ -71,14 +71,6 @@ pub struct TableEntry {
     /// id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layout: Option<Arc<Layout>>,
-    /// Of a table without a layout: generation of its shard in which it was last moved.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub generation: u64,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref)]
-fn is_zero(generation: &u64) -> bool {
-    *generation == 0
 }
 
 /// A shard as meta knows it.
