@@ -8,7 +8,7 @@
 //! - `database/roles.rs`: which shards are led or followed here; `database/remote.rs`: what is
 //!   asked of other nodes, and answered to them.
 //! - `database/maintenance.rs`: when to flush, compact, collect, open again.
-//! - `database/repartition.rs`: partitions cut and joined.
+//! - `database/repartition.rs`: partitions cut and joined; `database/split.rs`: a shard in two.
 //! - `database/repair.rs`: what an operator does about a damaged or lost log.
 //! - `database/admin.rs`: status and commands of operators.
 
@@ -24,6 +24,8 @@ mod remote;
 mod repair;
 mod repartition;
 mod roles;
+mod slots;
+mod split;
 mod tables;
 mod writes;
 
@@ -31,13 +33,14 @@ pub use holds::Hold;
 pub use partitions::NewPartition;
 pub use repair::Repaired;
 pub use repartition::UnitChange;
+pub(crate) use slots::{Slot, Slots};
+pub use split::{SplitOff, SplitOrder};
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::ObjectStore;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use shoal_meta::{Layout, NamedTable, Part, Placed};
 use shoal_sst::SstError;
 use shoal_types::{
@@ -284,16 +287,6 @@ pub enum Role {
     None,
 }
 
-/// A shard's place in this process.
-pub(crate) struct Slot {
-    pub id: ShardId,
-    pub wanted: Mutex<Role>,
-    pub served: RwLock<Served>,
-    /// Held by whoever opens it or changes its role.
-    pub turn: tokio::sync::Mutex<()>,
-    pub work: Mutex<Work>,
-}
-
 /// Whether a shard is served.
 pub(crate) enum Served {
     Open(Arc<Shard>),
@@ -343,7 +336,7 @@ pub(crate) struct Work {
 /// What the database and its background tasks share.
 pub(crate) struct Shared {
     pub env: Arc<Env>,
-    pub slots: BTreeMap<ShardId, Slot>,
+    pub slots: Slots,
     pub stop: CancellationToken,
     pub holds: Arc<holds::Holds>,
     pub routers: partitions::Routers,
@@ -393,7 +386,7 @@ impl Slot {
 
 impl Shared {
     pub(crate) fn shard(&self, id: ShardId) -> Result<Arc<Shard>, EngineError> {
-        match self.slots.get(&id) {
+        match self.slots.get(id) {
             Some(slot) => slot.shard(),
             None => Err(not_placed(id)),
         }
@@ -408,7 +401,8 @@ impl Shared {
 
     /// All shards being served.
     pub(crate) fn open_shards(&self) -> Vec<Arc<Shard>> {
-        self.slots.values().filter_map(|s| s.shard().ok()).collect()
+        let slots = self.slots.all();
+        slots.iter().filter_map(|s| s.shard().ok()).collect()
     }
 }
 

@@ -32,7 +32,7 @@ pub use checksum::{ShardChecksum, TableChecksum};
 pub use config::EngineConfig;
 pub use database::{
     Backends, Commit, CommitToken, Database, Hold, NewPartition, NewPartitions, NewTable, ReadAt,
-    Repaired, Role, TableHandle, UnitChange, WriteOptions,
+    Repaired, Role, SplitOff, SplitOrder, TableHandle, UnitChange, WriteOptions,
 };
 pub use durable_store::DurableLocalStore;
 pub use error::{EngineError, WriteError};

@@ -19,7 +19,7 @@ use shoal_types::{Epoch, NodeId, Offset, ShardId, TableId, TableSchema, WriteId}
 use shoal_wal::record::{ImportChunk, SchemaChange, TableWrite};
 
 use crate::remote_view::EncodedView;
-use crate::{EngineError, ReadLevel, ShardStatus, UnitChange, WriteError};
+use crate::{EngineError, ReadLevel, ShardStatus, SplitOrder, UnitChange, WriteError};
 
 /// Which replica answers a read (DESIGN §2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,6 +159,19 @@ pub trait Peers: Send + Sync + std::fmt::Debug + 'static {
     /// # Errors
     /// As [`Self::table_schema`]; [`EngineError::Invalid`].
     async fn change_unit(&self, shard: ShardId, change: UnitChange) -> Result<(), EngineError>;
+
+    /// Has the nodes that serve `parent` serve a shard that was split off from it, the same one
+    /// leading. Nothing, if nodes are to serve it already.
+    ///
+    /// # Errors
+    /// Meta's.
+    async fn place_child(&self, parent: ShardId, child: ShardId) -> Result<(), EngineError>;
+
+    /// Has the shard's leader give units to a new shard, which is returned once that is decided.
+    ///
+    /// # Errors
+    /// As [`Self::table_schema`]; [`EngineError::Invalid`].
+    async fn split_shard(&self, shard: ShardId, order: SplitOrder) -> Result<ShardId, EngineError>;
 
     /// Whether a write with this id was applied to a table, by the shard's leader.
     ///

@@ -107,6 +107,8 @@ pub struct EngineMetrics {
     pub collected_objects: u64,
     /// Times that partitions were split or merged.
     pub recuts: u64,
+    /// Splits of shards that were decided here.
+    pub splits: u64,
     /// Files in force.
     pub files: u64,
     /// Their bytes.

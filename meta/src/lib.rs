@@ -12,8 +12,8 @@ mod store;
 mod topology;
 
 pub use catalog::{
-    CATALOG_FORMAT, Catalog, Layout, LooseUnit, NamedTable, PARTITIONS_MAX, Part, PartOrigin,
-    Placed, SchemaEntry, ShardEntry, TableEntry,
+    Birth, BirthStage, CATALOG_FORMAT, Catalog, Layout, LooseUnit, NamedTable, PARTITIONS_MAX,
+    Part, PartOrigin, Placed, SchemaEntry, ShardEntry, TableEntry,
 };
 pub use embedded::{EmbeddedMetaStore, META_FILE_FORMAT};
 pub use etcd::{EtcdConfig, EtcdMetaStore, EtcdTls};

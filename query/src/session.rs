@@ -11,7 +11,8 @@ use datafusion::execution::session_state::SessionState;
 use datafusion::physical_plan::EmptyRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::prelude::SessionContext;
-use futures::{StreamExt, TryStreamExt};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use shoal_engine::{CommitToken, Read, ReadLevel};
 use shoal_types::{Retry, WriteId};
@@ -398,6 +399,9 @@ impl Session {
         let schema = self.schema();
         loop {
             let read = self.read_of(statement.kind, guard)?;
+            if let ReadLevel::Session(tokens) = &read.level {
+                self.check_tokens(tokens).await?;
+            }
             let waits = read.level != ReadLevel::Eventual;
             let state = self.statement_state(&guard.stats, read);
             let mut named = Vec::new();
@@ -455,11 +459,7 @@ impl Session {
         // From the statement's beginning: it may look several times.
         let from_beginning = self.wait_max().saturating_sub(guard.elapsed());
         let patience = self.patience(guard).min(from_beginning.max(PATIENCE_MIN));
-        let read = freshness::read_of(&settings, &self.seen, kind, Some(patience))?;
-        if let ReadLevel::Session(tokens) = &read.level {
-            self.check_tokens(tokens)?;
-        }
-        Ok(read)
+        freshness::read_of(&settings, &self.seen, kind, Some(patience))
     }
 
     fn wait_max(&self) -> Duration {
@@ -476,19 +476,28 @@ impl Session {
         })
     }
 
-    /// Tokens of shards that this database has not would be met by anything.
-    fn check_tokens(&self, tokens: &[CommitToken]) -> Result<()> {
+    /// Tokens of shards that this database has not would be met by anything; and one of a shard that
+    /// was split off must not find the statement planned by what was before.
+    /// Boxed: few statements come with tokens, and their futures are deep.
+    fn check_tokens<'a>(&'a self, tokens: &'a [CommitToken]) -> BoxFuture<'a, Result<()>> {
         let db = self.engine.database();
-        let foreign = tokens.iter().find(|token| !db.knows_shard(token.shard));
-        foreign.map_or(Ok(()), |token| {
-            Err(QueryError::new(
-                Kind::INVALID_VALUE,
-                format!("the commit token {token} is of a shard that this cluster does not have"),
-            )
-            .with_hint(
-                "send only tokens that this cluster gave, or read with consistency = 'strong'",
-            ))
-        })
+        async move {
+            for token in tokens {
+                if !db.learn_shard(token.shard).await? {
+                    return Err(QueryError::new(
+                        Kind::INVALID_VALUE,
+                        format!(
+                            "the commit token {token} is of a shard that this cluster does not have"
+                        ),
+                    )
+                    .with_hint(
+                        "send only tokens that this cluster gave, or read with consistency = 'strong'",
+                    ));
+                }
+            }
+            Ok(())
+        }
+        .boxed()
     }
 }
 

@@ -244,6 +244,7 @@ const RISING: &[&str] = &[
     "compacted_bytes",
     "collected_objects",
     "recuts",
+    "splits",
 ];
 
 impl EngineCollector {

@@ -21,6 +21,7 @@ mod placement;
 mod pulse;
 mod reads;
 mod services;
+mod shard_splits;
 mod single_process;
 mod small_bench;
 mod small_tables;

@@ -452,6 +452,30 @@ impl LogStore for KafkaLogStore {
         listed.await?.map_err(io)
     }
 
+    async fn remove(&self, shard: ShardId) -> Result<(), LogError> {
+        let logs = self.list().await?.into_iter();
+        let of_shard = logs.filter(|(of, _)| *of == shard);
+        let names: Vec<String> = of_shard
+            .map(|(_, log)| self.topic_name(shard, log))
+            .collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let options = AdminOptions::new()
+            .request_timeout(Some(ASK_TIMEOUT * 2))
+            .operation_timeout(Some(ASK_TIMEOUT));
+        let failed = |what: String| LogError::Io(format!("cannot delete a topic: {what}"));
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let deleted = self.shared.admin.delete_topics(&names, &options).await;
+        for one in deleted.map_err(|e| failed(e.to_string()))? {
+            match one {
+                Ok(_) | Err((_, RDKafkaErrorCode::UnknownTopicOrPartition)) => {}
+                Err((name, code)) => return Err(failed(format!("{name}: {code}"))),
+            }
+        }
+        Ok(())
+    }
+
     fn kafka_stats(&self) -> Option<KafkaLogStats> {
         Some(self.stats())
     }

@@ -245,6 +245,15 @@ impl LogStore for LocalLogStore {
         Ok(shards.map(|shard| (shard, LogId::SOLE)).collect())
     }
 
+    async fn remove(&self, shard: ShardId) -> Result<(), LogError> {
+        let Some(known) = self.known(shard) else {
+            return Ok(());
+        };
+        let log = self.handle(known);
+        let (_, end) = log.bounds().await?;
+        log.trim(end).await
+    }
+
     fn local_stats(&self) -> Option<LocalLogStats> {
         Some(self.stats())
     }

@@ -288,6 +288,14 @@ pub trait LogStore: Send + Sync + std::fmt::Debug + 'static {
     /// [`LogError::Io`], [`LogError::Closed`].
     async fn list(&self) -> Result<Vec<(ShardId, LogId)>, LogError>;
 
+    /// Removes every log of a shard that was never opened, whether its id was recorded or not. One
+    /// that is gone already is no error. A backend whose logs share their storage frees what it can
+    /// and may go on to list the shard.
+    ///
+    /// # Errors
+    /// [`LogError::Io`], [`LogError::Closed`]; the next call goes on.
+    async fn remove(&self, shard: ShardId) -> Result<(), LogError>;
+
     /// What a log on the local disk counts, for metrics; `None`: this is none.
     fn local_stats(&self) -> Option<LocalLogStats> {
         None

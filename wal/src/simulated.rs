@@ -281,6 +281,13 @@ impl LogStore for SimulatedLogStore {
         let newest = world.logs.iter().map(|(shard, (id, _))| (*shard, *id));
         Ok(newest.chain(world.older.keys().copied()).collect())
     }
+
+    async fn remove(&self, shard: ShardId) -> Result<(), LogError> {
+        let mut world = self.world.lock();
+        world.logs.remove(&shard);
+        world.older.retain(|(of, _), _| *of != shard);
+        Ok(())
+    }
 }
 
 #[derive(Debug)]

@@ -1,6 +1,5 @@
 //! Status, metrics and commands of operators.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use object_store::path::Path;
@@ -90,17 +89,13 @@ impl Slot {
 }
 
 impl Shared {
-    /// Deletes objects that no manifest ever named. Nothing, if a shard that is not served here
-    /// might name them.
+    /// Deletes objects with the names of shards that are led here and that no manifest ever named.
     pub(super) async fn collect_orphans(
         &self,
         dry_run: bool,
         report: &mut GcReport,
     ) -> Result<(), EngineError> {
         let shards = self.led_shards();
-        if shards.len() < self.slots.len() {
-            return Ok(());
-        }
         let ids: Vec<ShardId> = shards.iter().map(|s| s.id).collect();
         let listed = list_objects(&*self.env.store, &self.env.layout, &ids).await?;
         let listed: Vec<Path> = listed.into_iter().map(|(path, _)| path).collect();
@@ -108,13 +103,9 @@ impl Shared {
             .iter()
             .map(|s| s.production.settled_before_ms())
             .collect();
-        let mut named = HashSet::new();
-        for shard in &shards {
-            named.extend(shard.named_objects().await);
-        }
         for (shard, settled) in shards.iter().zip(settled) {
             shard
-                .collect_orphans(&listed, settled, &named, dry_run, report)
+                .collect_orphans(&listed, settled, dry_run, report)
                 .await?;
         }
         Ok(())
@@ -126,8 +117,9 @@ impl Database {
     #[must_use]
     pub fn status(&self) -> Vec<ShardStatus> {
         let catalog = &self.shared.env.catalog;
-        let slots = self.shared.slots.values();
+        let slots = self.shared.slots.all();
         slots
+            .iter()
             .map(|s| s.status(catalog.partitions_on(s.id)))
             .collect()
     }
@@ -137,8 +129,8 @@ impl Database {
     #[must_use]
     pub fn served(&self) -> (usize, Vec<(ShardId, String)>) {
         let mut unserved = Vec::new();
-        let placed = |slot: &&Slot| *slot.wanted.lock() != Role::None;
-        let slots: Vec<&Slot> = self.shared.slots.values().filter(placed).collect();
+        let mut slots = self.shared.slots.all();
+        slots.retain(|slot| *slot.wanted.lock() != Role::None);
         for slot in &slots {
             match slot.shard() {
                 Ok(shard) => {
@@ -196,6 +188,7 @@ impl Database {
             metrics.compacted_bytes += Counters::get(&c.compacted_bytes);
             metrics.collected_objects += Counters::get(&c.collected_objects);
             metrics.recuts += Counters::get(&c.recuts);
+            metrics.splits += Counters::get(&c.splits);
             metrics.in_flight_bytes += shard.pipeline.in_flight_bytes() as u64;
             metrics.log_bytes += shard.log.retained_bytes();
             metrics.shards_in_trouble += u64::from(shard.trouble.lock().is_some());
@@ -221,8 +214,8 @@ impl Database {
 
     /// A command for all shards must not answer success when some could not do it.
     fn all_served(&self) -> Result<(), EngineError> {
-        let mut slots = self.shared.slots.values();
-        slots.try_for_each(|slot| match *slot.wanted.lock() {
+        let slots = self.shared.slots.all();
+        slots.iter().try_for_each(|slot| match *slot.wanted.lock() {
             Role::None => Ok(()),
             _ => match slot.shard()? {
                 shard if shard.halted.is() => Err(shard.unavailable()),

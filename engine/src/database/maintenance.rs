@@ -41,6 +41,8 @@ pub(super) struct FlushInput {
     pub dirty_ms: Option<u64>,
     pub flushing: bool,
     pub log_flush_due: bool,
+    /// Its replay offset is to rise.
+    pub is_asked_for: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -62,11 +64,11 @@ pub(super) fn due(shards: &[FlushInput], limits: FlushLimits) -> Vec<ShardId> {
     rest.retain(|s| {
         let old = s.dirty_ms.is_some_and(|age| age > limits.age_max_ms);
         let long = s.log_flush_due && s.log_bytes > limits.log_bytes_max;
-        if old || long {
+        if old || long || s.is_asked_for {
             chosen.push(s.id);
             memory -= s.memory_bytes;
         }
-        !(old || long)
+        !(old || long || s.is_asked_for)
     });
     rest.sort_by_key(|s| std::cmp::Reverse(s.memory_bytes));
     for shard in rest {
@@ -100,13 +102,14 @@ async fn flush_loop(shared: Arc<Shared>) {
     let mut running = JoinSet::new();
     while tick(&shared).await {
         while running.try_join_next().is_some() {}
+        shared.meet_shards();
         reopen(&shared, &mut running);
         tell(&shared, &mut running);
         for id in due(&flush_inputs(&shared), flush_limits(&shared)) {
             let Ok(shard) = shared.shard(id) else {
                 continue;
             };
-            let Some(slot) = shared.slots.get(&id) else {
+            let Some(slot) = shared.slots.get(id) else {
                 continue;
             };
             {
@@ -118,7 +121,7 @@ async fn flush_loop(shared: Arc<Shared>) {
             running.spawn(async move {
                 let outcome = shard.flush().await;
                 note(&shared, &shard, "flush", outcome.as_ref().err());
-                if let Some(slot) = shared.slots.get(&shard.id) {
+                if let Some(slot) = shared.slots.get(shard.id) {
                     slot.work.lock().flushing = false;
                 }
             });
@@ -130,22 +133,35 @@ async fn flush_loop(shared: Arc<Shared>) {
     running.shutdown().await;
 }
 
-/// Tells meta of partitions that have changed where whoever changed them did not come to it.
+/// Tells meta of partitions that have changed, and goes on with splits, where whoever began did not
+/// come to it.
 fn tell(shared: &Arc<Shared>, running: &mut JoinSet<()>) {
+    let parents = shared.env.catalog.parents_of_unborn();
     for shard in shared.led_shards() {
-        let Some(slot) = shared.slots.get(&shard.id) else {
+        let Some(slot) = shared.slots.get(shard.id) else {
             continue;
         };
-        if shard.state.read().untold.is_empty() || slot.work.lock().telling {
+        let (has_births, has_news) = {
+            let state = shard.state.read();
+            let has_births = !state.departed.is_empty() || parents.contains(&shard.id);
+            (has_births, has_births || !state.untold.is_empty())
+        };
+        if !has_news || slot.work.lock().telling {
             continue;
         }
         slot.work.lock().telling = true;
         let shared = Arc::clone(shared);
         running.spawn(async move {
-            if let Err(error) = shard.tell_layouts().await {
+            let told = match has_births {
+                // Tells of partitions, too.
+                true => shard.go_on_with_births().await,
+                false => shard.tell_layouts().await,
+            };
+            if let Err(error) = told {
                 tracing::warn!(shard = %shard.id, %error, "partitions not told to meta, will be tried again");
+                tokio::time::sleep(Duration::from_millis(PAUSE_MS)).await;
             }
-            if let Some(slot) = shared.slots.get(&shard.id) {
+            if let Some(slot) = shared.slots.get(shard.id) {
                 slot.work.lock().telling = false;
             }
         });
@@ -164,7 +180,7 @@ fn flush_limits(shared: &Shared) -> FlushLimits {
 fn flush_inputs(shared: &Shared) -> Vec<FlushInput> {
     let now_ms = shared.env.clock.now_ms();
     let mut inputs = Vec::with_capacity(shared.slots.len());
-    for slot in shared.slots.values() {
+    for slot in shared.slots.all() {
         let Ok(shard) = slot.shard() else { continue };
         if !shard.leads() {
             continue;
@@ -185,6 +201,8 @@ fn flush_inputs(shared: &Shared) -> Vec<FlushInput> {
                 .map(|since| now_ms.saturating_sub(since)),
             flushing,
             log_flush_due,
+            is_asked_for: (*shard.flush_past.lock())
+                .is_some_and(|past| past >= state.manifest.replay_offset()),
         });
     }
     inputs
@@ -192,7 +210,7 @@ fn flush_inputs(shared: &Shared) -> Vec<FlushInput> {
 
 /// Notes how background work went; after a failure the shard is left alone for a while.
 fn note(shared: &Shared, shard: &Shard, what: &str, error: Option<&EngineError>) {
-    let Some(slot) = shared.slots.get(&shard.id) else {
+    let Some(slot) = shared.slots.get(shard.id) else {
         return;
     };
     let mut work = slot.work.lock();
@@ -245,8 +263,8 @@ fn again(slot: &Slot) -> Option<Again> {
 /// Opens shards again that may be served again, and leads again what this process is to lead.
 fn reopen(shared: &Arc<Shared>, running: &mut JoinSet<()>) {
     let now_ms = shared.env.clock.now_ms();
-    for slot in shared.slots.values() {
-        if again(slot).is_none() {
+    for slot in shared.slots.all() {
+        if again(&slot).is_none() {
             continue;
         }
         {
@@ -258,8 +276,8 @@ fn reopen(shared: &Arc<Shared>, running: &mut JoinSet<()>) {
         }
         let (shared, id) = (Arc::clone(shared), slot.id);
         running.spawn(async move {
-            if let Some(slot) = shared.slots.get(&id) {
-                serve_again(&shared, slot).await;
+            if let Some(slot) = shared.slots.get(id) {
+                serve_again(&shared, &slot).await;
             }
         });
     }
@@ -326,6 +344,8 @@ async fn serve_again(shared: &Shared, slot: &Slot) {
     }
     if let Some(served) = served {
         *slot.served.write() = served;
+        // A new shard tells meta what it has, once it can be asked.
+        shared.env.wake.notify_one();
     }
     drop(turn);
     // Whoever closes the database looks at the slots once, perhaps just before this.
@@ -364,7 +384,7 @@ async fn compaction_loop(shared: Arc<Shared>) {
         }
         while running.try_join_next().is_some() {}
         let now_ms = shared.env.clock.now_ms();
-        for slot in shared.slots.values() {
+        for slot in shared.slots.all() {
             if running.len() >= tasks_max {
                 break;
             }
@@ -385,7 +405,7 @@ async fn compaction_loop(shared: Arc<Shared>) {
                 if let Err(error) = &outcome {
                     note(&shared, &shard, "compaction", Some(error));
                 }
-                if let Some(slot) = shared.slots.get(&shard.id) {
+                if let Some(slot) = shared.slots.get(shard.id) {
                     slot.work.lock().compacting = false;
                 }
             });
@@ -441,6 +461,7 @@ mod tests {
             dirty_ms: Some(0),
             flushing: false,
             log_flush_due: true,
+            is_asked_for: false,
         }
     }
 

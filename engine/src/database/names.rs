@@ -262,7 +262,7 @@ impl Shared {
         let fit: Vec<ShardId> = match self.peers() {
             None => self.open_shards().iter().map(|s| s.id).collect(),
             Some(peers) => {
-                let all = self.slots.keys().copied();
+                let all = self.slots.ids().into_iter();
                 all.filter(|id| peers.is_led(*id).is_ok()).collect()
             }
         };
@@ -282,7 +282,7 @@ impl Shared {
         });
         let shards: Vec<Place> = shards.collect();
         if shards.is_empty() {
-            return Err(match self.slots.values().next() {
+            return Err(match self.slots.all().first() {
                 Some(slot) => slot.shard().err().unwrap_or(EngineError::ShuttingDown),
                 None => EngineError::Invalid("there are no shards".into()),
             });

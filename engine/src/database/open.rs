@@ -8,7 +8,7 @@
 //! after, `drop_table` the other way round. A crash in between leaves columns (and perhaps rows)
 //! without a name: invisible to everybody. They are dropped here, before anybody could make more.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use std::time::Duration;
 use futures::TryStreamExt;
 use lru::LruCache;
 use object_store::{ObjectStore, path::Path};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use shoal_meta::{Catalog, MetaError, RecordLimits, SchemaEntry, ShardEntry, settle_record_limits};
 use shoal_sst::{ObjectLayout, SstError, SstStore, SstStoreOptions};
 use shoal_types::{ShardId, TableId};
@@ -25,7 +25,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::open_shard::open_as;
-use super::{Backends, Database, Role, Served, Shared, Slot, Work};
+use super::{Backends, Database, Role, Served, Shared, Slot};
 use crate::compaction::ByteBudget;
 use crate::env::{Env, MemoryBudget};
 use crate::folder_lock::FolderLock;
@@ -107,7 +107,9 @@ impl Database {
             _lock: lock,
         });
         prepare_catalog(&env).await?;
-        let ids: Vec<ShardId> = env.catalog.shards().into_iter().map(|(id, _)| id).collect();
+        let known = env.catalog.shards().into_iter();
+        let born = known.filter(|(_, entry)| entry.is_born());
+        let ids: Vec<ShardId> = born.map(|(id, _)| id).collect();
         let listed = list_objects(&*env.store, &env.layout, &ids).await?;
         let listed: Listed = listed
             .into_iter()
@@ -127,17 +129,10 @@ impl Database {
                 (id, Served::of(id, opened))
             }
         });
-        let mut slots = BTreeMap::new();
-        for (id, served) in futures::future::join_all(opening).await {
-            let slot = Slot {
-                id,
-                wanted: Mutex::new(role),
-                served: RwLock::new(served),
-                turn: tokio::sync::Mutex::new(()),
-                work: Mutex::new(Work::default()),
-            };
-            slots.insert(id, slot);
-        }
+        let opened = futures::future::join_all(opening).await.into_iter();
+        let slots = opened
+            .map(|(id, served)| Slot::new(id, role, served))
+            .collect();
         let shared = Arc::new(Shared {
             env,
             slots,
@@ -164,7 +159,7 @@ impl Database {
             // A task that panicked has said so; there is nothing left to wait for.
             let _ = task.await;
         }
-        for slot in self.shared.slots.values() {
+        for slot in self.shared.slots.all() {
             let served = std::mem::replace(
                 &mut *slot.served.write(),
                 Served::Unavailable {
@@ -190,6 +185,7 @@ async fn prepare_catalog(env: &Arc<Env>) -> Result<(), EngineError> {
             term: 0,
             created_ms: now_ms,
             log: None,
+            birth: None,
         };
         let fresh = || (ShardId::generate(), entry);
         let shards: Vec<_> = std::iter::repeat_with(fresh)

@@ -14,7 +14,7 @@ use shoal_wal::record::{Payload, SchemaChange, WriteIdPart};
 use tokio::time::Instant;
 
 use super::writes::{Outcome, Owned, Sending, worse};
-use super::{Database, Role, Shared, Slot, TableHandle, as_write_error};
+use super::{Database, Role, Shared, TableHandle, as_write_error};
 use crate::peers::{Peers, Read, ReadPlace, ShardCommit, ShardWrite};
 use crate::shard::Shard;
 use crate::shard::parts::Part;
@@ -27,7 +27,7 @@ impl Shared {
     /// The shard, if this process leads it or is alone (then an error says what is wrong with it).
     pub(super) fn led_here(&self, id: ShardId) -> Result<Arc<Shard>, EngineError> {
         let shard = self.shard(id).map_err(|error| {
-            match self.slots.get(&id).and_then(Slot::cannot_lead) {
+            match self.slots.get(id).and_then(|slot| slot.cannot_lead()) {
                 Some(why) if self.env.peers.is_some() => {
                     WriteError::ShardHalted { shard: id, why }.into()
                 }
@@ -35,7 +35,7 @@ impl Shared {
             }
         })?;
         // Where this process is the one to lead, nobody else takes the write instead.
-        let leads = self.slots.get(&id).map(|slot| *slot.wanted.lock()) == Some(Role::Leader);
+        let leads = self.slots.get(id).map(|slot| *slot.wanted.lock()) == Some(Role::Leader);
         if leads && let Some(halt) = shard.halted.why() {
             let why = halt.to_string();
             return Err(WriteError::ShardHalted { shard: id, why }.into());
@@ -144,28 +144,45 @@ impl Shared {
         Ok(())
     }
 
-    /// The schema of a table as of now, by whoever leads its shard.
+    /// The schema of a table as of now, by whoever leads its shard. One that has left its shard is
+    /// looked for where it is placed by now.
     pub(super) async fn current_schema(
         &self,
         table: &TableHandle,
     ) -> Result<Arc<TableSchema>, EngineError> {
-        let found = self.of_leader(
-            table.shard,
-            |shard| async move { Ok(shard.schema(table.id)) },
-            |peers| async move {
-                let found = peers.table_schema(table.shard, table.id).await?;
-                self.remember(found.as_ref());
-                Ok(found)
-            },
-        );
-        found
-            .await?
-            .ok_or_else(|| self.table_not_found(&table.schema_name, &table.name))
+        let deadline = Instant::now() + self.patience();
+        let mut place = (table.shard, table.id);
+        loop {
+            let (shard, unit) = place;
+            let found = self.of_leader(
+                shard,
+                |shard| async move { Ok(shard.schema(unit)) },
+                |peers| async move { peers.table_schema(shard, unit).await },
+            );
+            if let Some(schema) = found.await? {
+                self.remember(Some(&schema));
+                return Ok(schema);
+            }
+            self.env.catalog.sync().await?;
+            let not_found = || self.table_not_found(&table.schema_name, &table.name);
+            let now = self.env.catalog.placed(unit).ok_or_else(not_found)?;
+            if now.shard == shard {
+                if Instant::now() >= deadline {
+                    return Err(not_found());
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+            place = (now.shard, unit);
+        }
     }
 
     /// No replica has the table. One that has a name was in the log before it got that.
     fn not_there(&self, table: &TableHandle) -> EngineError {
         match self.env.catalog.placed(table.id) {
+            // It has left: who planned with its former place plans anew.
+            Some(placed) if placed.shard != table.shard => {
+                WriteError::StaleSchema { table: table.id }.into()
+            }
             Some(_) => EngineError::NotFresh {
                 shard: table.shard,
                 what: format!(
@@ -217,9 +234,10 @@ impl Shared {
             return Ok(schema);
         }
         match self.env.remote_schemas.lock().get(&table.id) {
-            // One that was opened a moment ago has not read that far.
-            Some(schema) if self.peers().is_some() => Ok(Arc::clone(schema)),
-            _ => Err(match (replica, self.peers()) {
+            // A replica that was opened a moment ago has not read that far; or the table has left it,
+            // and meta does not say so yet.
+            Some(schema) => Ok(Arc::clone(schema)),
+            None => Err(match (replica, self.peers()) {
                 (Ok(_), _) => self.not_there(table),
                 // Without a replica here it is the others' trouble that counts.
                 (Err(error), Some(peers)) => peers.is_led(table.shard).err().unwrap_or(error),
@@ -398,8 +416,7 @@ impl Database {
                     tokio::time::sleep(PAUSE).await;
                 }
                 Err(EngineError::NotFound { name, .. }) => {
-                    let waits = peers.may_answer(id, read.place) || tables[0].layout.is_some();
-                    if !waits || Instant::now() >= deadline || shared.has_left(id, &name).await {
+                    if Instant::now() >= deadline || shared.has_left(id, &name).await {
                         return Err(shared.lacks(tables, &name));
                     }
                     tokio::time::sleep(PAUSE).await;
@@ -612,11 +629,11 @@ impl Database {
                 }
             }
             Some(_) => {
-                for id in shared.slots.keys() {
+                for id in shared.slots.ids() {
                     let told = shared.of_leader(
-                        *id,
+                        id,
                         |shard| async move { Ok(shard.state.read().fold.import_progress(import)) },
-                        |peers| async move { peers.import_progress(*id, import).await },
+                        |peers| async move { peers.import_progress(id, import).await },
                     );
                     progress.push(told.await?);
                 }
@@ -750,16 +767,10 @@ impl Database {
         Ok(self.shared.env.catalog.scheduler_records(path).await?)
     }
 
-    /// Whether the cluster has this shard.
-    #[must_use]
-    pub fn knows_shard(&self, shard: ShardId) -> bool {
-        self.shared.slots.contains_key(&shard)
-    }
-
     /// All shards of the cluster, ascending by id.
     #[must_use]
     pub fn shard_ids(&self) -> Vec<ShardId> {
-        self.shared.slots.keys().copied().collect()
+        self.shared.slots.ids()
     }
 }
 

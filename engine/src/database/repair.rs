@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use shoal_meta::ShardEntry;
 use shoal_types::{Epoch, Offset, ShardId};
 
 use super::maintenance::open_again;
@@ -29,8 +30,13 @@ pub struct Repaired {
 }
 
 impl Database {
-    pub(super) fn slot(&self, shard: ShardId) -> Result<&Slot, EngineError> {
-        let slot = self.shared.slots.get(&shard);
+    pub(super) fn slot(&self, shard: ShardId) -> Result<Arc<Slot>, EngineError> {
+        let shared = &self.shared;
+        let known = |entry: ShardEntry| entry.is_born() && !shared.slots.contains(shard);
+        if shared.env.catalog.shard(shard).is_some_and(known) {
+            shared.slots.add(shared.new_slot(shard));
+        }
+        let slot = shared.slots.get(shard);
         slot.ok_or_else(|| EngineError::NotFound {
             what: "shard",
             name: shard.to_string(),
@@ -77,7 +83,7 @@ impl Database {
             )));
         }
         let newest = replica.skip(by, skip).await?;
-        Ok(self.go_on(slot, Some(replica), &newest).await)
+        Ok(self.go_on(&slot, Some(replica), &newest).await)
     }
 
     /// What is the case with a shard's log.
@@ -114,7 +120,7 @@ impl Database {
         *slot.wanted.lock() = Role::Leader;
         let env = &self.shared.env;
         let newest = adopt(env, shard, replica.clone(), by, above).await?;
-        Ok(self.go_on(slot, replica, &newest).await)
+        Ok(self.go_on(&slot, replica, &newest).await)
     }
 
     /// Flushes a shard that this process leads such that a restart replays from behind `offset`.

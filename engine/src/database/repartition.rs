@@ -174,7 +174,7 @@ impl Database {
 }
 
 impl Shard {
-    async fn cut_unit(
+    pub(super) async fn cut_unit(
         self: &Arc<Self>,
         unit: TableId,
         at: Option<CutPoint>,

@@ -24,6 +24,11 @@ impl Database {
         role: Role,
         term_min: u64,
     ) -> Result<Option<Promoted>, EngineError> {
+        let catalog = &self.shared.env.catalog;
+        if !self.shared.slots.contains(shard) && catalog.shard(shard).is_none() {
+            // Whoever gives the order may have heard of it earlier.
+            catalog.reload_shard(shard).await?;
+        }
         let slot = self.slot(shard)?;
         let _turn = slot.turn.lock().await;
         *slot.wanted.lock() = role;

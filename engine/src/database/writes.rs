@@ -461,7 +461,7 @@ impl Database {
         if options.import.is_some() {
             // Every shard notes every chunk, also those that have no rows for it: then the least
             // progress of all shards is the progress of the import.
-            for shard in self.shared.slots.values() {
+            for shard in self.shared.slots.all() {
                 // One process alone goes on without a shard that it cannot open.
                 if self.shared.peers().is_some() || shard.shard().is_ok() {
                     by_shard.entry(shard.id).or_insert_with(|| {

@@ -22,6 +22,7 @@ use shoal_wal::log::{LogError, LogReader};
 use shoal_wal::record::{Payload, Record, RecordError, RecordKind, Remains};
 use uuid::Uuid;
 
+use super::departed::Departed;
 use super::entry::LogEntry;
 use super::halt::{Halt, HaltKind};
 use super::state::{Released, ShardState};
@@ -263,10 +264,10 @@ impl Shard {
 /// Whether replicas of this version know what a record changes in them. The others are judged by
 /// the fold and not carried out yet, so nobody may read past one.
 fn is_carried_out(kind: RecordKind) -> bool {
-    use RecordKind::{Abort, Barrier, Claim, Genesis, Manifest, Recut, Schema, Write};
+    use RecordKind::{Abort, Barrier, Claim, Genesis, Manifest, Recut, Schema, Split, Write};
     matches!(
         kind,
-        Genesis | Claim | Barrier | Write | Schema | Manifest | Recut | Abort
+        Genesis | Claim | Barrier | Write | Schema | Manifest | Recut | Split | Abort
     )
 }
 
@@ -441,6 +442,15 @@ struct Advancing<'a> {
 }
 
 impl Advancing<'_> {
+    /// Until meta says where tables have gone, their columns are asked for here.
+    fn remember_departed(&self) {
+        let mut known = self.shard.env.remote_schemas.lock();
+        let departed = self.state.departed.last();
+        for schema in departed.into_iter().flat_map(Departed::schemas) {
+            known.put(schema.table, Arc::clone(schema));
+        }
+    }
+
     /// The reader passes these.
     fn read(&mut self, part: &[(Offset, Option<Step>)]) -> Result<(), String> {
         for (offset, step) in part {
@@ -486,6 +496,9 @@ impl Advancing<'_> {
         self.records += 1;
         if verdict == Verdict::Apply {
             self.rows += entry.blocks.iter().map(|b| b.rows() as u64).sum::<u64>();
+            if let Payload::Split(_) = &record.payload {
+                self.remember_departed();
+            }
         }
         match &record.payload {
             Payload::Barrier(mark) => self.marks.push(*mark),

@@ -23,6 +23,7 @@ use shoal_types::{Offset, PartitionId, RowVersion, TableId};
 use shoal_wal::record::Payload;
 
 use super::pins::Producing;
+use super::publish::Publishing;
 use super::state::{Frozen, FrozenTable, needed_deletes, version_before};
 use super::{Counters, Shard, residue};
 use crate::background::{on_own_thread, to_the_end};
@@ -31,7 +32,7 @@ use crate::manifest::format::{Edit, FileEntry, LogIdentity, Residue, ResidueEdit
 use crate::{EngineError, PredicateDelete};
 
 /// Files encoded at the same time in one flush.
-const FILES_AT_ONCE: usize = 2;
+pub(super) const FILES_AT_ONCE: usize = 2;
 
 /// A flush between its freeze and its publish.
 #[derive(Debug)]
@@ -96,6 +97,14 @@ impl Shard {
     async fn flush_now(self: &Arc<Self>) -> Result<Flushed, EngineError> {
         let mut publishing = self.publishing.lock().await;
         self.settle(&mut publishing).await?;
+        self.flush_held(&mut publishing).await
+    }
+
+    /// As [`Self::flush`], for whoever holds the publishing lock and has settled.
+    pub(super) async fn flush_held(
+        self: &Arc<Self>,
+        publishing: &mut Publishing,
+    ) -> Result<Flushed, EngineError> {
         let published = publishing.newest.replay_offset();
         if let Some(begun) = publishing.flush.take_if(|b| b.replay_offset() <= published) {
             // It was published after all, by settling.
@@ -113,7 +122,7 @@ impl Shard {
             return Err(error);
         }
         let edit = flush_edit(&publishing.newest, &begun);
-        match self.publish(&mut publishing, edit).await {
+        match self.publish(publishing, edit).await {
             Ok(_) => {
                 let done = self.flushed(&begun);
                 self.trim_in_time(Arc::clone(&publishing.newest)).await;
@@ -177,7 +186,8 @@ impl Shard {
         let shards = self.env.catalog.shards().len().max(1);
         let residue_max = self.env.config.memtable_bytes_max / 4 / shards;
         // From the next replay offset on nobody finds them in the log.
-        self.tell_layouts().await?;
+        // Boxed: it is rarely needed, and goes deep.
+        Box::pin(self.bear_children(newest)).await?;
         let in_force = {
             let mut state = self.state.write();
             if !state.published.is_empty() {
@@ -260,7 +270,7 @@ impl Shard {
         Ok(())
     }
 
-    async fn write_file(
+    pub(super) async fn write_file(
         &self,
         term: u64,
         table: FrozenTable,

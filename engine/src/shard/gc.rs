@@ -9,9 +9,9 @@
 //! Manifests below the newest chain's snapshot go once that snapshot is older than the retention.
 //!
 //! Objects that no manifest ever named (a crash between writing and publishing) are found by
-//! listing: first the objects, then what is being written, then the manifests of every shard, so
-//! that nothing published in between looks unnamed. If any shard's manifests cannot be read,
-//! nothing of the kind is deleted: when in doubt, keep.
+//! listing: first the objects, then what is being written, then the manifests of every shard that
+//! may have been given them (`relatives.rs`), so that nothing published in between looks unnamed. If
+//! some of those cannot be read, nothing of the kind is deleted: when in doubt, keep.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 use shoal_sst::{ObjectLayout, SstError, SstName};
 use shoal_types::{ManifestVersion, TimestampMs};
 
+use super::relatives::Fate;
 use super::{Counters, Shard};
 use crate::EngineError;
 use crate::background::to_the_end;
@@ -110,22 +111,47 @@ impl Shard {
             self.env.clock.now_ms(),
             self.retention_ms(),
         );
-        report.kept += (newest.obsolete.len() - chosen.len()) as u64;
+        let (chosen, forgotten) = self.nobodys(chosen).await?;
+        report.kept += (newest.obsolete.len() - chosen.len() - forgotten.len()) as u64;
         if !dry_run {
             for path in &chosen {
                 self.delete(&Path::from(path.as_str())).await?;
             }
         }
-        if !dry_run && !chosen.is_empty() {
+        if !dry_run && !(chosen.is_empty() && forgotten.is_empty()) {
             Counters::add(&self.counters.collected_objects, chosen.len() as u64);
             let edit = Edit {
-                forgotten: chosen.clone(),
+                forgotten: chosen.iter().chain(&forgotten).cloned().collect(),
                 ..Edit::default()
             };
             self.publish(&mut publishing, edit).await?;
         }
         report.deleted.extend(chosen);
         self.collect_manifests(&newest, dry_run, report).await
+    }
+
+    /// Of objects that this shard has no use for, those that nobody has, and those that another shard
+    /// sees to.
+    async fn nobodys(
+        &self,
+        chosen: Vec<String>,
+    ) -> Result<(Vec<String>, Vec<String>), EngineError> {
+        // One that never changed units has handed nothing on and was given nothing.
+        if chosen.is_empty() || self.state.read().fold.generation() == 0 {
+            return Ok((chosen, Vec::new()));
+        }
+        let Some(named) = self.named_by_relatives().await? else {
+            return Ok((Vec::new(), Vec::new()));
+        };
+        let (mut nobodys, mut anothers) = (Vec::new(), Vec::new());
+        for path in chosen {
+            match named.fate(&path) {
+                Fate::Delete => nobodys.push(path),
+                Fate::Forget => anothers.push(path),
+                Fate::Keep => {}
+            }
+        }
+        Ok((nobodys, anothers))
     }
 
     async fn collect_manifests(
@@ -167,8 +193,8 @@ impl Shard {
         name.shard == self.id && (name.term < term || (name.term == term && settled))
     }
 
-    /// Deletes objects with this shard's name that nothing names. `listed` was taken before
-    /// `named`; `settled_before_ms` (see `Production`) in between.
+    /// Deletes objects with this shard's name that nothing names. `listed` was taken before.
+    /// `settled_before_ms` (see `Production`) in between.
     ///
     /// # Errors
     /// The store's.
@@ -176,15 +202,23 @@ impl Shard {
         &self,
         listed: &[Path],
         settled_before_ms: u64,
-        named: &HashSet<String>,
         dry_run: bool,
         report: &mut GcReport,
     ) -> Result<(), EngineError> {
-        for path in listed {
-            let Some(name) = name_of(path) else { continue };
-            if named.contains(path.as_ref()) || !self.is_orphan(&name, settled_before_ms) {
-                continue;
+        let named = self.named_objects().await;
+        let orphans = listed.iter().filter(|path| {
+            let name = name_of(path);
+            !named.contains(path.as_ref())
+                && name.is_some_and(|name| self.is_orphan(&name, settled_before_ms))
+        });
+        let mut orphans: Vec<&Path> = orphans.collect();
+        if !orphans.is_empty() && self.state.read().fold.generation() > 0 {
+            match self.named_by_relatives().await? {
+                Some(named) => orphans.retain(|path| !named.names(path.as_ref())),
+                None => return Ok(()),
             }
+        }
+        for path in orphans {
             if !dry_run {
                 self.delete(path).await?;
                 Counters::add(&self.counters.collected_objects, 1);
@@ -196,7 +230,7 @@ impl Shard {
     }
 
     /// Everything that this shard's newest manifest names, live or obsolete.
-    pub(crate) async fn named_objects(&self) -> HashSet<String> {
+    async fn named_objects(&self) -> HashSet<String> {
         let publishing = self.publishing.lock().await;
         let newest = &publishing.newest;
         let live = newest.paths().map(str::to_owned);

@@ -4,13 +4,17 @@
 //! replay offset of every manifest until meta was told of it (`flush.rs` asks), so that whoever
 //! leads after a crash finds it again by replaying, and tells.
 //!
+//! That units have come to this shard with a split, the shard itself tells when it is led for the
+//! first time (`split.rs`): so meta names it only once it can be asked.
+//!
 //! Every change raises the shard's generation, and each partition in meta has the generation that
 //! it was last changed in. A leader that was overtaken and comes late finds a higher one and leaves
 //! it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use shoal_meta::{Layout, MetaError, NamedTable, Part, PartOrigin, TableEntry};
+use shoal_meta::{BirthStage, Layout, MetaError, NamedTable, Part, PartOrigin, TableEntry};
 use shoal_types::{Offset, PartitionBounds, ShardId, TableId};
 use shoal_wal::fold::FoldState;
 use shoal_wal::record::Recut;
@@ -36,6 +40,15 @@ pub(crate) struct LayoutChange {
     pub table: TableId,
     pub units: Vec<UnitNow>,
     pub gone: Vec<TableId>,
+    /// Units that came from another shard as they were.
+    pub moved: Option<Moved>,
+}
+
+/// Units that came with a split.
+#[derive(Clone, Debug)]
+pub(crate) struct Moved {
+    pub from: ShardId,
+    pub units: Vec<TableId>,
 }
 
 /// What one record changed, and meta may not know yet.
@@ -60,18 +73,41 @@ impl Untold {
                 table: fold.table_of(one.unit),
                 units: units.into_iter().flatten().collect(),
                 gone: Vec::new(),
+                moved: None,
             })
         });
         let joins = recut.joins.iter().map(|join| LayoutChange {
             table: fold.table_of(join.left),
             units: now(join.left, None).into_iter().collect(),
             gone: vec![join.right],
+            moved: None,
         });
         Self {
             at,
             generation: fold.generation(),
             changes: cuts.chain(joins).collect(),
         }
+    }
+
+    /// What a new shard has by its first state; `None`: it does not come from a split.
+    pub(super) fn of_birth(fold: &FoldState) -> Option<Self> {
+        let from = fold.origin()?.shard;
+        let mut units: BTreeMap<TableId, Vec<TableId>> = BTreeMap::new();
+        for schema in fold.schemas() {
+            let of_table = units.entry(fold.table_of(schema.table)).or_default();
+            of_table.push(schema.table);
+        }
+        let changes = units.into_iter().map(|(table, units)| LayoutChange {
+            table,
+            units: Vec::new(),
+            gone: Vec::new(),
+            moved: Some(Moved { from, units }),
+        });
+        Some(Self {
+            at: Offset(0),
+            generation: fold.generation(),
+            changes: changes.collect(),
+        })
     }
 }
 
@@ -85,6 +121,9 @@ impl Shard {
         for one in untold {
             for change in &one.changes {
                 self.tell_layout(change, &one).await?;
+            }
+            if one.changes.iter().any(|change| change.moved.is_some()) {
+                self.rise_to(self.id, BirthStage::Named).await?;
             }
             self.state.write().untold.retain(|u| u.at != one.at);
         }
@@ -156,6 +195,9 @@ fn changed(
     name: &dyn Fn(TableId) -> Option<String>,
 ) -> Result<Option<TableEntry>, EngineError> {
     let generation = record.generation;
+    if let Some(moved) = &change.moved {
+        return Ok(with_moved(&named.entry, moved, record));
+    }
     let mut next = match &named.entry.layout {
         Some(layout) => {
             let units = change.units.iter();
@@ -212,6 +254,25 @@ fn changed(
         named.entry.table,
         Arc::new(next),
     )))
+}
+
+/// As [`changed`], of a table with units that came from another shard.
+fn with_moved(entry: &TableEntry, moved: &Moved, record: Record) -> Option<TableEntry> {
+    let Some(layout) = &entry.layout else {
+        let was_there = moved.units.contains(&entry.table) && entry.shard == moved.from;
+        return was_there.then(|| TableEntry::whole(entry.table, record.shard));
+    };
+    let mut next = Layout::clone(layout);
+    let mut has_moved = false;
+    for part in &mut next.parts {
+        let is_older = part.shard == moved.from && part.generation < record.generation;
+        if is_older && moved.units.contains(&part.unit) {
+            part.shard = record.shard;
+            part.generation = record.generation;
+            has_moved = true;
+        }
+    }
+    has_moved.then(|| TableEntry::partitioned(entry.table, Arc::new(next)))
 }
 
 /// `p` and the first number that is free; of a partition with a name of its own that name and a
@@ -275,11 +336,13 @@ mod tests {
             table,
             units: vec![now(table, 0, 9, None), now(right, 9, 65_536, Some(table))],
             gone: Vec::new(),
+            moved: None,
         };
         let join = LayoutChange {
             table,
             units: vec![now(table, 0, 65_536, None)],
             gone: vec![right],
+            moved: None,
         };
         let no_name = |_: TableId| None;
         let tell = |entry: &TableEntry, change, generation| {

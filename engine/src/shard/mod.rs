@@ -23,6 +23,7 @@ pub(crate) mod barrier;
 pub(crate) mod claim;
 pub(crate) mod compact;
 pub(crate) mod confirmed;
+pub(crate) mod departed;
 pub(crate) mod entry;
 pub(crate) mod flush;
 pub(crate) mod follow;
@@ -35,8 +36,10 @@ pub(crate) mod pins;
 pub(crate) mod promote;
 pub(crate) mod publish;
 pub(crate) mod recut;
+pub(crate) mod relatives;
 pub(crate) mod residue;
 pub(crate) mod skip;
+pub(crate) mod split;
 pub(crate) mod state;
 pub(crate) mod trim;
 pub(crate) mod warm;
@@ -119,6 +122,8 @@ pub(crate) struct Shard {
     /// Another leader took over; this replica leads again only when it is told to.
     pub deposed: AtomicBool,
     pub counters: Counters,
+    /// Held from choosing what to split off until that is decided.
+    pub splitting: tokio::sync::Mutex<()>,
     /// Names that partitions about to be made are to have.
     pub part_names: Mutex<HashMap<TableId, String>>,
     /// The last failure of background work, until it succeeds again.
@@ -139,6 +144,7 @@ pub(crate) struct Counters {
     pub compacted_bytes: AtomicU64,
     pub collected_objects: AtomicU64,
     pub recuts: AtomicU64,
+    pub splits: AtomicU64,
 }
 
 impl Counters {

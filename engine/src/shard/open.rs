@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use parking_lot::{Mutex, RwLock};
-use shoal_meta::{MetaError, ShardEntry};
+use shoal_meta::{BirthStage, MetaError, ShardEntry};
 use shoal_sst::SstError;
 use shoal_types::{ShardId, WriterId};
 use shoal_wal::log::{Log, LogError, LogReader};
@@ -24,6 +24,7 @@ use uuid::Uuid;
 
 use super::barrier::Barriers;
 use super::halt::Halted;
+use super::layouts::Untold;
 use super::pins::Pins;
 use super::publish::Publishing;
 use super::residue::load_residue;
@@ -90,6 +91,7 @@ pub(crate) async fn open(
         flush_past: Mutex::default(),
         deposed: AtomicBool::new(false),
         counters: Counters::default(),
+        splitting: tokio::sync::Mutex::default(),
         part_names: Mutex::default(),
         trouble: Mutex::default(),
     });
@@ -138,6 +140,9 @@ async fn begin(
     loop {
         tries += 1;
         let newest = newest_of(chain).await?;
+        if newest.hash == 0 {
+            refuse_unborn(env, chain.shard).await?;
+        }
         if let Some(listed) = listed {
             check_files(&newest, listed)?;
         }
@@ -152,6 +157,10 @@ async fn begin(
         opened = Some((newest.log.clone(), Arc::clone(&log)));
         let newest = Arc::new(newest);
         let mut state = ShardState::new(Arc::clone(&newest), RESIDUE_TABLE_BYTES_MAX);
+        let entry = env.catalog.shard(chain.shard);
+        if entry.is_some_and(|entry| !entry.is_settled()) {
+            state.untold.extend(Untold::of_birth(&newest.fold));
+        }
         let residue = load_residue(env, &newest).await?;
         state.take_all(&residue);
         match log.read(newest.replay_offset()).await {
@@ -170,6 +179,25 @@ async fn begin(
             }
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+/// A shard that comes from another one begins with a manifest.
+async fn refuse_unborn(env: &Env, shard: ShardId) -> Result<(), EngineError> {
+    let entry = env.catalog.reload_shard(shard).await?;
+    match entry.and_then(|entry| entry.birth) {
+        None => Ok(()),
+        Some(birth) if birth.stage == BirthStage::Prepared => Err(EngineError::ShardUnavailable {
+            shard,
+            why: format!("shard {} is still to give its units to it", birth.parent),
+        }),
+        Some(birth) => Err(EngineError::ShardUnavailable {
+            shard,
+            why: format!(
+                "it came from shard {} and has no manifests: they are lost; restore them, nothing was changed",
+                birth.parent
+            ),
+        }),
     }
 }
 

@@ -109,7 +109,7 @@ impl Shard {
         self.look_for_compactions();
         self.serve(epoch);
         if !self.state.read().untold.is_empty() {
-            // Who led before may not have told meta what it changed.
+            // Who led before may not have told meta what it changed; a new shard tells what it has.
             self.env.wake.notify_one();
         }
         tracing::info!(shard = %self.id, %epoch, manifest = %newest.version(), "leading");

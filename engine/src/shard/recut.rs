@@ -84,24 +84,32 @@ impl Changes {
 
     /// The files that a unit has by a manifest and the changes above it, as entries of its own.
     pub(crate) fn files(&self, manifest: &ManifestState, unit: TableId) -> Vec<FileEntry> {
-        let replay = manifest.replay_offset();
-        let sources = self.sources(replay, unit);
-        if sources == [unit] {
-            let named = manifest.table(unit);
-            return named.map(|t| t.files.clone()).unwrap_or_default();
-        }
-        let mut files: Vec<FileEntry> = Vec::new();
-        for source in sources {
-            for entry in manifest.table(source).into_iter().flat_map(|t| &t.files) {
-                // Cut and joined again, a unit may have a file from both.
-                if files.iter().all(|f| f.file.path != entry.file.path) {
-                    files.push(of_unit(entry, unit));
-                }
+        let sources = self.sources(manifest.replay_offset(), unit);
+        files_of(manifest, &sources, unit)
+    }
+}
+
+/// The files of some units of a manifest, as entries of one unit.
+pub(super) fn files_of(
+    manifest: &ManifestState,
+    sources: &[TableId],
+    unit: TableId,
+) -> Vec<FileEntry> {
+    if sources == [unit] {
+        let named = manifest.table(unit);
+        return named.map(|t| t.files.clone()).unwrap_or_default();
+    }
+    let mut files: Vec<FileEntry> = Vec::new();
+    for source in sources {
+        for entry in manifest.table(*source).into_iter().flat_map(|t| &t.files) {
+            // Cut and joined again, a unit may have a file from both.
+            if files.iter().all(|f| f.file.path != entry.file.path) {
+                files.push(of_unit(entry, unit));
             }
         }
-        files.sort_by_key(|f| (f.file.version_max, f.file.version_min));
-        files
     }
+    files.sort_by_key(|f| (f.file.version_max, f.file.version_min));
+    files
 }
 
 /// A file as another unit names it.
@@ -131,7 +139,7 @@ impl ShardState {
     }
 
     /// Closes a unit's memory and gives it as another one's, too.
-    fn share_rows(&mut self, unit: TableId, other: TableId) -> TableRows {
+    pub(super) fn share_rows(&mut self, unit: TableId, other: TableId) -> TableRows {
         let Some(rows) = self.tables.get_mut(&unit) else {
             return TableRows::default();
         };

@@ -22,6 +22,7 @@ use shoal_wal::fold::{FoldState, Verdict, fold};
 use shoal_wal::record::{ManifestRef, Payload, SchemaChange, WriteHeader};
 
 use super::confirmed::Confirmed;
+use super::departed::Departed;
 use super::entry::LogEntry;
 use super::layouts::Untold;
 use super::recut::Changes;
@@ -74,7 +75,7 @@ impl TableRows {
         frozen.chain(&mut self.sealed).chain(&mut self.active)
     }
 
-    fn into_all(self) -> impl Iterator<Item = Held> {
+    pub(super) fn into_all(self) -> impl Iterator<Item = Held> {
         let frozen = self.frozen.into_iter().map(|f| f.rows);
         frozen.chain(self.sealed).chain(self.active)
     }
@@ -98,6 +99,8 @@ pub(crate) struct ShardState {
     pub changes: Changes,
     /// Of those what meta may not have been told.
     pub untold: Vec<Untold>,
+    /// Units that have left above the manifest's replay offset, for a shard that may not be born.
+    pub departed: Vec<Departed>,
     /// Tables dropped or truncated whose files are still named.
     pub gone: AHashSet<TableId>,
     /// Boundaries above the replay offset of the manifest in force, and the tables that have rows
@@ -190,6 +193,7 @@ impl ShardState {
             deletes: AHashMap::new(),
             changes: Changes::default(),
             untold: Vec::new(),
+            departed: Vec::new(),
             gone: AHashSet::new(),
             boundaries: VecDeque::new(),
             me: None,
@@ -215,6 +219,10 @@ impl ShardState {
         released: &mut Released,
     ) -> Verdict {
         let incarnations = self.incarnations_before(&entry.record.payload);
+        let child = match &entry.record.payload {
+            Payload::Split(split) => self.fold.carve(self.manifest.shard, split, offset),
+            _ => None,
+        };
         let verdict = fold(&mut self.fold, offset, &entry.record);
         if let (Payload::Genesis(genesis), Verdict::Noted) = (&entry.record.payload, &verdict) {
             self.topic = Some(genesis.topic.clone());
@@ -225,7 +233,9 @@ impl ShardState {
         if verdict != Verdict::Apply {
             return verdict;
         }
-        if let Payload::Write(_) | Payload::Schema(_) | Payload::Recut(_) = &entry.record.payload {
+        if let Payload::Write(_) | Payload::Schema(_) | Payload::Recut(_) | Payload::Split(_) =
+            &entry.record.payload
+        {
             self.content_end = offset.next();
         }
         match &entry.record.payload {
@@ -235,6 +245,11 @@ impl ShardState {
                 self.recut(offset, recut);
                 let untold = Untold::of_recut(offset, recut, &self.fold);
                 self.untold.push(untold);
+            }
+            Payload::Split(split) => {
+                if let Some(child) = child {
+                    self.depart(offset, split, child);
+                }
             }
             Payload::Manifest(named) => self.switch_to(*named, released),
             Payload::Claim(named) => {
@@ -386,7 +401,7 @@ impl ShardState {
         self.gone.insert(table);
     }
 
-    fn release(&mut self, held: Held, released: &mut Released) {
+    pub(super) fn release(&mut self, held: Held, released: &mut Released) {
         self.memory_bytes = self.memory_bytes.saturating_sub(held.counted);
         released.bytes += held.counted;
         released.tables.push(held.memtable);
@@ -420,6 +435,7 @@ impl ShardState {
             tracing::trace!(%end, tables = tables.len(), "rows are in files now");
             self.drop_frozen(end, &tables, released);
         }
+        self.pass_departed(replay, released);
         self.changes.keep_from(replay);
         self.untold.retain(|untold| untold.at >= replay);
         let first = self.fold.row_version(replay, 0);
@@ -757,6 +773,7 @@ impl ShardState {
             let all = rows.into_all().map(|held| held.memtable);
             released.tables.extend(all);
         }
+        self.departed.clear();
         self.boundaries.clear();
         self.memory_bytes = 0;
         released

@@ -14,5 +14,6 @@ mod receipts;
 mod recuts;
 mod remote;
 mod repair;
+mod shard_splits;
 mod support;
 mod warm;

@@ -10,7 +10,7 @@ use object_store::memory::InMemory;
 use parking_lot::Mutex;
 use shoal_engine::{
     Database, EncodedView, EngineError, Peers, Read, ReadLevel, ReadPlace, Role, ShardCommit,
-    ShardStatus, ShardWrite, TableHandle, UnitChange, WriteError, WriteOptions,
+    ShardStatus, ShardWrite, SplitOrder, TableHandle, UnitChange, WriteError, WriteOptions,
 };
 use shoal_types::{
     Clock, Column, ColumnId, ColumnType, NodeId, ShardId, TableId, TableMode, TableSchema, WriteId,
@@ -131,6 +131,28 @@ impl Peers for InProcess {
     async fn change_unit(&self, shard: ShardId, change: UnitChange) -> Result<(), EngineError> {
         let leader = self.other(shard)?;
         leader.change_unit_here(shard, change).await
+    }
+
+    async fn place_child(&self, _: ShardId, child: ShardId) -> Result<(), EngineError> {
+        let leader = *self.shared.leader.lock();
+        for (node, db) in self.shared.nodes.lock().iter() {
+            let role = match Some(*node) == leader {
+                true => Role::Leader,
+                false => Role::Follower,
+            };
+            let db = db.clone();
+            tokio::spawn(async move {
+                if let Some(db) = db.upgrade() {
+                    db.set_role(child, role, 0).await.expect("the child's role");
+                }
+            });
+        }
+        Ok(())
+    }
+
+    async fn split_shard(&self, shard: ShardId, order: SplitOrder) -> Result<ShardId, EngineError> {
+        let leader = self.other(shard)?;
+        leader.split_shard_here(shard, order).await
     }
 
     async fn apply_deletes(&self, shard: ShardId, table: TableId) -> Result<(), EngineError> {

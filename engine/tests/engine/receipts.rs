@@ -71,6 +71,10 @@ impl LogStore for HeldLogs {
     async fn list(&self) -> Result<Vec<(ShardId, LogId)>, LogError> {
         self.inner.list().await
     }
+
+    async fn remove(&self, shard: ShardId) -> Result<(), LogError> {
+        LogStore::remove(&self.inner, shard).await
+    }
 }
 
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::{Debug, Display};
 use std::path::Path as FilePath;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arrow_array::cast::AsArray;
@@ -323,6 +323,47 @@ pub async fn until(db: &Database, what: &str, mut holds: impl FnMut() -> bool) {
     panic!("not within ten seconds: {what}: {:?}", db.status());
 }
 
+/// A process that stops having any effect after so many changes of the store and of meta.
+#[derive(Debug)]
+pub struct Fuse {
+    left: AtomicI64,
+    /// Whether the first change that is not answered takes effect.
+    pub does_last: bool,
+}
+
+/// What a fuse makes of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Burn {
+    Does,
+    DoesUnheard,
+    Fails,
+}
+
+impl Fuse {
+    pub fn new(changes: i64, does_last: bool) -> Arc<Self> {
+        Arc::new(Self {
+            left: AtomicI64::new(changes),
+            does_last,
+        })
+    }
+
+    fn next(&self) -> Burn {
+        match self.left.fetch_sub(1, Ordering::SeqCst) {
+            1.. => Burn::Does,
+            0 if self.does_last => Burn::DoesUnheard,
+            _ => Burn::Fails,
+        }
+    }
+
+    pub fn is_burnt(&self) -> bool {
+        self.left.load(Ordering::SeqCst) < 0
+    }
+}
+
+fn burn(fuse: &Mutex<Option<Arc<Fuse>>>) -> Burn {
+    fuse.lock().as_ref().map_or(Burn::Does, |fuse| fuse.next())
+}
+
 /// A store whose puts fail on demand: before or after they took effect.
 #[derive(Debug)]
 pub struct FaultyStore {
@@ -330,6 +371,7 @@ pub struct FaultyStore {
     pub full: AtomicBool,
     /// Puts that take effect and report failure.
     pub lost_acks: AtomicU64,
+    pub fuse: Mutex<Option<Arc<Fuse>>>,
     withheld: Mutex<Withheld>,
 }
 
@@ -347,6 +389,7 @@ impl FaultyStore {
             inner,
             full: AtomicBool::new(false),
             lost_acks: AtomicU64::new(0),
+            fuse: Mutex::default(),
             withheld: Mutex::default(),
         })
     }
@@ -400,16 +443,17 @@ impl ObjectStore for FaultyStore {
         if self.full.load(Ordering::SeqCst) {
             return Err(Self::failed(std::io::ErrorKind::StorageFull));
         }
+        let burn = burn(&self.fuse);
+        if burn == Burn::Fails {
+            return Err(Self::failed(std::io::ErrorKind::TimedOut));
+        }
         if let Some(earlier) = self.withheld(location, &payload)? {
             self.inner.put_opts(location, earlier, opts.clone()).await?;
         }
         let done = self.inner.put_opts(location, payload, opts).await?;
         let lose = |n: u64| n.checked_sub(1);
-        if self
-            .lost_acks
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, lose)
-            .is_ok()
-        {
+        let lost = (self.lost_acks).fetch_update(Ordering::SeqCst, Ordering::SeqCst, lose);
+        if burn == Burn::DoesUnheard || lost.is_ok() {
             return Err(Self::failed(std::io::ErrorKind::TimedOut));
         }
         Ok(done)
@@ -454,6 +498,7 @@ pub struct SlowMeta {
     pub delay_ms: AtomicU64,
     /// It takes nothing.
     pub refuses: AtomicBool,
+    pub fuse: Mutex<Option<Arc<Fuse>>>,
 }
 
 impl SlowMeta {
@@ -462,6 +507,7 @@ impl SlowMeta {
             inner,
             delay_ms: AtomicU64::new(0),
             refuses: AtomicBool::new(false),
+            fuse: Mutex::default(),
         })
     }
 }
@@ -502,7 +548,14 @@ impl MetaStore for SlowMeta {
         if self.refuses.load(Ordering::SeqCst) {
             return Err(MetaError::Store("it takes nothing".into()));
         }
+        let burn = burn(&self.fuse);
+        if burn == Burn::Fails {
+            return Err(MetaError::Store("it takes nothing any more".into()));
+        }
         let revision = self.inner.commit(txn).await?;
+        if burn == Burn::DoesUnheard {
+            return Err(MetaError::Unknown("no answer".into()));
+        }
         let delay_ms = self.delay_ms.load(Ordering::SeqCst);
         tokio::time::sleep(Duration::from_millis(delay_ms)).await;
         Ok(revision)
@@ -556,6 +609,10 @@ impl LogStore for SilentLogs {
 
     async fn list(&self) -> std::result::Result<Vec<(ShardId, LogId)>, LogError> {
         self.inner.list().await
+    }
+
+    async fn remove(&self, shard: ShardId) -> std::result::Result<(), LogError> {
+        LogStore::remove(&self.inner, shard).await
     }
 }
 

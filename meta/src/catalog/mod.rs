@@ -35,12 +35,13 @@ mod state;
 
 pub use layout::{Layout, LooseUnit, PARTITIONS_MAX, Part, PartOrigin, Placed};
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::RwLock;
 use serde::{Deserialize, Deserializer, Serialize};
-use shoal_types::{LogId, PartitionId, ShardId, TableId, TimestampMs};
+use shoal_types::{LogId, PartitionId, ProcedureId, ShardId, TableId, TimestampMs};
 use tokio::sync::watch;
 
 use crate::store::{Compare, MetaError, MetaStore, Op, Txn};
@@ -83,6 +84,47 @@ pub struct ShardEntry {
     /// Its log, once that was made: from then on a missing log is a loss, not a new shard.
     #[serde(deserialize_with = "log_or_whether")]
     pub log: Option<LogId>,
+    /// The split that it comes from; `None`: it was made with the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub birth: Option<Birth>,
+}
+
+/// How a shard comes from another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Birth {
+    /// The shard whose units it was given.
+    pub parent: ShardId,
+    /// The split, as the parent's log names it.
+    pub procedure: ProcedureId,
+    /// How far it is.
+    pub stage: BirthStage,
+}
+
+/// How far a shard's birth is; only ever rises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum BirthStage {
+    /// Nothing is decided: the shard may not be opened, and goes again if the split is not.
+    Prepared,
+    /// Its first manifest is there: it may be opened.
+    Born,
+    /// The catalog names it as the place of its units.
+    Named,
+}
+
+impl ShardEntry {
+    /// Whether it may be opened.
+    #[must_use]
+    pub fn is_born(&self) -> bool {
+        let stage = self.birth.map(|birth| birth.stage);
+        stage.is_none_or(|stage| stage > BirthStage::Prepared)
+    }
+
+    /// Whether tables may be placed in it, and whatever names it names it as the place of its units.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        let stage = self.birth.map(|birth| birth.stage);
+        stage.is_none_or(|stage| stage == BirthStage::Named)
+    }
 }
 
 /// The first version wrote only whether there is a log, of which there was one kind.
@@ -401,6 +443,23 @@ impl Catalog {
         state.shards.iter().map(|(id, (e, _))| (*id, *e)).collect()
     }
 
+    /// Parents of shards that are prepared and not born, as far as is known here.
+    #[must_use]
+    pub fn parents_of_unborn(&self) -> HashSet<ShardId> {
+        let state = self.known.state.read();
+        let unborn = state.shards.values().filter(|(entry, _)| !entry.is_born());
+        unborn
+            .filter_map(|(entry, _)| entry.birth)
+            .map(|birth| birth.parent)
+            .collect()
+    }
+
+    /// How many shards there are.
+    #[must_use]
+    pub fn shards_count(&self) -> usize {
+        self.known.state.read().shards.len()
+    }
+
     /// Number of partitions placed on a shard.
     #[must_use]
     pub fn partitions_on(&self, shard: ShardId) -> u64 {
@@ -446,6 +505,54 @@ impl Catalog {
             }
             Err(e) => Err(e),
         }
+    }
+
+    /// Removes a shard whose split was decided against.
+    ///
+    /// # Errors
+    /// [`MetaError::Conflict`]: somebody else changed its entry (the entry known here is the new one
+    /// now).
+    pub async fn remove_shard(
+        &self,
+        shard: ShardId,
+        expected: ShardEntry,
+    ) -> Result<(), MetaError> {
+        let key = self.shard_key(shard);
+        let known = self.known.state.read().shards.get(&shard).copied();
+        let revision = match known {
+            None => return Ok(()),
+            Some((have, revision)) if have == expected => revision,
+            Some(_) => return Err(MetaError::Conflict),
+        };
+        let txn = Txn::default()
+            .when(Compare::Revision(key.clone(), revision))
+            .then(Op::Delete(key));
+        match self.store.commit(txn).await {
+            Ok(_) => {}
+            Err(MetaError::Conflict) => match self.reload_shard(shard).await? {
+                None => {}
+                Some(_) => return Err(MetaError::Conflict),
+            },
+            Err(error) => return Err(error),
+        }
+        self.known.state.write().shards.remove(&shard);
+        Ok(())
+    }
+
+    /// A shard as it is known here.
+    #[must_use]
+    pub fn shard(&self, shard: ShardId) -> Option<ShardEntry> {
+        let state = self.known.state.read();
+        state.shards.get(&shard).map(|(entry, _)| *entry)
+    }
+
+    /// Shards that come from this one, as far as is known here.
+    #[must_use]
+    pub fn children_of(&self, parent: ShardId) -> Vec<(ShardId, ShardEntry)> {
+        let state = self.known.state.read();
+        let of_parent = |entry: &ShardEntry| entry.birth.is_some_and(|b| b.parent == parent);
+        let shards = state.shards.iter().map(|(id, (entry, _))| (*id, *entry));
+        shards.filter(|(_, entry)| of_parent(entry)).collect()
     }
 
     /// Makes the shards of a new cluster, all or none, and never a second time: of several

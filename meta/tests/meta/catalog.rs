@@ -46,6 +46,7 @@ async fn the_catalog_survives_a_restart_and_escapes_names() {
             term: 3,
             created_ms: 5,
             log: Some(LogId::SOLE),
+            birth: None,
         };
         catalog
             .put_shard(shard, None, shard_entry)

@@ -326,6 +326,7 @@ async fn processes_that_start_together_make_the_first_shards_once() {
                 term: 0,
                 created_ms: 1,
                 log: None,
+                birth: None,
             };
             let shards = [(); 3].map(|()| (ShardId::generate(), entry));
             catalog.create_first_shards(&shards).await.expect("made");
@@ -442,6 +443,7 @@ async fn an_emptied_store_takes_nothing_from_those_who_know() {
         term: 0,
         created_ms: 1,
         log: None,
+        birth: None,
     };
     let shard = ShardId::generate();
     known

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
+use shoal_engine::SplitOff;
+use tokio::task::JoinHandle;
+
 use crate::support::Fixture;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -201,6 +204,120 @@ async fn list_and_range_partitions_are_split() {
     .await;
 }
 
+/// Clients that write, update, delete and count the same rows of some tables, of which each has the
+/// keys below 1000 already.
+struct Load {
+    tables: Vec<&'static str>,
+    stop: Arc<AtomicBool>,
+    writers: Vec<JoinHandle<BTreeMap<i64, i64>>>,
+    reader: JoinHandle<u64>,
+}
+
+impl Load {
+    fn start(db: &Arc<Fixture>, tables: &[&'static str]) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let next = Arc::new(AtomicI64::new(1000));
+        let writers = (0..2_i64).map(|client| {
+            let (db, stop, next) = (Arc::clone(db), Arc::clone(&stop), Arc::clone(&next));
+            tokio::spawn(Self::write(db, tables.to_vec(), client, stop, next))
+        });
+        Self {
+            writers: writers.collect(),
+            reader: tokio::spawn(Self::count(
+                Arc::clone(db),
+                tables.to_vec(),
+                Arc::clone(&stop),
+            )),
+            tables: tables.to_vec(),
+            stop,
+        }
+    }
+
+    async fn write(
+        db: Arc<Fixture>,
+        tables: Vec<&'static str>,
+        client: i64,
+        stop: Arc<AtomicBool>,
+        next: Arc<AtomicI64>,
+    ) -> BTreeMap<i64, i64> {
+        let mut written: BTreeMap<i64, i64> = BTreeMap::new();
+        let mut round = 0;
+        while !stop.load(Ordering::Relaxed) {
+            round += 1;
+            let from = next.fetch_add(20, Ordering::Relaxed);
+            let keys = from..from + 20;
+            let rows: Vec<String> = keys.clone().map(|k| format!("({k}, {client})")).collect();
+            written.extend(keys.map(|k| (k, client)));
+            let changes = round % 5 == 0;
+            for table in &tables {
+                db.ok(&format!("INSERT INTO {table} VALUES {}", rows.join(", ")))
+                    .await;
+                if changes {
+                    let k = from + 3;
+                    db.ok(&format!("UPDATE {table} SET v = {round} WHERE k = {k}"))
+                        .await;
+                    db.ok(&format!("DELETE FROM {table} WHERE k = {}", from + 4))
+                        .await;
+                }
+            }
+            if changes {
+                written.insert(from + 3, round);
+                written.remove(&(from + 4));
+            }
+        }
+        written
+    }
+
+    async fn count(db: Arc<Fixture>, tables: Vec<&'static str>, stop: Arc<AtomicBool>) -> u64 {
+        let mut counted = 0;
+        while !stop.load(Ordering::Relaxed) {
+            for table in &tables {
+                let found = db
+                    .ok(&format!(
+                        "SELECT count(*), count(DISTINCT k) FROM {table} WHERE k < 1000"
+                    ))
+                    .await;
+                assert_eq!(found, ["1000|1000"], "{table} after {counted} counts");
+                let found = db
+                    .ok(&format!("SELECT count(*) - count(DISTINCT k) FROM {table}"))
+                    .await;
+                assert_eq!(found, ["0"], "a row of {table} is there twice");
+            }
+            counted += 1;
+        }
+        counted
+    }
+
+    /// Every table has what was written, and nothing else.
+    async fn end(self, db: &Fixture) {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut expected: BTreeMap<i64, i64> = (0..1000).map(|k| (k, 0)).collect();
+        for writer in self.writers {
+            expected.extend(writer.await.expect("a client"));
+        }
+        assert!(self.reader.await.expect("the reader") > 0);
+        for table in self.tables {
+            let found = db.ok(&format!("SELECT k, v FROM {table} ORDER BY k")).await;
+            let found: BTreeMap<i64, i64> = found
+                .iter()
+                .map(|row| {
+                    let (k, v) = row.split_once('|').expect("two columns");
+                    (k.parse().expect("k"), v.parse().expect("v"))
+                })
+                .collect();
+            let differ = |a: &BTreeMap<i64, i64>, b: &BTreeMap<i64, i64>| -> Vec<(i64, i64)> {
+                let only = a.iter().filter(|(k, v)| b.get(k) != Some(v));
+                only.map(|(k, v)| (*k, *v)).collect()
+            };
+            let (lost, unexpected) = (differ(&expected, &found), differ(&found, &expected));
+            assert!(
+                lost.is_empty() && unexpected.is_empty(),
+                "{table}: lost {lost:?}, unexpected {unexpected:?}"
+            );
+        }
+    }
+}
+
 /// Clients write, update, delete and count while one partition after another is split and merged;
 /// no count is ever wrong, no row is lost or there twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -215,52 +332,7 @@ async fn no_row_is_lost_or_doubled_while_partitions_change_under_load() {
         ",
     )
     .await;
-    let stop = Arc::new(AtomicBool::new(false));
-    let next = Arc::new(AtomicI64::new(1000));
-    let mut clients = Vec::new();
-    for client in 0..2_i64 {
-        let (db, stop, next) = (Arc::clone(&db), Arc::clone(&stop), Arc::clone(&next));
-        clients.push(tokio::spawn(async move {
-            let mut written: BTreeMap<i64, i64> = BTreeMap::new();
-            let mut round = 0;
-            while !stop.load(Ordering::Relaxed) {
-                round += 1;
-                let from = next.fetch_add(20, Ordering::Relaxed);
-                let rows: Vec<String> = (from..from + 20)
-                    .map(|k| format!("({k}, {client})"))
-                    .collect();
-                db.ok(&format!("INSERT INTO t VALUES {}", rows.join(", ")))
-                    .await;
-                written.extend((from..from + 20).map(|k| (k, client)));
-                if round % 5 == 0 {
-                    let k = from + 3;
-                    db.ok(&format!("UPDATE t SET v = {round} WHERE k = {k}"))
-                        .await;
-                    written.insert(k, round);
-                    db.ok(&format!("DELETE FROM t WHERE k = {}", from + 4))
-                        .await;
-                    written.remove(&(from + 4));
-                }
-            }
-            written
-        }));
-    }
-    let reader = {
-        let (db, stop) = (Arc::clone(&db), Arc::clone(&stop));
-        tokio::spawn(async move {
-            let mut counted = 0;
-            while !stop.load(Ordering::Relaxed) {
-                let found = db
-                    .ok("SELECT count(*), count(DISTINCT k) FROM t WHERE k < 1000")
-                    .await;
-                assert_eq!(found, ["1000|1000"], "after {counted} counts");
-                let found = db.ok("SELECT count(*) - count(DISTINCT k) FROM t").await;
-                assert_eq!(found, ["0"], "a row is there twice");
-                counted += 1;
-            }
-            counted
-        })
-    };
+    let load = Load::start(&db, &["t"]);
     for round in 0..12 {
         db.ok("ALTER TABLE t SPLIT PARTITION p0").await;
         if round % 3 == 0 {
@@ -270,27 +342,42 @@ async fn no_row_is_lost_or_doubled_while_partitions_change_under_load() {
         db.ok("ALTER TABLE t MERGE PARTITIONS p1, x").await;
         db.ok("ALTER TABLE t MERGE PARTITIONS p0, p2").await;
     }
-    stop.store(true, Ordering::Relaxed);
-    let mut expected: BTreeMap<i64, i64> = (0..1000).map(|k| (k, 0)).collect();
-    for client in clients {
-        expected.extend(client.await.expect("a client"));
+    load.end(&db).await;
+}
+
+/// The same with shards: what a table has goes from shard to shard under the clients' hands.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_row_is_lost_or_doubled_while_shards_are_split_under_load() {
+    let db = Arc::new(Fixture::new().await);
+    db.script(
+        "
+        > CREATE TABLE t (k BIGINT PRIMARY KEY, v BIGINT) PARTITION BY HASH (k) PARTITIONS 2
+        CREATE TABLE
+        > CREATE TABLE whole (k BIGINT PRIMARY KEY, v BIGINT)
+        CREATE TABLE
+        > INSERT INTO t SELECT v, 0 FROM generate_series(0, 999) AS g(v)
+        INSERT 0 1000
+        > INSERT INTO whole SELECT v, 0 FROM generate_series(0, 999) AS g(v)
+        INSERT 0 1000
+        ",
+    )
+    .await;
+    let load = Load::start(&db, &["t", "whole"]);
+    let shards = db.engine.database();
+    for round in 0..10 {
+        let table = ["t", "whole"][round % 2];
+        let handle = shards.table("public", table).expect("table");
+        let partitions = handle.partitions();
+        let part = &partitions[round / 2 % partitions.len()];
+        let what = SplitOff::Units(vec![part.id]);
+        let child = shards.split_shard(part.shard, what).await.expect("split");
+        let now = shards.table("public", table).expect("table").partitions();
+        let moved = now.iter().find(|p| p.id == part.id).expect("it is there");
+        assert_eq!(moved.shard, child);
+        if round == 4 {
+            db.ok("ALTER TABLE t SPLIT PARTITION p0").await;
+        }
     }
-    assert!(reader.await.expect("the reader") > 0);
-    let found = db.ok("SELECT k, v FROM t ORDER BY k").await;
-    let found: BTreeMap<i64, i64> = found
-        .iter()
-        .map(|row| {
-            let (k, v) = row.split_once('|').expect("two columns");
-            (k.parse().expect("k"), v.parse().expect("v"))
-        })
-        .collect();
-    let differ = |a: &BTreeMap<i64, i64>, b: &BTreeMap<i64, i64>| -> Vec<(i64, i64)> {
-        let only = a.iter().filter(|(k, v)| b.get(k) != Some(v));
-        only.map(|(k, v)| (*k, *v)).collect()
-    };
-    let (lost, unexpected) = (differ(&expected, &found), differ(&found, &expected));
-    assert!(
-        lost.is_empty() && unexpected.is_empty(),
-        "lost {lost:?}, unexpected {unexpected:?}"
-    );
+    load.end(&db).await;
+    assert_eq!(shards.shard_ids().len(), 12);
 }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::client::{Client, ClientArgs};
 use super::partition::{self, PartitionOrder};
+use super::split::SplitArgs;
 use super::{CliError, CliResult, counted};
 
 /// Tries to change settings that others change meanwhile, and the pause between them.
@@ -126,6 +127,9 @@ enum Order {
     RemoveFollower(Target),
     /// Move the lead and its replica to another node.
     Move(Target),
+    /// Give tables or partitions of the shard to a new shard on the same nodes; about half of it
+    /// otherwise. No file is copied.
+    Split(SplitArgs),
     /// A checksum of the rows by each replica of the shard. Exit code 1 if they differ.
     Checksum {
         /// The shard.
@@ -256,6 +260,7 @@ impl Order {
             Self::AddFollower(t) => (path(&t.shard, "add-follower"), t.body()),
             Self::RemoveFollower(t) => (path(&t.shard, "remove-follower"), t.body()),
             Self::Move(t) => (path(&t.shard, "move"), t.body()),
+            Self::Split(split) => split.as_it_is(),
             Self::SkipRecord {
                 shard,
                 offset,
@@ -401,7 +406,10 @@ pub async fn run(args: AdminArgs) -> CliResult {
         },
         What::Settings { change } => (settings(&client, change).await?, &[]),
         What::Shard { order } => {
-            let (path, body) = order.request();
+            let (path, body) = match order {
+                Order::Split(split) => split.request(&client).await?,
+                order => order.request(),
+            };
             let answer = client.post_json(&path, &body).await?;
             let columns: &[&str] = match order {
                 Order::Checksum { .. } => {

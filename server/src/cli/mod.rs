@@ -12,6 +12,7 @@ mod node;
 mod partition;
 mod scheduler;
 mod serve;
+mod split;
 pub mod sql;
 mod standalone;
 mod state;

@@ -94,6 +94,14 @@ pub async fn run(client: &Client, order: &PartitionOrder) -> Result<Value, CliEr
     let body = json!({ "sql": order.statement() });
     client.post_json("/v1/sql", &body).await?;
     let (schema, table) = order.table();
+    of_table(client, schema, table).await
+}
+
+/// The partitions of a table, as objects.
+///
+/// # Errors
+/// The server refuses or cannot be reached.
+pub async fn of_table(client: &Client, schema: &str, table: &str) -> Result<Value, CliError> {
     let text = |text: &str| format!("'{}'", text.replace('\'', "''"));
     let query = format!(
         "SELECT * FROM system.partitions WHERE table_schema = {} AND table_name = {}",

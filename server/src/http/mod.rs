@@ -20,6 +20,7 @@ mod openapi;
 mod params;
 mod repair;
 mod rows;
+mod split;
 mod sql;
 mod state;
 mod timestamps;
@@ -92,6 +93,7 @@ pub fn router(state: Arc<AppState>) -> Router {
             get(cluster::scheduler).post(cluster::scheduler),
         )
         .route("/v1/admin/shards", get(admin::shards))
+        .route("/v1/admin/shards/{shard}/split", post(split::split))
         .route("/v1/admin/shards/{shard}/{order}", post(cluster::order))
         .route(
             "/v1/admin/shards/{shard}/skip-record",

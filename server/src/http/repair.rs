@@ -81,7 +81,7 @@ pub async fn adopt_log(
     answer(&report)
 }
 
-fn shard_here(state: &AppState, text: &str) -> Result<ShardId, ApiError> {
+pub(super) fn shard_here(state: &AppState, text: &str) -> Result<ShardId, ApiError> {
     let all = state.db.shard_ids().into_iter();
     Ok(one_of("shard", text, all.map(|id| (id.to_string(), id)))?)
 }

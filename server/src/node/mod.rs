@@ -400,7 +400,7 @@ impl Starting<'_> {
                 return Err(error);
             }
         };
-        tasks.extend(cluster.roles.follow(&stop));
+        tasks.push(cluster.roles.follow(&stop));
         cluster.roles.settle().await;
         cluster.joined.store(true, Ordering::Relaxed);
         tracing::info!(

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use shoal_engine::{
     EncodedView, EngineError, Peers, Read, ReadLevel, ReadPlace, ShardCommit, ShardStatus,
-    ShardWrite, UnitChange, WriteError,
+    ShardWrite, SplitOrder, UnitChange, WriteError,
 };
 use shoal_meta::{AssignError, Assignment, NodeEntry, Snapshot, Topology};
 use shoal_types::{Clock, NodeId, Retry, ShardId, SystemClock, TableId, TableSchema, WriteId};
@@ -531,6 +531,39 @@ impl Peers for Router {
     async fn change_unit(&self, shard: ShardId, change: UnitChange) -> Result<(), EngineError> {
         let ask = Ask::ChangeUnit { shard, change };
         self.ask_leader(shard, &ask).await.map(|_| ())
+    }
+
+    async fn place_child(&self, parent: ShardId, child: ShardId) -> Result<(), EngineError> {
+        let read = async |shard| self.topology.read_assignment(shard).await;
+        if read(child).await?.is_some() {
+            return Ok(());
+        }
+        let of_parent = read(parent).await?;
+        let first = Assignment {
+            version: 1,
+            term: 1,
+            leader: of_parent.as_ref().and_then(|a| a.leader).or(Some(self.me)),
+            predecessor: None,
+            followers: of_parent.map(|a| a.followers).unwrap_or_default(),
+            topic: String::new(),
+            changed_ms: SystemClock.now_ms(),
+        };
+        match self.topology.assign(child, 0, &first).await {
+            // Whoever leads the parent by now was quicker.
+            Ok(()) | Err(AssignError::Stale { .. }) => Ok(()),
+            Err(AssignError::Meta(error)) => Err(error.into()),
+            Err(AssignError::Invalid(what)) => Err(EngineError::Invalid(what)),
+        }
+    }
+
+    async fn split_shard(&self, shard: ShardId, order: SplitOrder) -> Result<ShardId, EngineError> {
+        match self
+            .ask_leader(shard, &Ask::SplitShard { shard, order })
+            .await?
+        {
+            Answer::Child(child) => Ok(child),
+            other => Err(unexpected(&other)),
+        }
     }
 
     async fn was_applied(

@@ -9,7 +9,7 @@
 //! Safety does not rest on any of this: a leader is deposed by the claim of the next one that it
 //! reads in the log, whatever it was told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use shoal_engine::{Database, EngineError, GiveUp, Promoted, Repaired, Role};
 use shoal_meta::{Assignment, Topology};
 use shoal_types::{NodeId, Offset, ShardId};
 use tokio::sync::Mutex;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -70,18 +70,17 @@ pub struct Roles {
     me: NodeId,
     db: Arc<Database>,
     topology: Arc<Topology>,
-    shards: BTreeMap<ShardId, Obeying>,
+    shards: parking_lot::Mutex<BTreeMap<ShardId, Arc<Obeying>>>,
 }
 
 impl Roles {
     /// Nothing is led or followed yet.
     #[must_use]
     pub fn new(me: NodeId, db: Arc<Database>, topology: Arc<Topology>) -> Arc<Self> {
-        let shards = db.shard_ids().into_iter();
         Arc::new(Self {
             me,
             topology,
-            shards: shards.map(|id| (id, Obeying::default())).collect(),
+            shards: parking_lot::Mutex::default(),
             db,
         })
     }
@@ -99,16 +98,14 @@ impl Roles {
     /// The version of the assignment that was obeyed last; 0: none.
     #[must_use]
     pub fn obeyed_version(&self, shard: ShardId) -> u64 {
-        let obeying = self.shards.get(&shard);
-        obeying.map_or(0, Obeying::version)
+        let shards = self.shards.lock();
+        shards.get(&shard).map_or(0, |obeying| obeying.version())
     }
 
     /// Waits a little for a lead that this node is about to have: whoever hears of an assignment
     /// before it is taken would else come in vain, again and again.
     pub async fn about_to_lead(&self, shard: ShardId) {
-        let Some(obeying) = self.shards.get(&shard) else {
-            return;
-        };
+        let obeying = self.obeying(shard);
         let deadline = Instant::now() + LEAD_WAIT;
         while self.db.role(shard) != Role::Leader && Instant::now() < deadline {
             let snapshot = self.topology.snapshot();
@@ -121,13 +118,8 @@ impl Roles {
         }
     }
 
-    fn obeying(&self, shard: ShardId) -> Result<&Obeying, EngineError> {
-        let obeying = self.shards.get(&shard);
-        obeying.ok_or_else(|| EngineError::NotFound {
-            what: "shard",
-            name: shard.to_string(),
-            nearest: None,
-        })
+    fn obeying(&self, shard: ShardId) -> Arc<Obeying> {
+        Arc::clone(self.shards.lock().entry(shard).or_default())
     }
 
     /// Takes the role that an assignment gives this node; returns when it has it.
@@ -139,7 +131,7 @@ impl Roles {
         shard: ShardId,
         assignment: &Assignment,
     ) -> Result<Option<Promoted>, EngineError> {
-        let obeying = self.obeying(shard)?;
+        let obeying = self.obeying(shard);
         let _turn = obeying.turn.lock().await;
         if assignment.version < obeying.version() {
             return Ok(None);
@@ -160,7 +152,7 @@ impl Roles {
         assignment: &Assignment,
         repair: Repair,
     ) -> Result<Repaired, EngineError> {
-        let obeying = self.obeying(shard)?;
+        let obeying = self.obeying(shard);
         // What the topology says of it waits until this is done.
         let _turn = obeying.turn.lock().await;
         if assignment.version < obeying.version() || self.role_in(assignment) != Role::Leader {
@@ -189,19 +181,36 @@ impl Roles {
 
     /// Takes the roles that the topology gives this node, and every change of them, until `stop`.
     #[must_use]
-    pub fn follow(self: &Arc<Self>, stop: &CancellationToken) -> Vec<JoinHandle<()>> {
-        let shards = self.shards.keys().copied();
-        shards
-            .map(|shard| {
-                let (roles, stop) = (Arc::clone(self), stop.clone());
-                tokio::spawn(async move {
-                    tokio::select! {
-                        () = stop.cancelled() => {}
-                        () = roles.follow_one(shard) => {}
-                    }
-                })
-            })
-            .collect()
+    pub fn follow(self: &Arc<Self>, stop: &CancellationToken) -> JoinHandle<()> {
+        let (roles, stop) = (Arc::clone(self), stop.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = roles.follow_all() => {}
+            }
+        })
+    }
+
+    async fn follow_all(self: Arc<Self>) {
+        let mut changes = self.topology.subscribe();
+        let mut followed = BTreeSet::new();
+        // They end with this.
+        let mut following = JoinSet::new();
+        loop {
+            let assigned: Vec<ShardId> = {
+                let snapshot = changes.borrow_and_update();
+                let new = |shard: &&ShardId| !followed.contains(*shard);
+                snapshot.assignments.keys().filter(new).copied().collect()
+            };
+            for shard in assigned {
+                followed.insert(shard);
+                let roles = Arc::clone(&self);
+                following.spawn(async move { roles.follow_one(shard).await });
+            }
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     async fn follow_one(&self, shard: ShardId) {

@@ -161,6 +161,9 @@ impl NodeService {
                 self.db.change_unit_here(shard, change).await?;
                 Answer::Done
             }
+            Ask::SplitShard { shard, order } => {
+                Answer::Child(self.db.split_shard_here(shard, order).await?)
+            }
             Ask::WasApplied { shard, table, id } => {
                 Answer::WasApplied(self.db.was_applied_here(shard, table, id)?)
             }

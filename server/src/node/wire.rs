@@ -15,7 +15,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use shoal_engine::{
     Compacted, EngineError, Flushed, GcReport, GiveUp, LogFound, Promoted, Read, RecordPart,
-    Repaired, UnitChange, WriteError,
+    Repaired, SplitOrder, UnitChange, WriteError,
 };
 use shoal_meta::Assignment;
 use shoal_types::{Offset, Retry, ShardId, TableId, TableSchema, WriteId};
@@ -135,6 +135,13 @@ pub enum Ask {
         /// How.
         change: UnitChange,
     },
+    /// To the leader: give units to a new shard.
+    SplitShard {
+        /// The shard.
+        shard: ShardId,
+        /// What goes.
+        order: SplitOrder,
+    },
     /// To the leader: whether a write with this id was applied.
     WasApplied {
         /// The shard.
@@ -235,6 +242,8 @@ pub enum Answer {
     Predicates(Vec<String>),
     /// Whether it was.
     WasApplied(bool),
+    /// A shard that was split off.
+    Child(ShardId),
     /// What taking the role came to.
     Obeyed(Option<Promoted>),
     /// A start of a node.

@@ -40,6 +40,7 @@ pub(super) fn router(desk: Arc<Desk>) -> Router {
         .route("/v1/admin/nodes/{node}/{order}", post(lead))
         .route("/v1/admin/shards/{shard}/{order}", post(lead))
         .route("/v1/admin/shards/{shard}/skip-record", post(to_a_node))
+        .route("/v1/admin/shards/{shard}/split", post(to_a_node))
         .route("/v1/admin/shards/{shard}/adopt-log", post(to_a_node))
         .route("/v1/admin/procedures", get(lead))
         .route("/v1/admin/procedures/{id}", get(lead))
