@@ -1,5 +1,6 @@
 //! What all shards of a process share: backends, limits, the memory budget.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -8,8 +9,8 @@ use object_store::ObjectStore;
 use parking_lot::Mutex;
 use shoal_meta::Catalog;
 use shoal_sst::{ObjectLayout, SstStore};
-use shoal_types::{Clock, TableId, TableSchema};
-use shoal_wal::log::LogStore;
+use shoal_types::{Clock, ShardId, TableId, TableSchema};
+use shoal_wal::log::{Log, LogReader, LogStore};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::compaction::ByteBudget;
@@ -33,6 +34,8 @@ pub(crate) struct Env {
     pub peers: Option<Arc<dyn Peers>>,
     /// Schemas of tables whose shard has no replica here.
     pub remote_schemas: Mutex<LruCache<TableId, Arc<TableSchema>>>,
+    /// Logs of shards that are about to be split off here, open already.
+    pub prepared_logs: Mutex<HashMap<ShardId, PreparedLog>>,
     pub memory: MemoryBudget,
     pub sst: Arc<SstStore>,
     pub compaction_budget: Arc<ByteBudget>,
@@ -44,6 +47,13 @@ pub(crate) struct Env {
     pub _lock: Option<FolderLock>,
     /// Wakes the maintenance task before its next tick.
     pub wake: Notify,
+}
+
+/// A log with a reader of it that stands at its beginning: opening them takes longer than writers are
+/// to wait.
+pub(crate) struct PreparedLog {
+    pub log: Arc<dyn Log>,
+    pub reader: Box<dyn LogReader>,
 }
 
 impl Env {

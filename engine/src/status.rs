@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 use shoal_types::{Epoch, Offset, ShardId};
+use shoal_wal::fold::Origin;
 
 use crate::manifest::Loss;
 use crate::shard::halt::Halt;
@@ -49,6 +50,9 @@ pub struct ShardStatus {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// The split that made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split_from: Option<Origin>,
     /// Where it stands, if it can read its log no further.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub halted: Option<Halt>,

@@ -35,6 +35,7 @@ impl Slot {
             log_bytes: 0,
             files: 0,
             bytes: 0,
+            split_from: None,
             halted: None,
             losses: Vec::new(),
         };
@@ -60,6 +61,7 @@ impl Slot {
             status.replay_offset = state.manifest.replay_offset();
             status.memory_bytes = state.memory_bytes as u64;
             status.losses = state.manifest.losses.to_vec();
+            status.split_from = state.fold.origin();
         }
         status.halted = shard.halted.why();
         if let Some(stopped) = shard.stopped() {

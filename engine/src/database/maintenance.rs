@@ -136,7 +136,7 @@ async fn flush_loop(shared: Arc<Shared>) {
 /// Tells meta of partitions that have changed, and goes on with splits, where whoever began did not
 /// come to it.
 fn tell(shared: &Arc<Shared>, running: &mut JoinSet<()>) {
-    let parents = shared.env.catalog.parents_of_unborn();
+    let parents = shared.env.catalog.parents_of(|entry| !entry.is_born());
     for shard in shared.led_shards() {
         let Some(slot) = shared.slots.get(shard.id) else {
             continue;
@@ -180,6 +180,8 @@ fn flush_limits(shared: &Shared) -> FlushLimits {
 fn flush_inputs(shared: &Shared) -> Vec<FlushInput> {
     let now_ms = shared.env.clock.now_ms();
     let mut inputs = Vec::with_capacity(shared.slots.len());
+    // What follows a split is in no hurry as long as writers wait for the new shard.
+    let bearing = shared.env.catalog.parents_of(|entry| !entry.is_settled());
     for slot in shared.slots.all() {
         let Ok(shard) = slot.shard() else { continue };
         if !shard.leads() {
@@ -201,8 +203,9 @@ fn flush_inputs(shared: &Shared) -> Vec<FlushInput> {
                 .map(|since| now_ms.saturating_sub(since)),
             flushing,
             log_flush_due,
-            is_asked_for: (*shard.flush_past.lock())
-                .is_some_and(|past| past >= state.manifest.replay_offset()),
+            is_asked_for: !bearing.contains(&slot.id)
+                && (*shard.flush_past.lock())
+                    .is_some_and(|past| past >= state.manifest.replay_offset()),
         });
     }
     inputs

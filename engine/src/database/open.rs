@@ -98,6 +98,7 @@ impl Database {
             predicate: backends.predicate,
             peers: backends.peers,
             remote_schemas,
+            prepared_logs: Mutex::default(),
             memory: MemoryBudget::default(),
             sst,
             compaction_budget,

@@ -288,7 +288,7 @@ impl Shared {
         home: &TableSchema,
     ) -> Result<(), EngineError> {
         for _ in 0..TRIES {
-            let current = self.current_schema(partition).await?;
+            let (shard, current) = self.current_place(partition).await?;
             if current.version >= home.version {
                 return Ok(());
             }
@@ -301,10 +301,7 @@ impl Shared {
                     ..home.clone()
                 }))
             });
-            match self
-                .submit_schemas(partition.shard, changes.collect())
-                .await
-            {
+            match self.submit_schemas(shard, changes.collect()).await {
                 Ok(()) | Err(WriteError::StaleSchema { .. }) => {}
                 Err(error) => return Err(error.into()),
             }

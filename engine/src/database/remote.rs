@@ -150,6 +150,14 @@ impl Shared {
         &self,
         table: &TableHandle,
     ) -> Result<Arc<TableSchema>, EngineError> {
+        Ok(self.current_place(table).await?.1)
+    }
+
+    /// As [`Self::current_schema`], and the shard that has it.
+    pub(super) async fn current_place(
+        &self,
+        table: &TableHandle,
+    ) -> Result<(ShardId, Arc<TableSchema>), EngineError> {
         let deadline = Instant::now() + self.patience();
         let mut place = (table.shard, table.id);
         loop {
@@ -161,7 +169,7 @@ impl Shared {
             );
             if let Some(schema) = found.await? {
                 self.remember(Some(&schema));
-                return Ok(schema);
+                return Ok((shard, schema));
             }
             self.env.catalog.sync().await?;
             let not_found = || self.table_not_found(&table.schema_name, &table.name);

@@ -12,10 +12,13 @@ use super::slots::Slot;
 use super::{Database, Role, Served, Shared};
 use crate::background::to_the_end;
 use crate::shard::Shard;
+use crate::shard::split::SplitSoFar;
 use crate::{EngineError, WriteError};
 
 /// How often it is looked whether a new shard can be asked.
 const LOOK: Duration = Duration::from_millis(5);
+/// How long a split is tried while the shard's leader changes.
+const SPLIT_WAIT: Duration = Duration::from_secs(60);
 
 /// An order to split a shard: given again, it does the same once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,19 +50,35 @@ impl Database {
         shard: ShardId,
         what: SplitOff,
     ) -> Result<ShardId, EngineError> {
-        let order = SplitOrder {
+        let deadline = Instant::now() + SPLIT_WAIT;
+        let mut order = SplitOrder {
             procedure: ProcedureId::generate(),
             what,
         };
-        let done = self.shared.of_leader(
-            shard,
-            |_| self.split_shard_here(shard, order.clone()),
-            |peers| {
-                let order = order.clone();
-                async move { peers.split_shard(shard, order).await }
-            },
-        );
-        let child = done.await?;
+        let child = loop {
+            let done = self.shared.of_leader(
+                shard,
+                |_| self.split_shard_here(shard, order.clone()),
+                |peers| {
+                    let order = order.clone();
+                    async move { peers.split_shard(shard, order).await }
+                },
+            );
+            let error = match done.await {
+                Ok(child) => break child,
+                Err(error) => error,
+            };
+            let leader_changes = self.shared.peers().is_some() && is_of_leaders(&error);
+            if !leader_changes || Instant::now() >= deadline {
+                return Err(error);
+            }
+            // The same order once more does the same once, whoever leads by then.
+            if let EngineError::Write(WriteError::Overloaded(_)) = &error {
+                order.procedure = ProcedureId::generate();
+            }
+            tracing::debug!(%shard, %error, "not split yet");
+            tokio::time::sleep(LOOK).await;
+        };
         self.shared.is_settled(child).await?;
         Ok(child)
     }
@@ -77,8 +96,15 @@ impl Database {
         to_the_end(async move {
             let _one = led.splitting.lock().await;
             let procedure = order.procedure;
-            if let Some(child) = led.split_off_by(procedure) {
-                return Ok(child);
+            match led.split_off_by(procedure).await? {
+                SplitSoFar::Done(child) => return Ok(child),
+                SplitSoFar::CalledOff => {
+                    return Err(WriteError::Overloaded(format!(
+                        "the split of shard {shard} was called off, for its leader changed; nothing was done"
+                    ))
+                    .into());
+                }
+                SplitSoFar::Open => {}
             }
             let units = match order.what {
                 SplitOff::Units(units) => units,
@@ -88,6 +114,20 @@ impl Database {
         })
         .await
     }
+}
+
+/// Whether an order has met a change of leaders: given again it may be carried out.
+fn is_of_leaders(error: &EngineError) -> bool {
+    matches!(
+        error,
+        EngineError::ShardUnavailable { .. }
+            | EngineError::Write(
+                WriteError::NotLeader { .. }
+                    | WriteError::Overloaded(_)
+                    | WriteError::OutcomeUnknown(_)
+                    | WriteError::ShardUnavailable { .. }
+            )
+    )
 }
 
 impl Database {

@@ -225,7 +225,7 @@ impl Database {
         change: &(dyn Fn(&TableSchema) -> Result<Option<TableSchema>, EngineError> + Send + Sync),
     ) -> Result<Arc<TableSchema>, EngineError> {
         for _ in 0..TRIES {
-            let current = self.shared.current_schema(table).await?;
+            let (shard, current) = self.shared.current_place(table).await?;
             let Some(mut new) = change(&current)? else {
                 return Ok(current);
             };
@@ -240,7 +240,7 @@ impl Database {
             }
             let new = Arc::new(new);
             let changes = vec![SchemaChange::Put(Arc::clone(&new))];
-            match self.shared.submit_schemas(table.shard, changes).await {
+            match self.shared.submit_schemas(shard, changes).await {
                 Ok(()) => {
                     self.shared.bring_up_all(table, &new).await;
                     return Ok(new);

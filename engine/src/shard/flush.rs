@@ -32,7 +32,7 @@ use crate::manifest::format::{Edit, FileEntry, LogIdentity, Residue, ResidueEdit
 use crate::{EngineError, PredicateDelete};
 
 /// Files encoded at the same time in one flush.
-pub(super) const FILES_AT_ONCE: usize = 2;
+const FILES_AT_ONCE: usize = 2;
 
 /// A flush between its freeze and its publish.
 #[derive(Debug)]

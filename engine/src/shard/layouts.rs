@@ -22,6 +22,8 @@ use shoal_wal::record::Recut;
 use super::Shard;
 use crate::EngineError;
 
+/// Tables told of at the same time: a new shard may have very many.
+const TABLES_AT_ONCE: usize = 16;
 /// Tries against others who change the same table's partitions.
 const TRIES: usize = 16;
 
@@ -119,8 +121,9 @@ impl Shard {
     pub(crate) async fn tell_layouts(&self) -> Result<(), EngineError> {
         let untold = self.state.read().untold.clone();
         for one in untold {
-            for change in &one.changes {
-                self.tell_layout(change, &one).await?;
+            for some in one.changes.chunks(TABLES_AT_ONCE) {
+                let told = some.iter().map(|change| self.tell_layout(change, &one));
+                futures::future::try_join_all(told).await?;
             }
             if one.changes.iter().any(|change| change.moved.is_some()) {
                 self.rise_to(self.id, BirthStage::Named).await?;

@@ -14,7 +14,7 @@ use std::sync::atomic::AtomicBool;
 use parking_lot::{Mutex, RwLock};
 use shoal_meta::{BirthStage, MetaError, ShardEntry};
 use shoal_sst::SstError;
-use shoal_types::{ShardId, WriterId};
+use shoal_types::{Offset, ShardId, WriterId};
 use shoal_wal::log::{Log, LogError, LogReader};
 use shoal_wal::record::AttemptId;
 use shoal_wal::shifted::shifted;
@@ -136,6 +136,7 @@ async fn begin(
     listed: Option<&Listed>,
 ) -> Result<(Arc<dyn Log>, ShardState, Box<dyn LogReader>), EngineError> {
     let mut opened: Option<(LogIdentity, Arc<dyn Log>)> = None;
+    let mut prepared = env.prepared_logs.lock().remove(&chain.shard);
     let mut tries = 0;
     loop {
         tries += 1;
@@ -150,9 +151,12 @@ async fn begin(
         let known = opened
             .take()
             .filter(|(named, _)| named.is_same(&newest.log));
-        let log = match known {
-            Some((_, log)) => log,
-            None => open_log(env, chain.shard, &newest.log).await?,
+        // A shard that has just been born.
+        let fits = newest.replay_offset() == Offset(0) && newest.log == LogIdentity::default();
+        let (log, at_hand) = match (known, prepared.take().filter(|_| fits)) {
+            (Some((_, log)), _) => (log, None),
+            (None, Some(prepared)) => (prepared.log, Some(prepared.reader)),
+            (None, None) => (open_log(env, chain.shard, &newest.log).await?, None),
         };
         opened = Some((newest.log.clone(), Arc::clone(&log)));
         let newest = Arc::new(newest);
@@ -163,7 +167,11 @@ async fn begin(
         }
         let residue = load_residue(env, &newest).await?;
         state.take_all(&residue);
-        match log.read(newest.replay_offset()).await {
+        let reader = match at_hand {
+            Some(reader) => Ok(reader),
+            None => log.read(newest.replay_offset()).await,
+        };
+        match reader {
             Ok(reader) => return Ok((log, state, reader)),
             Err(LogError::BelowStart { .. }) if tries < TRIES_MAX => {
                 tracing::info!(shard = %chain.shard, "the log was trimmed meanwhile, opening again");

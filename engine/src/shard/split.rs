@@ -24,18 +24,30 @@ use uuid::Uuid;
 
 use super::adopt::chain_of;
 use super::departed::Inheritance;
-use super::flush::FILES_AT_ONCE;
 use super::open::newest_of;
 use super::publish::Publishing;
 use super::state::{FrozenTable, Released};
 use super::{Counters, Shard, Stopped, position};
+use crate::env::PreparedLog;
 use crate::manifest::format::{Edit, FileEntry, TableEdit};
 use crate::manifest::publish::{PublishError, prepare, publish};
 use crate::manifest::{Chain, ManifestState};
 use crate::{EngineError, WriteError};
 
+/// Files of a new shard that are written at the same time: they are small, and writers wait.
+const FIRST_FILES_AT_ONCE: usize = 16;
 /// Tries against others who change the same entry of meta.
 const TRIES: usize = 16;
+
+/// What came of a procedure.
+pub(crate) enum SplitSoFar {
+    /// Nothing is decided.
+    Open,
+    /// The new shard.
+    Done(ShardId),
+    /// It was decided against.
+    CalledOff,
+}
 
 impl Shard {
     /// Gives units to a new shard; returns it once that is decided. Meta and the child's leader may
@@ -77,13 +89,32 @@ impl Shard {
         Ok(child)
     }
 
-    /// The shard that a procedure has split off here.
-    pub(crate) fn split_off_by(&self, procedure: ProcedureId) -> Option<ShardId> {
-        let state = self.state.read();
-        match state.fold.decided(procedure)?.decision {
-            Decision::Split { child } => Some(child),
-            _ => None,
+    /// What came of a procedure so far. What an earlier leader began of it is brought to its end.
+    ///
+    /// # Errors
+    /// As [`Self::go_on_with_births`].
+    pub(crate) async fn split_off_by(
+        &self,
+        procedure: ProcedureId,
+    ) -> Result<SplitSoFar, EngineError> {
+        let begun = self.env.catalog.children_of(self.id);
+        let of_procedure = |entry: &ShardEntry| {
+            entry
+                .birth
+                .is_some_and(|birth| birth.procedure == procedure)
+        };
+        if begun
+            .iter()
+            .any(|(_, entry)| !entry.is_born() && of_procedure(entry))
+        {
+            self.go_on_with_births().await?;
         }
+        let state = self.state.read();
+        Ok(match state.fold.decided(procedure).map(|d| d.decision) {
+            Some(Decision::Split { child }) => SplitSoFar::Done(child),
+            Some(_) => SplitSoFar::CalledOff,
+            None => SplitSoFar::Open,
+        })
     }
 
     fn moves_of(&self, units: &[TableId]) -> Result<Vec<Move>, EngineError> {
@@ -116,9 +147,18 @@ impl Shard {
         };
         // First, so that a log that is made and not noted is found again.
         catalog.put_shard(child, None, entry).await?;
-        let log = Some(self.env.logs.create(child).await?);
-        let with_log = ShardEntry { log, ..entry };
+        let id = self.env.logs.create(child).await?;
+        let with_log = ShardEntry {
+            log: Some(id),
+            ..entry
+        };
         catalog.put_shard(child, Some(entry), with_log).await?;
+        let log = self.env.logs.open(child, id).await?;
+        let reader = log.read(Offset(0)).await?;
+        let mut prepared = self.env.prepared_logs.lock();
+        // Those of splits that somebody else brought to their end.
+        prepared.retain(|id, _| catalog.shard(*id).is_some_and(|entry| !entry.is_settled()));
+        prepared.insert(child, PreparedLog { log, reader });
         Ok(child)
     }
 
@@ -261,7 +301,7 @@ impl Shard {
         let rows: Vec<FrozenTable> = units.flat_map(|unit| unit.rows.iter().cloned()).collect();
         let written: Vec<(TableId, Vec<FileEntry>)> = futures::stream::iter(rows)
             .map(|rows| self.write_file(term, rows, None, through))
-            .buffered(FILES_AT_ONCE)
+            .buffered(FIRST_FILES_AT_ONCE)
             .try_collect()
             .await?;
         let tables = inheritance.units.iter().map(|unit| {
@@ -327,6 +367,9 @@ impl Shard {
     }
 
     async fn settle_births(&self, publishing: &mut Publishing) -> Result<(), EngineError> {
+        if !self.state.read().published.is_empty() {
+            self.announce().await;
+        }
         self.bear_children(&publishing.newest).await?;
         for (child, entry) in self.env.catalog.children_of(self.id) {
             let Some(birth) = entry.birth.filter(|_| !entry.is_born()) else {
@@ -346,7 +389,13 @@ impl Shard {
                 }
             }
             match decision() {
-                Some(Decision::Aborted) => {
+                // It is born, and meta was not told, or was brought back from before.
+                Some(Decision::Split { child: born }) if born == child => {
+                    self.tell_born(child).await?;
+                }
+                // Decided against, or for another child that was prepared later.
+                _ => {
+                    self.env.prepared_logs.lock().remove(&child);
                     self.env.logs.remove(child).await?;
                     match self.env.catalog.remove_shard(child, entry).await {
                         // It is looked at again.
@@ -355,8 +404,6 @@ impl Shard {
                     }
                     tracing::info!(shard = %self.id, %child, "a split was decided against");
                 }
-                // It is born, and meta was not told, or was brought back from before.
-                _ => self.tell_born(child).await?,
             }
         }
         Ok(())

@@ -443,12 +443,12 @@ impl Catalog {
         state.shards.iter().map(|(id, (e, _))| (*id, *e)).collect()
     }
 
-    /// Parents of shards that are prepared and not born, as far as is known here.
+    /// Shards that these were split off from, as far as is known here.
     #[must_use]
-    pub fn parents_of_unborn(&self) -> HashSet<ShardId> {
+    pub fn parents_of(&self, these: impl Fn(&ShardEntry) -> bool) -> HashSet<ShardId> {
         let state = self.known.state.read();
-        let unborn = state.shards.values().filter(|(entry, _)| !entry.is_born());
-        unborn
+        let chosen = state.shards.values().filter(|(entry, _)| these(entry));
+        chosen
             .filter_map(|(entry, _)| entry.birth)
             .map(|birth| birth.parent)
             .collect()

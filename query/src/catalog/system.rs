@@ -115,6 +115,8 @@ fn columns_of(view: View) -> &'static [CellColumn] {
             ("log_bytes", Number),
             ("files", Number),
             ("bytes", Number),
+            ("split_from", Text),
+            ("split_at", Number),
         ],
         View::Ssts => &[
             ("table_schema", Text),
@@ -273,6 +275,8 @@ impl SystemTable {
                     number(shard.log_bytes),
                     number(shard.files),
                     number(shard.bytes),
+                    Cell::Text(shard.split_from.map(|from| from.shard.to_string())),
+                    (shard.split_from).map_or(Cell::Number(None), |from| number(from.at.0)),
                 ]
             })
             .collect()

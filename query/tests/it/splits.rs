@@ -250,8 +250,11 @@ impl Load {
             written.extend(keys.map(|k| (k, client)));
             let changes = round % 5 == 0;
             for table in &tables {
-                db.ok(&format!("INSERT INTO {table} VALUES {}", rows.join(", ")))
-                    .await;
+                db.ok(&format!(
+                    "INSERT INTO {table} (k, v) VALUES {}",
+                    rows.join(", ")
+                ))
+                .await;
                 if changes {
                     let k = from + 3;
                     db.ok(&format!("UPDATE {table} SET v = {round} WHERE k = {k}"))
@@ -370,14 +373,23 @@ async fn no_row_is_lost_or_doubled_while_shards_are_split_under_load() {
         let partitions = handle.partitions();
         let part = &partitions[round / 2 % partitions.len()];
         let what = SplitOff::Units(vec![part.id]);
+        let altered = {
+            let db = Arc::clone(&db);
+            let alter = format!("ALTER TABLE {table} ADD COLUMN c{round} BIGINT");
+            tokio::spawn(async move { db.ok(&alter).await })
+        };
         let child = shards.split_shard(part.shard, what).await.expect("split");
         let now = shards.table("public", table).expect("table").partitions();
         let moved = now.iter().find(|p| p.id == part.id).expect("it is there");
         assert_eq!(moved.shard, child);
+        altered.await.expect("altered while it moved");
         if round == 4 {
             db.ok("ALTER TABLE t SPLIT PARTITION p0").await;
         }
     }
     load.end(&db).await;
+    assert_eq!(db.ok("SELECT count(c0) + count(c8) FROM t").await, ["0"]);
     assert_eq!(shards.shard_ids().len(), 12);
+    let split = "SELECT count(*), count(DISTINCT id), min(split_at) > 0 FROM system.shards WHERE split_from IS NOT NULL";
+    assert_eq!(db.ok(split).await, ["10|10|true"]);
 }
