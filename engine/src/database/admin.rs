@@ -11,6 +11,7 @@ use crate::checksum::{self, ShardChecksum};
 use crate::shard::compact::Compacted;
 use crate::shard::flush::Flushed;
 use crate::shard::gc::{GcReport, list_objects};
+use crate::shard::relatives::Relatives;
 use crate::shard::{Counters, Shard, position};
 use crate::status::{EngineMetrics, ShardStatus, TableStatus};
 use crate::{EngineError, ReadLevel};
@@ -105,9 +106,10 @@ impl Shared {
             .iter()
             .map(|s| s.production.settled_before_ms())
             .collect();
+        let mut known = Relatives::default();
         for (shard, settled) in shards.iter().zip(settled) {
             shard
-                .collect_orphans(&listed, settled, dry_run, report)
+                .collect_orphans(&listed, settled, dry_run, &mut known, report)
                 .await?;
         }
         Ok(())
@@ -355,8 +357,9 @@ impl Database {
             dry_run,
             ..GcReport::default()
         };
+        let mut known = Relatives::default();
         for shard in self.shared.led_shards() {
-            shard.collect(dry_run, &mut report).await?;
+            shard.collect(dry_run, &mut known, &mut report).await?;
         }
         self.shared.collect_orphans(dry_run, &mut report).await?;
         Ok(report)

@@ -18,6 +18,7 @@ use super::{Role, Served, Shared, Slot};
 use crate::EngineError;
 use crate::shard::gc::GcReport;
 use crate::shard::open::StopsIfDropped;
+use crate::shard::relatives::Relatives;
 use crate::shard::{Shard, Stopped};
 
 /// How often is looked whether something is due.
@@ -429,12 +430,13 @@ async fn collection_loop(shared: Arc<Shared>) {
             () = shared.stop.cancelled() => return,
             () = tokio::time::sleep(Duration::from_secs(interval_s)) => {}
         }
+        let mut known = Relatives::default();
         for shard in shared.led_shards() {
             let tables = shard.tables_with_files();
             let outcome = async {
                 shard.expire(&tables).await?;
                 let mut report = GcReport::default();
-                shard.collect(false, &mut report).await
+                shard.collect(false, &mut known, &mut report).await
             };
             if let Err(error) = outcome.await {
                 tracing::warn!(shard = %shard.id, %error, "garbage collection failed, will be tried again");

@@ -21,7 +21,7 @@ use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 use shoal_sst::{ObjectLayout, SstError, SstName};
 use shoal_types::{ManifestVersion, TimestampMs};
 
-use super::relatives::Fate;
+use super::relatives::{Fate, Relatives};
 use super::{Counters, Shard};
 use crate::EngineError;
 use crate::background::to_the_end;
@@ -87,19 +87,26 @@ impl Shard {
     pub(crate) async fn collect(
         self: &Arc<Self>,
         dry_run: bool,
+        known: &mut Relatives,
         report: &mut GcReport,
     ) -> Result<(), EngineError> {
         let (shard, mut own) = (Arc::clone(self), std::mem::take(report));
+        let mut of_others = std::mem::take(known);
         // A publish must not be dropped halfway.
-        *report = to_the_end(async move {
-            shard.collect_now(dry_run, &mut own).await?;
-            Ok(own)
+        (*report, *known) = to_the_end(async move {
+            shard.collect_now(dry_run, &mut of_others, &mut own).await?;
+            Ok((own, of_others))
         })
         .await?;
         Ok(())
     }
 
-    async fn collect_now(&self, dry_run: bool, report: &mut GcReport) -> Result<(), EngineError> {
+    async fn collect_now(
+        &self,
+        dry_run: bool,
+        known: &mut Relatives,
+        report: &mut GcReport,
+    ) -> Result<(), EngineError> {
         let mut publishing = self.publishing.lock().await;
         self.settle(&mut publishing).await?;
         let newest = Arc::clone(&publishing.newest);
@@ -111,7 +118,7 @@ impl Shard {
             self.env.clock.now_ms(),
             self.retention_ms(),
         );
-        let (chosen, forgotten) = self.nobodys(chosen).await?;
+        let (chosen, forgotten) = self.nobodys(chosen, known).await?;
         report.kept += (newest.obsolete.len() - chosen.len() - forgotten.len()) as u64;
         if !dry_run {
             for path in &chosen {
@@ -135,12 +142,13 @@ impl Shard {
     async fn nobodys(
         &self,
         chosen: Vec<String>,
+        known: &mut Relatives,
     ) -> Result<(Vec<String>, Vec<String>), EngineError> {
         // One that never changed units has handed nothing on and was given nothing.
         if chosen.is_empty() || self.state.read().fold.generation() == 0 {
             return Ok((chosen, Vec::new()));
         }
-        let Some(named) = self.named_by_relatives().await? else {
+        let Some(named) = self.named_by_relatives(known).await? else {
             return Ok((Vec::new(), Vec::new()));
         };
         let (mut nobodys, mut anothers) = (Vec::new(), Vec::new());
@@ -203,6 +211,7 @@ impl Shard {
         listed: &[Path],
         settled_before_ms: u64,
         dry_run: bool,
+        known: &mut Relatives,
         report: &mut GcReport,
     ) -> Result<(), EngineError> {
         let named = self.named_objects().await;
@@ -213,7 +222,7 @@ impl Shard {
         });
         let mut orphans: Vec<&Path> = orphans.collect();
         if !orphans.is_empty() && self.state.read().fold.generation() > 0 {
-            match self.named_by_relatives().await? {
+            match self.named_by_relatives(known).await? {
                 Some(named) => orphans.retain(|path| !named.names(path.as_ref())),
                 None => return Ok(()),
             }

@@ -1,26 +1,44 @@
 //! Which objects of a shard others name, too. A file that is handed to a new shard is named by both
 //! until each has written its own rows anew; it goes with the last of them.
 //!
-//! Files go from parent to child only. Shards are therefore read from the oldest on: one that has
-//! stopped naming a file has handed it on before, to one that is read after it.
+//! A shard's relatives are all that have an ancestor in common with it. Who they are is told by the
+//! folds in their manifests (which shard each comes from, which it has split off), beside meta: a
+//! node that does not hear of meta's changes must not take a file for nobody's.
+//!
+//! Files go from parent to child only, and a shard stops naming one only after its child does. Shards
+//! are therefore read from the oldest on: one that has stopped naming a file has handed it on before,
+//! to one that is read after it.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 
-use shoal_meta::{Catalog, ShardEntry};
 use shoal_types::ShardId;
+use shoal_wal::fold::{Decision, FoldState};
 
 use super::Shard;
 use super::adopt::chain_of;
 use crate::EngineError;
+use crate::env::Env;
+use crate::manifest::ManifestState;
+
+/// What shards' manifests say, each read once. Good for one round of collections.
+#[derive(Debug, Default)]
+pub(crate) struct Relatives(HashMap<ShardId, Arc<Told>>);
+
+/// What one manifest says.
+#[derive(Debug)]
+struct Told {
+    live: HashSet<String>,
+    obsolete: HashSet<String>,
+    parent: Option<ShardId>,
+    children: Vec<ShardId>,
+}
 
 /// What a shard's relatives name.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct NamedByRelatives {
-    live: HashSet<String>,
-    /// Not any more, by a shard with a higher id than the one that asks.
-    obsolete_above: HashSet<String>,
-    /// Likewise, with a lower id.
-    obsolete_below: HashSet<String>,
+    me: ShardId,
+    relatives: Vec<(ShardId, Arc<Told>)>,
 }
 
 /// What may become of an object that a shard does not name any more.
@@ -34,14 +52,52 @@ pub(super) enum Fate {
     Keep,
 }
 
+fn children_of(fold: &FoldState) -> Vec<ShardId> {
+    let child = |decision: Decision| match decision {
+        Decision::Split { child } => Some(child),
+        _ => None,
+    };
+    fold.decisions().filter_map(|d| child(d.decision)).collect()
+}
+
+impl Told {
+    fn by(manifest: &ManifestState) -> Self {
+        Self {
+            live: manifest.paths().map(str::to_owned).collect(),
+            obsolete: manifest.obsolete.iter().map(|o| o.path.clone()).collect(),
+            parent: manifest.fold.origin().map(|origin| origin.shard),
+            children: children_of(&manifest.fold),
+        }
+    }
+}
+
+impl Relatives {
+    /// What a shard's newest manifest says; `None`: it has none (yet).
+    async fn of(&mut self, env: &Env, shard: ShardId) -> Result<Option<Arc<Told>>, EngineError> {
+        if let Some(told) = self.0.get(&shard) {
+            return Ok(Some(Arc::clone(told)));
+        }
+        let Some(newest) = chain_of(env, shard).load_newest().await? else {
+            return Ok(None);
+        };
+        let told = Arc::new(Told::by(&newest));
+        self.0.insert(shard, Arc::clone(&told));
+        Ok(Some(told))
+    }
+}
+
 impl NamedByRelatives {
     pub(super) fn fate(&self, path: &str) -> Fate {
-        if self.live.contains(path) || self.obsolete_above.contains(path) {
-            Fate::Forget
-        } else if self.obsolete_below.contains(path) {
-            Fate::Keep
-        } else {
-            Fate::Delete
+        let live = |(_, told): &(ShardId, Arc<Told>)| told.live.contains(path);
+        if self.relatives.iter().any(live) {
+            return Fate::Forget;
+        }
+        let obsolete = self.relatives.iter();
+        let obsolete = obsolete.filter(|(_, told)| told.obsolete.contains(path));
+        match obsolete.map(|(id, _)| *id).max() {
+            Some(last) if last > self.me => Fate::Forget,
+            Some(_) => Fate::Keep,
+            None => Fate::Delete,
         }
     }
 
@@ -50,74 +106,55 @@ impl NamedByRelatives {
     }
 }
 
-/// All shards that have a common ancestor with `shard`, itself among them, parents before children.
-/// `None`: some of them is not born yet.
-fn family(catalog: &Catalog, shard: ShardId) -> Option<Vec<ShardId>> {
-    let mut parents: HashMap<ShardId, ShardId> = HashMap::new();
-    let mut children: HashMap<ShardId, Vec<(ShardId, ShardEntry)>> = HashMap::new();
-    for (id, entry) in catalog.shards() {
-        if let Some(birth) = entry.birth {
-            parents.insert(id, birth.parent);
-            children.entry(birth.parent).or_default().push((id, entry));
-        }
-    }
-    let mut root = shard;
-    // No more steps than there are, should the marks lead in a circle.
-    for _ in 0..parents.len() {
-        root = parents.get(&root).copied().unwrap_or(root);
-    }
-    let mut family = vec![root];
-    let mut next = 0;
-    while let Some(of) = family.get(next).copied() {
-        next += 1;
-        for (id, entry) in children.remove(&of).unwrap_or_default() {
-            if !entry.is_born() {
-                return None;
-            }
-            family.push(id);
-        }
-    }
-    Some(family)
-}
-
 impl Shard {
     /// What other shards name of the files that this one may have written or been given. `None`:
-    /// nobody can tell at the moment.
+    /// nobody can tell at the moment. What this shard names or does not name must have been looked up
+    /// before.
     ///
     /// # Errors
     /// A relative's manifests cannot be read.
-    pub(super) async fn named_by_relatives(&self) -> Result<Option<NamedByRelatives>, EngineError> {
-        let mut named = NamedByRelatives::default();
-        let mut read = BTreeSet::from([self.id]);
-        if !self.state.read().departed.is_empty() {
-            return Ok(None);
-        }
-        loop {
-            let Some(family) = family(&self.env.catalog, self.id) else {
+    pub(super) async fn named_by_relatives(
+        &self,
+        known: &mut Relatives,
+    ) -> Result<Option<NamedByRelatives>, EngineError> {
+        let (env, catalog) = (&self.env, &self.env.catalog);
+        let (mut above, children) = {
+            let state = self.state.read();
+            if !state.departed.is_empty() {
+                return Ok(None);
+            }
+            let parent = state.fold.origin().map(|origin| origin.shard);
+            (parent, children_of(&state.fold))
+        };
+        let (mut root, mut passed) = (self.id, BTreeSet::from([self.id]));
+        while let Some(parent) = above.filter(|parent| passed.insert(*parent)) {
+            let Some(told) = known.of(env, parent).await? else {
                 return Ok(None);
             };
-            let mut fresh = family
-                .into_iter()
-                .filter(|id| !read.contains(id))
-                .peekable();
-            if fresh.peek().is_none() {
-                return Ok(Some(named));
-            }
-            let fresh: Vec<ShardId> = fresh.collect();
-            for id in fresh {
-                read.insert(id);
-                let Some(newest) = chain_of(&self.env, id).load_newest().await? else {
-                    // Its first manifest was there: it is lost.
+            (root, above) = (parent, told.parent);
+        }
+        let mut relatives = Vec::new();
+        let (mut next, mut found) = (VecDeque::from([root]), BTreeSet::from([root]));
+        while let Some(id) = next.pop_front() {
+            let mut below = if id == self.id {
+                children.clone()
+            } else {
+                let Some(told) = known.of(env, id).await? else {
                     return Ok(None);
                 };
-                named.live.extend(newest.paths().map(str::to_owned));
-                let obsolete = newest.obsolete.iter().map(|o| o.path.clone());
-                if id > self.id {
-                    named.obsolete_above.extend(obsolete);
-                } else {
-                    named.obsolete_below.extend(obsolete);
+                let below = told.children.clone();
+                relatives.push((id, told));
+                below
+            };
+            for (child, entry) in catalog.children_of(id) {
+                if !entry.is_born() {
+                    return Ok(None);
                 }
+                below.push(child);
             }
+            next.extend(below.into_iter().filter(|child| found.insert(*child)));
         }
+        let me = self.id;
+        Ok(Some(NamedByRelatives { me, relatives }))
     }
 }
