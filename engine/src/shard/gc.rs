@@ -125,7 +125,8 @@ impl Shard {
                 self.delete(&Path::from(path.as_str())).await?;
             }
         }
-        if !dry_run && !(chosen.is_empty() && forgotten.is_empty()) {
+        let is_due = !chosen.is_empty() || !forgotten.is_empty();
+        if is_due && !dry_run {
             Counters::add(&self.counters.collected_objects, chosen.len() as u64);
             let edit = Edit {
                 forgotten: chosen.iter().chain(&forgotten).cloned().collect(),
